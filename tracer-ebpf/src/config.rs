@@ -1,0 +1,118 @@
+//! What the agent tells the programs at load: where the running kernel keeps its fields.
+
+use zerocopy::{Immutable, IntoBytes};
+
+/// The offset of a field that the running kernel does not have.
+///
+/// Only optional fields may be absent; a hook whose mandatory fields are missing is not loaded.
+pub const ABSENT: u32 = u32::MAX;
+
+/// Where a bitfield lives: `(byte at offset >> shift) & mask`.
+///
+/// Plain one-byte fields are the case `shift = 0`, `mask = 0xff`. Bitfields that straddle a byte
+/// do not occur among the fields that portlife reads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Immutable, IntoBytes)]
+pub struct BitField {
+    /// Byte offset from the start of the structure.
+    pub offset: u32,
+    /// Number of low bits to drop.
+    pub shift: u32,
+    /// Mask applied after the shift.
+    pub mask: u32,
+}
+
+/// Byte offsets of kernel fields, resolved from BTF at load.
+///
+/// Each field is named `structure_member`; anonymous unions and structures are looked through.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Immutable, IntoBytes)]
+pub struct Layout {
+    /// `sock.__sk_common.skc_family` (also at the same place in a timewait socket).
+    pub sk_family: u32,
+    /// `sock.__sk_common.skc_state`.
+    pub sk_state: u32,
+    /// `sock.__sk_common.skc_num`: the truth about the held port, host byte order.
+    pub sk_num: u32,
+    /// `sock.__sk_common.skc_dport`, network byte order.
+    pub sk_dport: u32,
+    /// `sock.__sk_common.skc_rcv_saddr`.
+    pub sk_rcv_saddr: u32,
+    /// `sock.__sk_common.skc_daddr`.
+    pub sk_daddr: u32,
+    /// `sock.__sk_common.skc_v6_rcv_saddr`.
+    pub sk_v6_rcv_saddr: u32,
+    /// `sock.__sk_common.skc_v6_daddr`.
+    pub sk_v6_daddr: u32,
+    /// `sock.__sk_common.skc_net.net`.
+    pub sk_net: u32,
+    /// `sock.__sk_common.skc_cookie`.
+    pub sk_cookie: u32,
+    /// `sock.sk_protocol`, 16 bits since 5.6.
+    pub sk_protocol: u32,
+    /// `sock.sk_err`.
+    pub sk_err: u32,
+    /// `sock.sk_shutdown`.
+    pub sk_shutdown: BitField,
+    /// `sock.sk_userlocks`: four bits up to 6.1, a byte since 6.12.
+    pub sk_userlocks: BitField,
+    /// `tcp_sock.linger2`.
+    pub tcp_linger2: u32,
+    /// `net.ns.inum`.
+    pub net_inum: u32,
+    /// The reference count that is zero once a namespace is being torn down: `net.ns.__ns_ref`
+    /// (6.18), `net.ns.count` (5.11 to 6.17), `net.count` (5.10).
+    pub net_refs: u32,
+    /// `timer_list.function`.
+    pub timer_function: u32,
+    /// `timer_list.expires`.
+    pub timer_expires: u32,
+    /// `inet_timewait_sock.tw_timer`.
+    pub tw_timer: u32,
+    /// `inet_timewait_sock.tw_substate`.
+    pub tw_substate: u32,
+    /// `task_struct.tgid`.
+    pub task_tgid: u32,
+    /// `task_struct.group_leader`.
+    pub task_group_leader: u32,
+    /// `task_struct.comm`.
+    pub task_comm: u32,
+    /// `task_struct.cred`.
+    pub task_cred: u32,
+    /// `task_struct.files`.
+    pub task_files: u32,
+    /// `task_struct.cgroups`.
+    pub task_cgroups: u32,
+    /// `css_set.dfl_cgrp`.
+    pub css_set_dfl_cgrp: u32,
+    /// `cgroup.kn`.
+    pub cgroup_kn: u32,
+    /// `kernfs_node.id`.
+    pub kernfs_id: u32,
+    /// `cred.uid`.
+    pub cred_uid: u32,
+    /// `files_struct.fdt`.
+    pub files_fdt: u32,
+    /// `fdtable.fd`.
+    pub fdtable_fd: u32,
+    /// `fdtable.max_fds`.
+    pub fdtable_max_fds: u32,
+    /// `file.private_data`.
+    pub file_private_data: u32,
+    /// `file.f_inode`.
+    pub file_inode: u32,
+    /// `inode.i_sb`.
+    pub inode_sb: u32,
+    /// `inode.i_ino`.
+    pub inode_ino: u32,
+    /// `super_block.s_magic`.
+    pub sb_magic: u32,
+    /// `socket.sk`.
+    pub socket_sk: u32,
+    /// `pt_regs`: the system call's number.
+    pub regs_nr: u32,
+    /// `pt_regs`: the system call's first argument, as it still is at exit.
+    pub regs_arg0: u32,
+    /// `pt_regs`: the system call's second argument.
+    pub regs_arg1: u32,
+}

@@ -1,0 +1,61 @@
+//! The accounting of every hook: nothing is lost silently.
+
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+/// The kernel hooks, as indices into the per-CPU counters.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// `tp_btf/inet_sock_set_state`.
+    SetState = 0,
+    /// `tp_btf/tcp_destroy_sock`.
+    DestroySock = 1,
+    /// `tp_btf/timer_start`.
+    TimerStart = 2,
+    /// `tp_btf/timer_cancel`.
+    TimerCancel = 3,
+    /// `tp_btf/timer_expire_entry`.
+    TimerExpire = 4,
+    /// `sockops` at the cgroup v2 root.
+    SockOps = 5,
+    /// `cgroup/post_bind4`.
+    PostBind4 = 6,
+    /// `cgroup/post_bind6`.
+    PostBind6 = 7,
+    /// `tp_btf/sys_exit`.
+    SysExit = 8,
+}
+
+impl Hook {
+    /// All hooks, in index order.
+    pub const ALL: [Self; 9] = [
+        Self::SetState,
+        Self::DestroySock,
+        Self::TimerStart,
+        Self::TimerCancel,
+        Self::TimerExpire,
+        Self::SockOps,
+        Self::PostBind4,
+        Self::PostBind6,
+        Self::SysExit,
+    ];
+    /// Number of hooks, the length of the counters array.
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+}
+
+/// What one hook did on one CPU since it was attached.
+///
+/// `seen = emitted + ring_full` holds at any quiet moment. Firings that concern no port (another
+/// protocol, a transition that the ledger does not need, a foreign timer) are not seen.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+pub struct HookCounters {
+    /// Firings that concerned a port.
+    pub seen: u64,
+    /// Facts submitted to the ring buffer.
+    pub emitted: u64,
+    /// Facts lost because the ring buffer had no room.
+    pub ring_full: u64,
+}
+
+const _: () = assert!(size_of::<HookCounters>() == 24);

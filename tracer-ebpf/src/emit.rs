@@ -1,0 +1,90 @@
+//! From a hook to the ring buffer, with every firing accounted for.
+
+use aya_ebpf::Global;
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    macros::map,
+    maps::{Array, PerCpuArray, RingBuf},
+};
+use tracer_ebpf::{Fact, FactKind, Hook, HookCounters, OwnedFact, flags};
+
+use crate::kernel;
+
+/// Facts, in the order in which the hooks reserved them. The agent sets the size at load.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// One [`HookCounters`] for each hook and CPU.
+#[map]
+static COUNTERS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(Hook::COUNT, 0);
+
+/// Non-zero while the agent sleeps in poll and wants to be woken by the next fact.
+#[map]
+static ASLEEP: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Fill of the ring, in bytes, beyond which the agent is woken whatever it does.
+#[unsafe(no_mangle)]
+static WAKE_BYTES: Global<u64> = Global::new(0);
+
+/// Bytes above [`WAKE_BYTES`] in which a fact still forces a wakeup: wide enough that no CPU can
+/// step over it, narrow enough that a full ring is not a storm of wakeups.
+const WAKE_BAND_BYTES: u64 = 4096;
+
+/// Writes a fact without an owner.
+#[inline(always)]
+pub fn fact(hook: Hook, kind: FactKind, fill: impl FnOnce(&mut Fact)) {
+    submit::<Fact>(hook, |record| {
+        // SAFETY: `record` points to reserved ring memory of the size of a Fact, in which every
+        // bit pattern is a Fact.
+        let fact = unsafe { &mut *record };
+        fact.kind = kind as u8;
+        fact.flags = 0;
+        fill(fact);
+    });
+}
+
+/// Writes a fact and the process in whose context it arose.
+#[inline(always)]
+pub fn owned_fact(hook: Hook, kind: FactKind, fill: impl FnOnce(&mut Fact)) {
+    submit::<OwnedFact>(hook, |record| {
+        // SAFETY: as above, for an OwnedFact.
+        let OwnedFact { fact, owner } = unsafe { &mut *record };
+        fact.kind = kind as u8;
+        fact.flags = flags::OWNER;
+        fill(fact);
+        kernel::current_owner(owner);
+    });
+}
+
+#[inline(always)]
+fn submit<R: 'static>(hook: Hook, write: impl FnOnce(*mut R)) {
+    let Some(counters) = COUNTERS.get_ptr_mut(hook as u32) else {
+        return;
+    };
+    // SAFETY: the pointer is this CPU's slot of the array; the plain additions can at worst lose
+    // a count to an interrupt on the same CPU, in which the same hook is skipped by the kernel.
+    let counters = unsafe { &mut *counters };
+    counters.seen += 1;
+    if let Some(mut entry) = EVENTS.reserve::<R>(0) {
+        write(entry.as_mut_ptr());
+        entry.submit(wakeup_flags());
+        counters.emitted += 1;
+    } else {
+        counters.ring_full += 1;
+    }
+}
+
+/// A wakeup costs eight times as much as all the rest of a fact, so there is one only if the
+/// agent sleeps, or if it is about to be late.
+#[inline(always)]
+fn wakeup_flags() -> u64 {
+    if ASLEEP.get(0).is_some_and(|asleep| *asleep != 0) {
+        return u64::from(BPF_RB_FORCE_WAKEUP);
+    }
+    let fill = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
+    if fill.wrapping_sub(WAKE_BYTES.load()) < WAKE_BAND_BYTES {
+        u64::from(BPF_RB_FORCE_WAKEUP)
+    } else {
+        u64::from(BPF_RB_NO_WAKEUP)
+    }
+}

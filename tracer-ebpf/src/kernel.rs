@@ -1,0 +1,226 @@
+//! Typed reads of kernel structures, at the offsets that the agent found in the kernel's BTF.
+//!
+//! The verifier knows the value of a frozen global, so `base + offset` is to it a field access
+//! like that of a C program: a wrong offset that hits no member is refused at load.
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::{
+    Global,
+    helpers::{
+        bpf_get_current_cgroup_id, bpf_get_current_task, bpf_get_current_uid_gid,
+        bpf_get_socket_cookie, bpf_probe_read_kernel,
+    },
+};
+use tracer_ebpf::{ABSENT, Address, BitField, Fact, Layout, Owner, flags, mapped};
+
+/// Offsets of the running kernel.
+#[unsafe(no_mangle)]
+// SAFETY: a Layout is made of integers only.
+pub static LAYOUT: Global<Layout> = Global::new(unsafe { core::mem::zeroed() });
+
+/// Non-zero if tracing programs may call `bpf_get_socket_cookie` (5.12).
+#[unsafe(no_mangle)]
+static COOKIE_HELPER: Global<u32> = Global::new(0);
+
+/// Reads one field of [`LAYOUT`], so that the verifier sees one constant and not a copied struct.
+macro_rules! layout {
+    ($field:ident) => {
+        // SAFETY: Global is a transparent wrapper of initialised data; the volatile read keeps
+        // the compiler from assuming the zeroes that the loader replaces.
+        unsafe {
+            ::core::ptr::read_volatile(::core::ptr::addr_of!(
+                (*::core::ptr::addr_of!($crate::kernel::LAYOUT).cast::<::tracer_ebpf::Layout>())
+                    .$field
+            ))
+        }
+    };
+}
+pub(crate) use layout;
+
+/// How kernel memory may be read through a pointer.
+pub trait Memory {
+    /// Reads a value; zero if the memory cannot be read.
+    fn read<T: Copy>(pointer: *const u8) -> T;
+}
+
+/// Loads through a pointer whose BTF type the verifier knows. A fault reads as zero.
+pub struct Typed;
+
+impl Memory for Typed {
+    #[inline(always)]
+    fn read<T: Copy>(pointer: *const u8) -> T {
+        // SAFETY: the verifier admits this load only if it lies within a member of the pointer's
+        // BTF type; the kernel turns a fault into a zero.
+        unsafe { read_volatile(pointer.cast::<T>()) }
+    }
+}
+
+/// Reads by `bpf_probe_read_kernel`, for pointers of no type.
+pub struct Probed;
+
+impl Memory for Probed {
+    #[inline(always)]
+    fn read<T: Copy>(pointer: *const u8) -> T {
+        // SAFETY: the helper checks the address; the zeroed value is used for integers, pointers
+        // and arrays of them only.
+        unsafe {
+            bpf_probe_read_kernel(pointer.cast::<T>()).unwrap_or_else(|_| core::mem::zeroed())
+        }
+    }
+}
+
+/// The field at `offset` of a structure.
+#[inline(always)]
+pub fn field<M: Memory, T: Copy>(base: *const u8, offset: u32) -> T {
+    M::read(base.wrapping_add(offset as usize))
+}
+
+/// The value of a bitfield.
+#[inline(always)]
+pub fn bits<M: Memory>(base: *const u8, place: BitField) -> u8 {
+    let byte: u8 = field::<M, u8>(base, place.offset);
+    (byte >> place.shift) & place.mask as u8
+}
+
+/// A socket, or whatever begins with a `struct sock_common`.
+#[derive(Clone, Copy)]
+pub struct Sock(pub *const u8);
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const IPPROTO_TCP: u16 = 6;
+
+impl Sock {
+    /// True for a TCP socket over IPv4 or IPv6 (an MPTCP socket is not one; its subflows are).
+    #[inline(always)]
+    pub fn is_tcp<M: Memory>(self) -> bool {
+        let family = self.family::<M>();
+        (family == AF_INET || family == AF_INET6)
+            && field::<M, u16>(self.0, layout!(sk_protocol)) == IPPROTO_TCP
+    }
+
+    #[inline(always)]
+    fn family<M: Memory>(self) -> u16 {
+        field::<M, u16>(self.0, layout!(sk_family))
+    }
+
+    /// The held port, 0 if none. `inet_sport` would be stale after a release.
+    #[inline(always)]
+    pub fn num<M: Memory>(self) -> u16 {
+        field::<M, u16>(self.0, layout!(sk_num))
+    }
+
+    /// The cookie that the socket has; 0 if nobody asked for it yet.
+    #[inline(always)]
+    pub fn existing_cookie<M: Memory>(self) -> u64 {
+        field::<M, u64>(self.0, layout!(sk_cookie))
+    }
+
+    /// The socket's cookie, made now if need be where the kernel lets a tracing program do so.
+    /// The pointer must be one that the verifier knows as a socket.
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        if COOKIE_HELPER.load() == 0 {
+            return self.existing_cookie::<Typed>();
+        }
+        // SAFETY: the verifier checks that this is a socket.
+        unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
+    }
+
+    /// The network namespace's inode, and the namespace.
+    #[inline(always)]
+    fn net<M: Memory>(self) -> *const u8 {
+        field::<M, *const u8>(self.0, layout!(sk_net))
+    }
+
+    /// Writes time, namespace, addresses, ports and family: all that the common part of a socket
+    /// or timewait socket tells. The cookie, `detail`, `state` and `userlocks` are set to 0.
+    #[inline(always)]
+    pub fn describe<M: Memory>(self, fact: &mut Fact) {
+        fact.time_ns = now_ns();
+        fact.cookie = 0;
+        fact.netns = field::<M, u32>(self.net::<M>(), layout!(net_inum));
+        fact.local_port = self.num::<M>();
+        fact.peer_port = u16::from_be(field::<M, u16>(self.0, layout!(sk_dport)));
+        fact.detail = 0;
+        fact.state = 0;
+        fact.userlocks = 0;
+        if self.family::<M>() == AF_INET6 {
+            fact.flags |= flags::IPV6;
+            fact.local_addr = field::<M, Address>(self.0, layout!(sk_v6_rcv_saddr));
+            fact.peer_addr = field::<M, Address>(self.0, layout!(sk_v6_daddr));
+        } else {
+            fact.local_addr = mapped(field::<M, u32>(self.0, layout!(sk_rcv_saddr)));
+            fact.peer_addr = mapped(field::<M, u32>(self.0, layout!(sk_daddr)));
+        }
+    }
+
+    /// `sk_userlocks`. Full sockets only.
+    #[inline(always)]
+    pub fn userlocks<M: Memory>(self) -> u8 {
+        bits::<M>(self.0, layout!(sk_userlocks))
+    }
+
+    /// True while the namespace is being torn down.
+    #[inline(always)]
+    pub fn is_netns_dying<M: Memory>(self) -> bool {
+        let refs = layout!(net_refs);
+        refs != ABSENT && field::<M, u32>(self.net::<M>(), refs) == 0
+    }
+}
+
+/// `CLOCK_MONOTONIC`, nanoseconds.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: the helper has no arguments.
+    unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() }
+}
+
+/// Describes the current process. True only in process context.
+#[inline(always)]
+pub fn current_owner(owner: &mut Owner) {
+    // SAFETY: the helpers have no arguments and are allowed in every program type used here.
+    let (task, uid_gid, cgroup_id) = unsafe {
+        (
+            bpf_get_current_task() as *const u8,
+            bpf_get_current_uid_gid(),
+            bpf_get_current_cgroup_id(),
+        )
+    };
+    // The main thread's name, which is what ps and ss show; a worker thread may have its own.
+    let leader = field::<Probed, *const u8>(task, layout!(task_group_leader));
+    owner.pid = field::<Probed, u32>(task, layout!(task_tgid));
+    owner.uid = uid_gid as u32;
+    owner.cgroup_id = cgroup_id;
+    set_comm(owner, field::<Probed, [u64; 2]>(leader, layout!(task_comm)));
+}
+
+/// Writes a name as the two words that it is, instead of byte by byte.
+#[inline(always)]
+pub fn set_comm(owner: &mut Owner, comm: [u64; 2]) {
+    // SAFETY: an Owner is aligned to eight bytes and its name, of sixteen, lies at a multiple of
+    // eight (asserted where it is defined).
+    unsafe { (&raw mut owner.comm).cast::<[u64; 2]>().write(comm) };
+}
+
+/// The socket behind a file descriptor of the current process: null if it is not there.
+/// The caller must know that the descriptor is a socket.
+#[inline(always)]
+pub fn current_socket(fd: u32) -> Sock {
+    const NULL: Sock = Sock(core::ptr::null());
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() } as *const u8;
+    let files = field::<Probed, *const u8>(task, layout!(task_files));
+    let table = field::<Probed, *const u8>(files, layout!(files_fdt));
+    if fd >= field::<Probed, u32>(table, layout!(fdtable_max_fds)) {
+        return NULL;
+    }
+    let slots = field::<Probed, *const u8>(table, layout!(fdtable_fd));
+    let file = Probed::read::<*const u8>(slots.wrapping_add(fd as usize * size_of::<usize>()));
+    if file.is_null() {
+        return NULL;
+    }
+    let socket = field::<Probed, *const u8>(file, layout!(file_private_data));
+    Sock(field::<Probed, *const u8>(socket, layout!(socket_sk)))
+}

@@ -1,0 +1,21 @@
+//! The wire between portlife's eBPF programs and its agent.
+//!
+//! Everything that crosses the border is defined here, once, for both sides: the [`Fact`]
+//! records on the ring buffer, the per-CPU [`HookCounters`], and the [`Layout`] of kernel
+//! structures that the agent resolves from the running kernel's BTF and hands to the programs as
+//! a frozen global. The two sides are compiled by different compilers, so every type is
+//! `repr(C)`, without padding, and its size is asserted.
+//!
+//! Invariant: nothing in here depends on aya; see the `Cargo.toml` of this crate for the reason.
+
+#![no_std]
+
+mod config;
+mod counters;
+mod fact;
+
+pub use config::{ABSENT, BitField, Layout};
+pub use counters::{Hook, HookCounters};
+pub use fact::{
+    Address, DecodeError, Fact, FactKind, OwnedFact, Owner, TcpState, decode, flags, mapped,
+};

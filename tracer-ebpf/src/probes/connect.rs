@@ -1,0 +1,45 @@
+//! The port that connect() or listen() chose: `sockops` at the cgroup v2 root.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB},
+    helpers::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use tracer_ebpf::{FactKind, Hook};
+
+use crate::{
+    emit,
+    kernel::{Sock, Typed},
+};
+
+/// `tcp_connect` (net/ipv4/tcp_output.c) calls this when the port is held and the SYN is not yet
+/// sent, `__inet_listen_sk` (net/ipv4/af_inet.c) when listen() has succeeded.
+#[sock_ops]
+fn sock_ops(ctx: SockOpsContext) -> u32 {
+    const ALLOW: u32 = 1;
+    let kind = match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => FactKind::PortChosen,
+        BPF_SOCK_OPS_TCP_LISTEN_CB => FactKind::Listening,
+        _ => return ALLOW,
+    };
+    // SAFETY: the field is part of the context's user API since 5.3; the verifier checks it.
+    let socket = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return ALLOW;
+    }
+    // SAFETY: `socket` is the socket of the context, as the helper wants.
+    let sk = unsafe { bpf_skc_to_tcp_sock(socket.cast()) } as *const u8;
+    if sk.is_null() {
+        return ALLOW;
+    }
+    emit::fact(Hook::SockOps, kind, |fact| {
+        let sk = Sock(sk);
+        sk.describe::<Typed>(fact);
+        // SAFETY: the helper takes this program's context.
+        fact.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+        fact.userlocks = sk.userlocks::<Typed>();
+    });
+    ALLOW
+}

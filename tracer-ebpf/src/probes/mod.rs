@@ -1,0 +1,8 @@
+//! The programs, one file for each kernel subject.
+
+mod bind;
+mod connect;
+mod snapshot;
+mod state;
+mod syscall;
+mod time_wait;

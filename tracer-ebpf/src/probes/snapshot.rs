@@ -1,0 +1,96 @@
+//! What was there before us: every socket that a process holds, in all network namespaces.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{bpf_seq_write, bpf_sock_from_file};
+use tracer_ebpf::{Fact, FactKind, OwnedFact, Owner, flags};
+
+use crate::kernel::{Sock, Typed, field, layout, now_ns, set_comm};
+
+/// `struct bpf_iter__task_file` (kernel/bpf/task_iter.c): the context, part of the iterator's API.
+#[repr(C)]
+struct TaskFile {
+    meta: *const *mut c_void,
+    task: *const u8,
+    fd: u32,
+    file: *const u8,
+}
+
+/// Magic number of the filesystem of namespace files (`NSFS_MAGIC`, include/uapi/linux/magic.h).
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// Called for every open file of every process.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+fn task_file(ctx: *const TaskFile) -> i32 {
+    // SAFETY: the kernel calls the program with this context; the verifier checks each load.
+    let (meta, task, fd, file) = unsafe { ((*ctx).meta, (*ctx).task, (*ctx).fd, (*ctx).file) };
+    if task.is_null() || file.is_null() {
+        return 0;
+    }
+    // SAFETY: `file` is the file of the context.
+    let socket = unsafe { bpf_sock_from_file(file.cast_mut().cast()) } as *const u8;
+    let mut record = OwnedFact {
+        fact: Fact {
+            time_ns: 0,
+            cookie: 0,
+            local_addr: [0; 4],
+            peer_addr: [0; 4],
+            netns: 0,
+            local_port: 0,
+            peer_port: 0,
+            detail: 0,
+            kind: 0,
+            flags: flags::OWNER,
+            state: 0,
+            userlocks: 0,
+        },
+        owner: Owner { pid: 0, uid: 0, cgroup_id: 0, comm: [0; 16] },
+    };
+    if socket.is_null() {
+        let inode = field::<Typed, *const u8>(file, layout!(file_inode));
+        let sb = field::<Typed, *const u8>(inode, layout!(inode_sb));
+        if field::<Typed, u64>(sb, layout!(sb_magic)) != NSFS_MAGIC {
+            return 0;
+        }
+        record.fact.kind = FactKind::NamespaceFile as u8;
+        record.fact.time_ns = now_ns();
+        record.fact.netns = field::<Typed, u64>(inode, layout!(inode_ino)) as u32;
+    } else {
+        let sk = field::<Typed, *const u8>(socket, layout!(socket_sk));
+        if sk.is_null() {
+            return 0;
+        }
+        let sk = Sock(sk);
+        // A socket without a port holds nothing. A new one gets its cookie when it binds.
+        if !sk.is_tcp::<Typed>() || sk.num::<Typed>() == 0 {
+            return 0;
+        }
+        sk.describe::<Typed>(&mut record.fact);
+        record.fact.kind = FactKind::Held as u8;
+        record.fact.cookie = sk.cookie();
+        record.fact.state = field::<Typed, u8>(sk.0, layout!(sk_state));
+        record.fact.userlocks = sk.userlocks::<Typed>();
+    }
+    record.fact.detail = fd as i32;
+    describe_task(task, &mut record.owner);
+    // SAFETY: the first member of the meta structure is the seq_file; the record is on the stack.
+    unsafe {
+        let seq = *meta;
+        bpf_seq_write(seq.cast(), (&raw mut record).cast(), size_of::<OwnedFact>() as u32);
+    }
+    0
+}
+
+#[inline(always)]
+fn describe_task(task: *const u8, owner: &mut Owner) {
+    let leader = field::<Typed, *const u8>(task, layout!(task_group_leader));
+    let cred = field::<Typed, *const u8>(task, layout!(task_cred));
+    let css_set = field::<Typed, *const u8>(task, layout!(task_cgroups));
+    let cgroup = field::<Typed, *const u8>(css_set, layout!(css_set_dfl_cgrp));
+    let node = field::<Typed, *const u8>(cgroup, layout!(cgroup_kn));
+    owner.pid = field::<Typed, u32>(task, layout!(task_tgid));
+    owner.uid = field::<Typed, u32>(cred, layout!(cred_uid));
+    owner.cgroup_id = field::<Typed, u64>(node, layout!(kernfs_id));
+    set_comm(owner, field::<Typed, [u64; 2]>(leader, layout!(task_comm)));
+}

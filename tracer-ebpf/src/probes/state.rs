@@ -1,0 +1,77 @@
+//! TCP state transitions: `inet_sock_set_state` and `tcp_destroy_sock`.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use tracer_ebpf::{Fact, FactKind, Hook, TcpState, flags};
+
+use crate::{
+    emit,
+    kernel::{Probed, Sock, Typed, bits, field, layout},
+};
+
+/// Every state change of a TCP socket (`inet_sk_set_state`, net/ipv4/af_inet.c). Only the
+/// transitions that the ledger needs become facts.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    let sk = Sock(ctx.arg::<*const u8>(0));
+    let old: i32 = ctx.arg(1);
+    let new: i32 = ctx.arg(2);
+    const ESTABLISHED: i32 = TcpState::Established as i32;
+    const SYN_SENT: i32 = TcpState::SynSent as i32;
+    const FIN_WAIT1: i32 = TcpState::FinWait1 as i32;
+    const CLOSE: i32 = TcpState::Close as i32;
+    const CLOSE_WAIT: i32 = TcpState::CloseWait as i32;
+    const LISTEN: i32 = TcpState::Listen as i32;
+    if !sk.is_tcp::<Typed>() {
+        return 0;
+    }
+    // connect() and listen() change the state in the calling process; everything else may happen
+    // in a softirq, where the current process is a bystander.
+    match new {
+        SYN_SENT => emit::owned_fact(Hook::SetState, FactKind::ConnectStart, |fact| {
+            describe(sk, old, fact);
+        }),
+        LISTEN => emit::owned_fact(Hook::SetState, FactKind::ListenStart, |fact| {
+            describe(sk, old, fact);
+        }),
+        ESTABLISHED => emit::fact(Hook::SetState, FactKind::Established, |fact| {
+            describe(sk, old, fact);
+        }),
+        FIN_WAIT1 | CLOSE_WAIT => emit::fact(Hook::SetState, FactKind::Closing, |fact| {
+            describe(sk, new, fact);
+        }),
+        CLOSE => emit::fact(Hook::SetState, FactKind::Closed, |fact| {
+            describe(sk, old, fact);
+            fact.detail = field::<Typed, i32>(sk.0, layout!(sk_err));
+            if bits::<Typed>(sk.0, layout!(sk_shutdown)) & 3 == 3 {
+                fact.flags |= flags::SHUTDOWN_BOTH;
+            }
+            // tcp_sock lies beyond the end of `struct sock`, so no typed load reaches it.
+            if old == TcpState::FinWait2 as i32
+                && field::<Probed, i32>(sk.0, layout!(tcp_linger2)) < 0
+            {
+                fact.flags |= flags::LINGER2_NEGATIVE;
+            }
+        }),
+        _ => {}
+    }
+    0
+}
+
+/// The end of a TCP socket (`tcp_v4_destroy_sock`, net/ipv4/tcp_ipv4.c), a few instructions
+/// before `inet_put_port`. A socket without a port has already let go.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
+    let sk = Sock(ctx.arg::<*const u8>(0));
+    if sk.num::<Typed>() != 0 && sk.is_tcp::<Typed>() {
+        emit::fact(Hook::DestroySock, FactKind::Destroyed, |fact| describe(sk, 0, fact));
+    }
+    0
+}
+
+#[inline(always)]
+fn describe(sk: Sock, state: i32, fact: &mut Fact) {
+    sk.describe::<Typed>(fact);
+    fact.cookie = sk.cookie();
+    fact.state = state as u8;
+    fact.userlocks = sk.userlocks::<Typed>();
+}

@@ -1,0 +1,96 @@
+//! System call exits: the errno of a failed bind(), and who accepted a connection.
+//!
+//! Any program here slows every system call of the host by some tens of nanoseconds, because the
+//! kernel then takes its slow path. It is loaded only where no function hook can do the work.
+
+use aya_ebpf::{
+    Global, helpers::bpf_probe_read_user, macros::btf_tracepoint, programs::BtfTracePointContext,
+};
+use tracer_ebpf::{Address, Fact, FactKind, Hook, flags, mapped};
+
+use crate::{
+    emit,
+    kernel::{Probed, Typed, current_socket, field, layout},
+};
+
+/// The architecture's numbers of the system calls.
+#[unsafe(no_mangle)]
+static NR_BIND: Global<u64> = Global::new(u64::MAX);
+#[unsafe(no_mangle)]
+static NR_ACCEPT: Global<u64> = Global::new(u64::MAX);
+#[unsafe(no_mangle)]
+static NR_ACCEPT4: Global<u64> = Global::new(u64::MAX);
+
+/// The exit of any system call.
+#[btf_tracepoint(function = "sys_exit")]
+fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    let regs: *const u8 = ctx.arg(0);
+    let result: i64 = ctx.arg(1);
+    let nr: u64 = field::<Typed, u64>(regs, layout!(regs_nr));
+    if nr == NR_BIND.load() {
+        if result < 0 {
+            bind_failed(regs, result as i32);
+        }
+    } else if (nr == NR_ACCEPT4.load() || nr == NR_ACCEPT.load()) && result >= 0 {
+        accepted(result as u32);
+    }
+    0
+}
+
+#[inline(always)]
+fn accepted(fd: u32) {
+    let sk = current_socket(fd);
+    if sk.0.is_null() || !sk.is_tcp::<Probed>() {
+        return;
+    }
+    let cookie = sk.existing_cookie::<Probed>();
+    emit::owned_fact(Hook::SysExit, FactKind::Accepted, |fact| {
+        sk.describe::<Probed>(fact);
+        fact.cookie = cookie;
+    });
+}
+
+#[inline(always)]
+fn bind_failed(regs: *const u8, result: i32) {
+    let sk = current_socket(field::<Typed, u64>(regs, layout!(regs_arg0)) as u32);
+    // The descriptor need not be a socket (bind() then fails with ENOTSOCK) and the words read
+    // from elsewhere mean nothing; a file that passes as a TCP socket by chance does not exist:
+    // its private data would have to hold a pointer to something that looks like one.
+    if sk.0.is_null() || !sk.is_tcp::<Probed>() {
+        return;
+    }
+    let address = field::<Typed, u64>(regs, layout!(regs_arg1)) as *const u8;
+    emit::owned_fact(Hook::SysExit, FactKind::BindFailed, |fact| {
+        sk.describe::<Probed>(fact);
+        fact.cookie = sk.existing_cookie::<Probed>();
+        fact.detail = -result;
+        requested(address, fact);
+    });
+}
+
+/// Replaces the local address and port by the requested ones: after a failure the kernel has
+/// already cleared what it had stored.
+#[inline(always)]
+fn requested(address: *const u8, fact: &mut Fact) {
+    const AF_INET6: u16 = 10;
+    // struct sockaddr_in: family, port, address.
+    let family: u16 = user(address, 0);
+    fact.local_port = u16::from_be(user(address, 2));
+    if family == AF_INET6 {
+        // struct sockaddr_in6: family, port, flow information, address.
+        fact.flags |= flags::IPV6;
+        fact.local_addr = user::<Address>(address, 8);
+    } else {
+        fact.local_addr = mapped(user(address, 4));
+    }
+}
+
+/// Reads memory of the process; zero if that is not possible.
+#[inline(always)]
+fn user<T: Copy>(base: *const u8, offset: usize) -> T {
+    // SAFETY: the helper checks the address; T is an integer or an array of them.
+    unsafe {
+        bpf_probe_read_user(base.wrapping_add(offset).cast::<T>())
+            .unwrap_or_else(|_| core::mem::zeroed())
+    }
+}

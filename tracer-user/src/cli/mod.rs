@@ -1,0 +1,83 @@
+//! The command line: one file for each subcommand.
+
+mod trace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{agent::AgentError, kernel::loader::LoadError};
+
+/// Everything went as asked.
+const DONE: u8 = 0;
+/// Something failed while running.
+const FAILED: u8 = 1;
+/// The command line is wrong (clap's own exit code, too).
+const USAGE: u8 = 2;
+/// It cannot run here: privilege or kernel.
+const CANNOT_RUN: u8 = 3;
+
+#[derive(Parser)]
+#[command(
+    name = "portlife",
+    version,
+    about = "Who holds which local TCP port, since when, until when, and why is there none left",
+    args_conflicts_with_subcommands = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    trace: trace::Args,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show what is held now, then every lease event as it happens (the default)
+    Trace(trace::Args),
+}
+
+/// Runs the command that the arguments name.
+#[must_use]
+pub fn run() -> ExitCode {
+    let Cli { command, trace } = Cli::parse();
+    let args = match command {
+        Some(Command::Trace(args)) => args,
+        None => trace,
+    };
+    let verbose = args.verbose > 0;
+    let code = match trace::run(args) {
+        Ok(()) => DONE,
+        Err(error) => {
+            report(&error, verbose);
+            exit_code(&error)
+        }
+    };
+    ExitCode::from(code)
+}
+
+/// One sentence; the chain of causes only if asked for.
+fn report(error: &anyhow::Error, verbose: bool) {
+    eprintln!("portlife: {error}");
+    if verbose {
+        for cause in error.chain().skip(1) {
+            eprintln!("  because: {cause}");
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<trace::UsageError>() {
+        return USAGE;
+    }
+    match error.downcast_ref::<AgentError>() {
+        Some(AgentError::Load(
+            LoadError::Privilege(_)
+            | LoadError::Btf(_)
+            | LoadError::Layout(_)
+            | LoadError::Refused(_)
+            | LoadError::Object(_),
+        )) => CANNOT_RUN,
+        _ => FAILED,
+    }
+}

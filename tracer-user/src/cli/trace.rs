@@ -1,0 +1,178 @@
+//! `portlife trace`.
+
+use std::{
+    fs::File,
+    io::{IsTerminal as _, stdout},
+    time::Duration,
+};
+
+use clap::ValueEnum;
+
+use crate::{
+    agent::{self, Options},
+    filter::{self, Destination, Filter, KindFilter, PortRange},
+    kernel::{clock, loader::LoadOptions, netns},
+    ledger::{Family, Netns},
+    output::{Output, json::Json, text::Text},
+};
+
+/// A value on the command line that parses but means nothing here.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(String);
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Form of the records on stdout
+    #[arg(short, long, value_enum, default_value_t = Form::Text)]
+    output: Form,
+    /// End after this many seconds
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    duration: Option<Duration>,
+    /// Size of the ring buffer between kernel and agent, rounded up to a power of two
+    #[arg(long, value_name = "N", default_value_t = 8 << 20, value_parser = ring_bytes)]
+    ring_bytes: u32,
+    /// Do not show what is held already
+    #[arg(long)]
+    no_snapshot: bool,
+    /// Say nothing on stderr but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more on stderr
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Conditions; each may be given several times, and then any of its values will do.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Filters")]
+struct FilterArgs {
+    /// Only leases of this process
+    #[arg(short, long = "pid", value_name = "PID")]
+    pids: Vec<u32>,
+    /// Only leases of processes of this name
+    #[arg(long = "comm", value_name = "NAME")]
+    comms: Vec<String>,
+    /// Only these local ports
+    #[arg(short = 'P', long = "port", value_name = "PORT|LO-HI")]
+    ports: Vec<PortRange>,
+    /// Only leases with this peer
+    #[arg(short, long = "destination", value_name = "ADDR[/LEN][:PORT]")]
+    destinations: Vec<Destination>,
+    /// Only this network namespace: its inode, a path to it, or pid:N for that of a process
+    #[arg(short, long = "netns", value_name = "NETNS")]
+    namespaces: Vec<String>,
+    /// Only this cgroup and those below it
+    #[arg(short, long = "cgroup", value_name = "CGROUP")]
+    cgroups: Vec<String>,
+    /// Only IPv4 sockets
+    #[arg(short = '4')]
+    ipv4: bool,
+    /// Only IPv6 sockets
+    #[arg(short = '6')]
+    ipv6: bool,
+    /// Only leases that began like this
+    #[arg(long = "kind", value_enum, value_name = "KIND")]
+    kinds: Vec<KindFilter>,
+    /// Only records of this type
+    #[arg(short = 'e', long = "event", value_name = "TYPE", value_parser = filter::record_type)]
+    types: Vec<String>,
+    /// Only failures
+    #[arg(short = 'x', long)]
+    failures: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Form {
+    Text,
+    Json,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let Args { filter, output, duration, ring_bytes, no_snapshot, quiet, verbose: _ } = args;
+    let options = Options {
+        load: LoadOptions { ring_bytes },
+        snapshot: !no_snapshot,
+        duration,
+        filter: filter.resolve()?,
+    };
+    let offset = clock::realtime_offset_ns();
+    let mut output: Box<dyn Output> = match output {
+        Form::Text => Box::new(Text::new(offset, stdout().is_terminal(), quiet)),
+        Form::Json => Box::new(Json::new(offset)),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(agent::trace(options, output.as_mut()));
+    // A snapshot that is still being taken need not be waited for.
+    runtime.shutdown_background();
+    Ok(result?)
+}
+
+impl FilterArgs {
+    fn resolve(self) -> Result<Filter, UsageError> {
+        let Self {
+            pids,
+            comms,
+            ports,
+            destinations,
+            namespaces,
+            cgroups,
+            ipv4,
+            ipv6,
+            kinds,
+            types,
+            failures,
+        } = self;
+        let families = [(ipv4, Family::Ipv4), (ipv6, Family::Ipv6)]
+            .into_iter()
+            .filter_map(|(wanted, family)| wanted.then_some(family))
+            .collect();
+        Ok(Filter {
+            pids,
+            comms,
+            ports,
+            destinations,
+            namespaces: namespaces.iter().map(|name| namespace(name)).collect::<Result<_, _>>()?,
+            cgroups,
+            families,
+            kinds,
+            types,
+            failures_only: failures,
+        })
+    }
+}
+
+/// The namespace that `-n` names.
+fn namespace(name: &str) -> Result<Netns, UsageError> {
+    if let Ok(inode) = name.parse() {
+        return Ok(Netns(inode));
+    }
+    let path = match name.strip_prefix("pid:") {
+        Some(pid) => format!("/proc/{pid}/ns/net"),
+        None => name.to_owned(),
+    };
+    File::open(&path)
+        .and_then(|file| netns::inode_of(&file))
+        .map(Netns)
+        .map_err(|error| UsageError(format!("{path} is not a network namespace: {error}")))
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|seconds| *seconds > 0.0)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "give a positive number of seconds".to_owned())
+}
+
+fn ring_bytes(text: &str) -> Result<u32, String> {
+    const LEAST: u32 = 4096;
+    const MOST: u32 = 1 << 30;
+    text.parse::<u32>()
+        .ok()
+        .filter(|bytes| (LEAST..=MOST).contains(bytes))
+        .and_then(u32::checked_next_power_of_two)
+        .ok_or_else(|| format!("give a number of bytes from {LEAST} to {MOST}"))
+}

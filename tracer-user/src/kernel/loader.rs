@@ -1,0 +1,352 @@
+//! Loads the eBPF object and attaches each program by trying it.
+//!
+//! No kernel version is asked for: a hook that the kernel refuses is reported with the kernel's
+//! reason and with what is lost, and the others go on.
+
+use std::{error::Error as StdError, fs::File, io, thread};
+
+use aya::{
+    Btf as AyaBtf, Ebpf, EbpfLoader,
+    maps::{Array, PerCpuArray, RingBuf},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, Iter, ProgramError, SockOps,
+    },
+};
+use zerocopy::IntoBytes;
+
+use super::{
+    btf::{Btf, BtfError},
+    capability::{Capabilities, Capability},
+    cgroup::CgroupRoot,
+    kallsyms, layout, memory,
+    ring::Ring,
+};
+
+/// The object that `cargo xtask build-ebpf` made, embedded.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portlife.bpf.o"));
+
+/// Why the tracer cannot run here.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A privilege is missing without which no program can be loaded.
+    #[error(
+        "tracing needs {}, which this process does not have: run it as root (sudo portlife ...), \
+         or in a container with these capabilities added",
+        names(.0)
+    )]
+    Privilege(Vec<Capability>),
+    /// The kernel tells nothing about its types.
+    #[error(
+        "this kernel has no usable type information: portlife needs Linux 5.10 or newer, built \
+         with CONFIG_DEBUG_INFO_BTF (as the kernels of all large distributions are)"
+    )]
+    Btf(#[source] BtfError),
+    /// The kernel's TCP is not one that the programs can read.
+    #[error("this kernel's TCP sockets are not understood")]
+    Layout(#[source] BtfError),
+    /// The hook without which there is nothing to see.
+    #[error(
+        "the kernel refuses the tracepoint inet_sock_set_state, without which there is nothing to trace: {0}"
+    )]
+    Refused(String),
+    /// The object or a map.
+    #[error("the kernel refuses the eBPF object")]
+    Object(#[source] Box<dyn StdError + Send + Sync>),
+    /// The ring cannot be waited for.
+    #[error("the ring buffer cannot be polled")]
+    Ring(#[source] io::Error),
+}
+
+/// One hook: how it is attached, or why it is not and what that costs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookStatus {
+    /// The kernel's name of the hook.
+    pub name: &'static str,
+    /// How it is attached.
+    pub outcome: Result<&'static str, Refusal>,
+}
+
+/// A hook that is not attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The reason, the kernel's where it gave one.
+    pub reason: String,
+    /// What cannot be told without this hook.
+    pub loss: &'static str,
+}
+
+/// Attached programs. Dropping this detaches them all; so does the end of the process.
+pub struct Probes {
+    /// The ring that the programs write to.
+    pub ring: Ring,
+    /// Every hook, tried in this order.
+    pub hooks: Vec<HookStatus>,
+    /// The cgroup v2 root, if it can be opened.
+    pub cgroups: Option<CgroupRoot>,
+    /// Keeps the programs attached.
+    ebpf: Ebpf,
+    has_snapshot: bool,
+}
+
+/// What the user decides about loading.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Size of the ring, rounded up by the loader to a power of two of pages.
+    pub ring_bytes: u32,
+}
+
+/// Loads and attaches everything that this kernel permits.
+///
+/// # Errors
+/// If nothing can be traced at all: see [`LoadError`].
+pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
+    let missing = Capabilities::of_this_process().missing(&[Capability::Bpf, Capability::Perfmon]);
+    if !missing.is_empty() {
+        return Err(LoadError::Privilege(missing));
+    }
+    raise_memlock();
+    // Three slow lookups that need not wait for each other.
+    let (resolved, aya_btf, handler) = thread::scope(|scope| {
+        let resolved = scope.spawn(|| Btf::of_running_kernel().map(|btf| layout::resolve(&btf)));
+        let handler = scope.spawn(|| kallsyms::address_of("tw_timer_handler"));
+        let aya_btf = AyaBtf::from_sys_fs();
+        (join(resolved), aya_btf, join(handler))
+    });
+    let resolved = resolved.map_err(LoadError::Btf)?;
+    let layout::Resolved { layout, sock, time_wait, task, files, syscall, has_cookie_helper } =
+        resolved;
+    sock.map_err(LoadError::Layout)?;
+    let aya_btf = aya_btf.map_err(|error| LoadError::Object(error.into()))?;
+
+    let cgroups = CgroupRoot::open();
+    let mut ebpf = EbpfLoader::new()
+        .btf(Some(&aya_btf))
+        .override_global("LAYOUT", layout.as_bytes(), true)
+        .override_global("COOKIE_HELPER", &u32::from(has_cookie_helper), true)
+        .override_global("TW_TIMER_HANDLER", handler.as_ref().unwrap_or(&0), true)
+        .override_global("WAKE_BYTES", &u64::from(options.ring_bytes / 4), true)
+        .override_global("NR_BIND", &(libc::SYS_bind as u64), true)
+        .override_global("NR_ACCEPT", &(libc::SYS_accept as u64), true)
+        .override_global("NR_ACCEPT4", &(libc::SYS_accept4 as u64), true)
+        .map_max_entries("EVENTS", options.ring_bytes)
+        .load(OBJECT)
+        .map_err(|error| LoadError::Object(error.into()))?;
+    let ring = take_ring(&mut ebpf)?;
+
+    // What each hook needs, as the sentence that says why it is not there.
+    let task = task.map_err(|error| error.to_string());
+    let time_wait = time_wait
+        .map_err(|error| error.to_string())
+        .and(handler.map(|_| ()).map_err(|error| error.to_string()));
+    let files = task.clone().and(files.map_err(|error| error.to_string()));
+    let syscall = files.clone().and(syscall.map_err(|error| error.to_string()));
+
+    let mut attacher = Attacher { ebpf: &mut ebpf, btf: &aya_btf, hooks: Vec::new() };
+    // What ends a lease goes first, so that no birth is seen whose end would be missed.
+    attacher.tracepoint("timer_expire_entry", time_wait.clone(), TIME_WAIT_LOSS);
+    attacher.tracepoint("timer_cancel", time_wait.clone(), TIME_WAIT_LOSS);
+    attacher.tracepoint("timer_start", time_wait, TIME_WAIT_LOSS);
+    attacher.tracepoint(
+        "tcp_destroy_sock",
+        Ok(()),
+        "the release of bound sockets that never connected is not seen",
+    );
+    attacher.tracepoint("inet_sock_set_state", task.clone(), "everything");
+    let cgroups = match cgroups {
+        Ok(root) => {
+            attacher.sock_ops(&root);
+            attacher.post_bind(&root, &task);
+            Some(root)
+        }
+        Err(error) => {
+            let reason = format!("the cgroup v2 root cannot be opened: {error}");
+            attacher.refuse("sockops", reason.clone(), SOCK_OPS_LOSS);
+            attacher.refuse("post_bind4", reason.clone(), POST_BIND_LOSS);
+            attacher.refuse("post_bind6", reason, POST_BIND_LOSS);
+            None
+        }
+    };
+    attacher.tracepoint(
+        "sys_exit",
+        syscall,
+        "failed bind()s are not seen, and accepted connections are shown with their listener's \
+         owner",
+    );
+    attacher.iterator(&files);
+    let hooks = attacher.hooks;
+    let is_attached =
+        |name: &str| hooks.iter().any(|hook| hook.name == name && hook.outcome.is_ok());
+    if let Some(HookStatus { outcome: Err(refusal), .. }) =
+        hooks.iter().find(|hook| hook.name == "inet_sock_set_state")
+    {
+        return Err(LoadError::Refused(refusal.reason.clone()));
+    }
+    let has_snapshot = is_attached(ITERATOR);
+    drop(aya_btf);
+    memory::trim();
+    Ok(Probes { ring, hooks, cgroups, ebpf, has_snapshot })
+}
+
+impl Probes {
+    /// Starts the iterator over all open files, if this kernel has one. Reading the file to its
+    /// end yields the sockets held now, as records of the wire.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn open_files(&mut self) -> Option<io::Result<File>> {
+        self.has_snapshot.then(|| {
+            let iterator: &mut Iter =
+                program(&mut self.ebpf, ITERATOR).map_err(io::Error::other)?;
+            let link = iterator.attach().map_err(io::Error::other)?;
+            let link = iterator.take_link(link).map_err(io::Error::other)?;
+            link.into_file().map_err(io::Error::other)
+        })
+    }
+}
+
+const ITERATOR: &str = "task_file";
+/// Links admit other programs beside ours by themselves (`cgroup_bpf_link_attach`), and no flags.
+const ATTACH_MODE: CgroupAttachMode = CgroupAttachMode::Single;
+const TIME_WAIT_LOSS: &str = "the end of a TIME_WAIT is not seen";
+const SOCK_OPS_LOSS: &str =
+    "a port that connect() or listen() chose is learned only from the next event of its socket";
+const POST_BIND_LOSS: &str = "a bound socket is seen only when it connects or listens";
+
+struct Attacher<'a> {
+    ebpf: &'a mut Ebpf,
+    btf: &'a AyaBtf,
+    hooks: Vec<HookStatus>,
+}
+
+impl Attacher<'_> {
+    fn tracepoint(
+        &mut self,
+        name: &'static str,
+        precondition: Result<(), String>,
+        loss: &'static str,
+    ) {
+        let btf = self.btf;
+        self.attempt(name, "tp_btf", loss, precondition, |ebpf| {
+            let program: &mut BtfTracePoint = program(ebpf, name)?;
+            program.load(name, btf)?;
+            program.attach().map(|_| ())
+        });
+    }
+
+    fn sock_ops(&mut self, root: &CgroupRoot) {
+        self.attempt("sockops", "cgroup", SOCK_OPS_LOSS, Ok(()), |ebpf| {
+            let program: &mut SockOps = program(ebpf, "sock_ops")?;
+            program.load()?;
+            program.attach(root, ATTACH_MODE).map(|_| ())
+        });
+    }
+
+    fn post_bind(&mut self, root: &CgroupRoot, task: &Result<(), String>) {
+        const REQUEST_LOSS: &str =
+            "a bind() to port 0 is told from one to that port only at its socket's next event";
+        for (name, loss) in [("bind4", REQUEST_LOSS), ("bind6", REQUEST_LOSS)] {
+            self.attempt(name, "cgroup", loss, Ok(()), |ebpf| {
+                let program: &mut CgroupSockAddr = program(ebpf, name)?;
+                program.load()?;
+                program.attach(root, ATTACH_MODE).map(|_| ())
+            });
+        }
+        for name in ["post_bind4", "post_bind6"] {
+            self.attempt(name, "cgroup", POST_BIND_LOSS, task.clone(), |ebpf| {
+                let program: &mut CgroupSock = program(ebpf, name)?;
+                program.load()?;
+                program.attach(root, ATTACH_MODE).map(|_| ())
+            });
+        }
+    }
+
+    fn iterator(&mut self, precondition: &Result<(), String>) {
+        let btf = self.btf;
+        let loss = "sockets that are bound but idle are not in the snapshot";
+        self.attempt(ITERATOR, "iter", loss, precondition.clone(), |ebpf| {
+            let program: &mut Iter = program(ebpf, ITERATOR)?;
+            program.load(ITERATOR, btf)
+        });
+    }
+
+    fn attempt(
+        &mut self,
+        name: &'static str,
+        how: &'static str,
+        loss: &'static str,
+        precondition: Result<(), String>,
+        attach: impl FnOnce(&mut Ebpf) -> Result<(), ProgramError>,
+    ) {
+        let outcome = precondition
+            .and_then(|()| attach(self.ebpf).map_err(|error| reason(&error)))
+            .map(|()| how)
+            .map_err(|reason| Refusal { reason, loss });
+        self.hooks.push(HookStatus { name, outcome });
+    }
+
+    fn refuse(&mut self, name: &'static str, reason: String, loss: &'static str) {
+        self.hooks.push(HookStatus { name, outcome: Err(Refusal { reason, loss }) });
+    }
+}
+
+fn take_ring(ebpf: &mut Ebpf) -> Result<Ring, LoadError> {
+    let object = |error: aya::maps::MapError| LoadError::Object(error.into());
+    let mut take = |name: &str| {
+        ebpf.take_map(name)
+            .ok_or_else(|| LoadError::Object(format!("the object has no map {name}").into()))
+    };
+    let events = RingBuf::try_from(take("EVENTS")?).map_err(object)?;
+    let asleep = Array::try_from(take("ASLEEP")?).map_err(object)?;
+    let counters = PerCpuArray::try_from(take("COUNTERS")?).map_err(object)?;
+    Ring::new(events, asleep, counters).map_err(LoadError::Ring)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
+}
+
+/// The kernel's reason: the errno, and the verifier's last word if it had one.
+fn reason(error: &ProgramError) -> String {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        let log = verifier_log.to_string();
+        // The last lines are statistics; the one before them is the verdict.
+        let verdict = log.lines().rev().find(|line| {
+            let line = line.trim();
+            !line.is_empty()
+                && !["verification time", "stack depth", "processed"]
+                    .iter()
+                    .any(|statistic| line.starts_with(statistic))
+        });
+        return match verdict {
+            Some(verdict) => format!("{io_error}: {}", verdict.trim()),
+            None => io_error.to_string(),
+        };
+    }
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Before 5.11 maps count against this limit; later the call changes nothing that matters.
+fn raise_memlock() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the structure is valid for the duration of the call. Failure is of no consequence
+    // where the limit does not apply, and is reported by the map's creation where it does.
+    let _ = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+}
+
+fn join<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
+    handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn names(capabilities: &[Capability]) -> String {
+    let names: Vec<_> = capabilities.iter().map(|capability| capability.name()).collect();
+    names.join(" and ")
+}

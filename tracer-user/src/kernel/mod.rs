@@ -1,0 +1,20 @@
+//! All that touches the kernel: types, programs, the ring, snapshots, namespaces, processes.
+//!
+//! Invariant: `unsafe` and the names of hooks live in here and nowhere else in the agent.
+#![expect(
+    unsafe_code,
+    reason = "system calls without a safe wrapper; each use says why it is sound"
+)]
+
+pub mod btf;
+pub mod capability;
+pub mod cgroup;
+pub mod clock;
+pub mod kallsyms;
+pub mod layout;
+pub mod loader;
+pub mod memory;
+pub mod netns;
+pub mod ring;
+pub mod snapshot;
+pub mod sock_diag;

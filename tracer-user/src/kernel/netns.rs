@@ -1,0 +1,123 @@
+//! The network namespaces of the host, and how to look into one.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// A namespace file that a process holds open: such a namespace may have no process of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamespaceFile {
+    /// The process.
+    pub pid: u32,
+    /// Its descriptor.
+    pub fd: i32,
+    /// Inode of the namespace, which need not be a network namespace.
+    pub inode: u32,
+}
+
+/// Network namespaces by inode, each with a handle to enter it by.
+#[derive(Debug, Default)]
+pub struct Namespaces {
+    handles: BTreeMap<u32, File>,
+}
+
+impl Namespaces {
+    /// Finds every network namespace that a thread lives in, that is mounted somewhere (as
+    /// `ip netns` does), or that one of `files` keeps alive.
+    #[must_use]
+    pub fn discover(files: &[NamespaceFile]) -> Self {
+        let mut found = Self::default();
+        found.add(Path::new("/proc/thread-self/ns/net"));
+        for process in numeric_entries(Path::new("/proc")) {
+            for thread in numeric_entries(&process.join("task")) {
+                found.add(&thread.join("ns/net"));
+            }
+        }
+        for mount in mounted() {
+            found.add(&mount);
+        }
+        for NamespaceFile { pid, fd, inode } in files {
+            if !found.handles.contains_key(inode) {
+                found.add(Path::new(&format!("/proc/{pid}/fd/{fd}")));
+            }
+        }
+        found
+    }
+
+    /// Inode and handle of each.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &File)> {
+        self.handles.iter().map(|(inode, handle)| (*inode, handle))
+    }
+
+    /// Processes and namespaces come and go: what cannot be opened any more is not there.
+    fn add(&mut self, path: &Path) {
+        // For a link of /proc the name tells the inode, which saves opening most of them.
+        let known = fs::read_link(path).ok().and_then(|link| inode_in(link.as_os_str()));
+        if known.is_some_and(|inode| self.handles.contains_key(&inode)) {
+            return;
+        }
+        if let Ok(handle) = File::open(path)
+            && let Ok(inode) = inode_of(&handle)
+        {
+            self.handles.entry(inode).or_insert(handle);
+        }
+    }
+}
+
+/// Moves the calling thread into the namespace. It does not come back: use a thread of its own.
+///
+/// # Errors
+/// If `CAP_SYS_ADMIN` is missing.
+pub fn enter(namespace: &File) -> io::Result<()> {
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
+}
+
+/// The inode of a network namespace's file.
+///
+/// # Errors
+/// If the file is none.
+pub fn inode_of(file: &File) -> io::Result<u32> {
+    // _IO(NSIO, 0x3), include/uapi/linux/nsfs.h.
+    const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+    // SAFETY: the request takes no argument.
+    let kind = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(file), NS_GET_NSTYPE) };
+    if kind != libc::CLONE_NEWNET {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let inode = rustix::fs::fstat(file)?.st_ino;
+    u32::try_from(inode).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// `net:[4026531840]` names its inode.
+fn inode_in(link: &OsStr) -> Option<u32> {
+    link.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Where namespaces are mounted (the root column of an nsfs mount says which kind it is).
+fn mounted() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(3);
+            let root = fields.next()?;
+            root.starts_with("net:[").then(|| fields.next()).flatten()
+        })
+        .map(|path| PathBuf::from(path.replace("\\040", " ")))
+        .collect()
+}
+
+fn numeric_entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().filter_map(|entry| {
+        let entry = entry.ok()?;
+        let name = entry.file_name();
+        name.to_str()?.bytes().all(|byte| byte.is_ascii_digit()).then(|| entry.path())
+    })
+}

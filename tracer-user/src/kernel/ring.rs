@@ -1,0 +1,97 @@
+//! The ring buffer between the programs and the agent.
+
+use std::{io, time::Duration};
+
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use tokio::io::unix::AsyncFd;
+use tracer_ebpf::{Hook, HookCounters};
+
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// The agent's end of the ring.
+///
+/// Facts are submitted without waking the agent, which drains the ring by the clock. Only an
+/// agent that has found nothing for a while asks to be woken, by [`sleep`](Self::sleep).
+pub struct Ring {
+    events: AsyncFd<RingBuf<MapData>>,
+    asleep: Array<MapData, u32>,
+    counters: PerCpuArray<MapData, [u64; 3]>,
+}
+
+impl Ring {
+    pub(super) fn new(
+        events: RingBuf<MapData>,
+        asleep: Array<MapData, u32>,
+        counters: PerCpuArray<MapData, [u64; 3]>,
+    ) -> io::Result<Self> {
+        // SAFETY: the ring owns its descriptor, which stays the same and open while it lives.
+        let events =
+            unsafe { AsyncFd::register_with_interest(events, tokio::io::Interest::READABLE) };
+        let events = events.map_err(|error| error.into_parts().1)?;
+        Ok(Self { events, asleep, counters })
+    }
+
+    /// Hands the records that are in the ring to `consume`, at most `limit` of them. Returns how
+    /// many there were.
+    pub fn drain(&mut self, limit: usize, mut consume: impl FnMut(&[u8])) -> usize {
+        let ring = self.events.get_mut();
+        for count in 0..limit {
+            let Some(record) = ring.next() else {
+                return count;
+            };
+            consume(&record);
+        }
+        limit
+    }
+
+    /// Waits until the ring holds a fact, using no CPU meanwhile. May return early.
+    ///
+    /// # Errors
+    /// If the kernel refuses the map update or the poll.
+    pub async fn sleep(&mut self) -> io::Result<()> {
+        // Facts that come after the flag is set wake us; one that came just before does not, so
+        // look once more. A record that is reserved but not yet committed counts as well.
+        self.set_asleep(true)?;
+        if !self.has_data()? {
+            // The bound is for the store buffer of another CPU, in which a record can hide from
+            // our look while that CPU has not seen the flag: its next fact would wake us.
+            let _ = tokio::time::timeout(LONGEST_SLEEP, self.filling()).await;
+        }
+        self.set_asleep(false)
+    }
+
+    /// Waits for the forced wakeup that a filling ring sends, whatever the agent does.
+    ///
+    /// # Errors
+    /// If the kernel refuses the poll.
+    pub async fn filling(&mut self) -> io::Result<()> {
+        self.events.readable_mut().await.map(|mut guard| guard.clear_ready())
+    }
+
+    /// The counters of each hook, summed over the CPUs.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn counters(&self) -> io::Result<[HookCounters; Hook::COUNT as usize]> {
+        let mut sums = [HookCounters::default(); Hook::COUNT as usize];
+        for (index, sum) in (0..).zip(&mut sums) {
+            let per_cpu = self.counters.get(&index, 0).map_err(io::Error::other)?;
+            for [seen, emitted, ring_full] in per_cpu.iter() {
+                sum.seen += seen;
+                sum.emitted += emitted;
+                sum.ring_full += ring_full;
+            }
+        }
+        Ok(sums)
+    }
+
+    fn has_data(&self) -> io::Result<bool> {
+        let mut poll = [PollFd::new(self.events.get_ref(), PollFlags::IN)];
+        Ok(rustix::event::poll(&mut poll, Some(&Timespec::default()))? > 0)
+    }
+
+    fn set_asleep(&mut self, asleep: bool) -> io::Result<()> {
+        self.asleep.set(0, u32::from(asleep), 0).map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,61 @@
+//! What a snapshot found.
+
+use tracer_ebpf::{Fact, Owner, TcpState, flags};
+
+use super::types::{Addr, Cookie, Family, Netns, Port, Substate};
+
+/// A hold on a port that a snapshot found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The socket's cookie.
+    pub cookie: Cookie,
+    /// Where.
+    pub netns: Netns,
+    /// The socket's family.
+    pub family: Family,
+    /// Local address.
+    pub local_addr: Addr,
+    /// The held port.
+    pub local_port: Port,
+    /// Peer, if connected or connecting.
+    pub peer: Option<(Addr, Port)>,
+    /// The holder.
+    pub by: HeldBy,
+    /// `sk_userlocks`, if it could be read.
+    pub userlocks: Option<u8>,
+    /// The process that holds the socket, if one does.
+    pub owner: Option<Owner>,
+}
+
+/// The holder that a snapshot found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldBy {
+    /// A socket in this state.
+    Socket(TcpState),
+    /// A TIME_WAIT in this substate.
+    TimeWait(Substate),
+}
+
+impl Held {
+    /// Reads a fact of the kind `Held`. `None` if it holds no port.
+    #[must_use]
+    pub fn from_fact(fact: &Fact, owner: Option<Owner>) -> Option<Self> {
+        let state = TcpState::from_u8(fact.state)?;
+        Some(Self {
+            cookie: Cookie(fact.cookie),
+            netns: Netns(fact.netns),
+            family: if fact.flags & flags::IPV6 == 0 { Family::Ipv4 } else { Family::Ipv6 },
+            local_addr: Addr(fact.local_addr),
+            local_port: port(fact.local_port)?,
+            peer: port(fact.peer_port).map(|port| (Addr(fact.peer_addr), port)),
+            by: HeldBy::Socket(state),
+            userlocks: Some(fact.userlocks),
+            owner,
+        })
+    }
+}
+
+/// The port of this number, if it is one.
+pub(super) fn port(number: u16) -> Option<Port> {
+    (number != 0).then_some(Port(number))
+}

@@ -1,0 +1,19 @@
+//! The ledger: who holds which port. A pure state machine, facts in, lease events out.
+//!
+//! A lease is one holder's hold on one local port. Its holder is a socket, then perhaps the
+//! TIME_WAIT minisocket that the socket leaves behind, and for a socket that was bound to an
+//! explicit port and is still open, both at once. The lease ends when the last of them lets go.
+//!
+//! Invariant: no I/O, no clock, no aya. Time is what facts and callers say it is.
+
+mod held;
+mod ports;
+mod state;
+mod types;
+
+pub use held::{Held, HeldBy};
+pub use state::{Ledger, Sight};
+pub use types::{
+    Addr, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent, LeaseId, Netns,
+    Operation, Phase, Port, Reason, Reuse, Side, Silence, Sink, Substate,
+};

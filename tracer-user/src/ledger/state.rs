@@ -1,0 +1,1145 @@
+//! The lease state machine.
+
+use std::collections::VecDeque;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+use slab::Slab;
+use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags};
+
+use super::{
+    held::{Held, HeldBy, port},
+    ports::{LastUse, NONE, Ports},
+    types::{
+        Addr, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent, LeaseId,
+        Netns, Operation, Phase, Port, Reason, Reuse, Side, Sink, Substate,
+    },
+};
+
+/// Which facts can be relied upon to come, by the hooks that are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// [`FactKind::PortChosen`] and [`FactKind::Listening`] come before anything else happens to
+    /// a socket that connects or listens, so that their absence means failure.
+    pub ports_chosen: bool,
+    /// [`FactKind::Accepted`] tells who accepted a connection.
+    pub accepts: bool,
+    /// TIME_WAITs are seen.
+    pub time_waits: bool,
+}
+
+/// The ledger. See the [module](super).
+#[derive(Debug)]
+pub struct Ledger {
+    sight: Sight,
+    next_id: u64,
+    leases: Slab<Entry>,
+    /// First of the chain of leases of a socket, by cookie: the one that the socket itself holds,
+    /// if it holds one, and those of the TIME_WAITs that it left behind.
+    by_cookie: FxHashMap<Cookie, u32>,
+    ports: Ports,
+    listeners: FxHashMap<(Netns, Port), Vec<u32>>,
+    /// Calls under way that have no port yet.
+    pending: FxHashMap<Cookie, Pending>,
+    /// Cancelled TIME_WAITs whose fate the next facts tell, by connection.
+    cancelled: FxHashMap<Tuple, u32>,
+    /// What is to be decided at a certain time at the latest, oldest first.
+    expiry_due: VecDeque<Deadline>,
+    kill_due: VecDeque<Deadline>,
+    accept_due: VecDeque<Deadline>,
+    /// Holds that ended while a snapshot was being taken: it may show them still.
+    ended: Option<FxHashSet<Tombstone>>,
+}
+
+/// A TIME_WAIT timer that was cancelled before it was due is armed again at once, under the same
+/// lock; the reuse by a connect() is known microseconds later, by the port's choice.
+const KILL_SETTLES_NS: u64 = 20_000_000;
+/// A timer that was due expires at once, unless its CPU is taken away (a virtual machine's may).
+const EXPIRY_SETTLES_NS: u64 = 1_000_000_000;
+/// How long the record of a new connection waits to learn who accepts it.
+const ACCEPT_SETTLES_NS: u64 = 20_000_000;
+
+#[derive(Debug)]
+struct Entry {
+    lease: Lease,
+    held_by_socket: bool,
+    held_by_time_wait: bool,
+    /// The present connect() or listen() has not been confirmed yet.
+    unconfirmed: bool,
+    /// The `accept` record waits for the accepting process.
+    unannounced: bool,
+    /// Why the socket went to CLOSE while it kept its port.
+    close_reason: Option<Reason>,
+    cancel: Option<Cancel>,
+    /// When the present connection attempt began.
+    attempt: Option<Instant>,
+    next_of_cookie: u32,
+    next_of_port: u32,
+    previous_of_port: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Cancel {
+    at: Instant,
+    reason: Reason,
+}
+
+/// connect() or listen() of a socket without a port.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    began: Instant,
+    operation: Operation,
+    owner: Option<Owner>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    at: Instant,
+    index: u32,
+    id: LeaseId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tuple {
+    netns: Netns,
+    local: (Addr, Port),
+    peer: (Addr, Port),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Tombstone {
+    Socket(Cookie),
+    TimeWait(Cookie, Tuple),
+}
+
+/// `SOCK_BINDPORT_LOCK` (include/net/sock.h): bind() asked for this very port.
+const BINDPORT_LOCK: u8 = 8;
+/// `SOCK_CONNECT_BIND` (6.18): connect() chose the port.
+const CONNECT_BIND: u8 = 16;
+
+impl Ledger {
+    /// An empty ledger.
+    #[must_use]
+    pub fn new(sight: Sight) -> Self {
+        Self {
+            sight,
+            next_id: 1,
+            leases: Slab::new(),
+            by_cookie: FxHashMap::default(),
+            ports: Ports::default(),
+            listeners: FxHashMap::default(),
+            pending: FxHashMap::default(),
+            cancelled: FxHashMap::default(),
+            expiry_due: VecDeque::new(),
+            kill_due: VecDeque::new(),
+            accept_due: VecDeque::new(),
+            ended: None,
+        }
+    }
+
+    /// Number of live leases.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// True if nobody holds anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
+    /// All live leases, in no particular order.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.iter().map(|(_, entry)| &entry.lease)
+    }
+
+    /// The leases on one port.
+    pub fn leases_on(&self, netns: Netns, port: Port) -> impl Iterator<Item = &Lease> {
+        self.chain(self.ports.get(netns, port).first, |entry| entry.next_of_port)
+            .map(|(_, entry)| &entry.lease)
+    }
+
+    /// Takes one fact.
+    pub fn apply(
+        &mut self,
+        kind: FactKind,
+        fact: &Fact,
+        owner: Option<Owner>,
+        sink: &mut impl Sink,
+    ) {
+        match kind {
+            FactKind::ConnectStart => self.connect_start(fact, owner, sink),
+            FactKind::PortChosen => self.port_chosen(fact, sink),
+            FactKind::Established => self.established(fact, sink),
+            FactKind::Closing => self.closing(fact, sink),
+            FactKind::Closed => self.closed(fact, sink),
+            FactKind::Destroyed => self.destroyed(fact, sink),
+            FactKind::ListenStart => self.listen_start(fact, owner, sink),
+            FactKind::Listening => self.listening(fact, sink),
+            FactKind::Bound => self.bound(fact, owner, sink),
+            FactKind::BindFailed => self.bind_failed(fact, owner, sink),
+            FactKind::Accepted => self.accepted(fact, owner, sink),
+            FactKind::TimeWaitStart => self.time_wait_start(fact, sink),
+            FactKind::TimeWaitCancel => self.time_wait_cancel(fact),
+            FactKind::TimeWaitExpire => self.time_wait_expire(fact, sink),
+            // Snapshots go to `adopt`.
+            FactKind::Held | FactKind::NamespaceFile => {}
+        }
+    }
+
+    /// Decides what has waited long enough, given that every fact up to `now` was applied.
+    pub fn settle(&mut self, now: Instant, sink: &mut impl Sink) {
+        for settles_ns in [KILL_SETTLES_NS, EXPIRY_SETTLES_NS] {
+            let queue = |ledger: &mut Self| -> Option<Deadline> {
+                let queue = if settles_ns == KILL_SETTLES_NS {
+                    &mut ledger.kill_due
+                } else {
+                    &mut ledger.expiry_due
+                };
+                queue.pop_front_if(|deadline| now.since(deadline.at) >= settles_ns)
+            };
+            while let Some(deadline) = queue(self) {
+                let cancel = self.live(deadline).and_then(|entry| entry.cancel);
+                if let Some(cancel) = cancel.filter(|cancel| cancel.at == deadline.at) {
+                    self.end_time_wait(deadline.index, cancel.at, cancel.reason, sink);
+                }
+            }
+        }
+        while let Some(deadline) =
+            self.accept_due.pop_front_if(|deadline| now.since(deadline.at) >= ACCEPT_SETTLES_NS)
+        {
+            if self.live(deadline).is_some() {
+                self.announce(deadline.index, sink);
+            }
+        }
+    }
+
+    /// True if [`settle`](Self::settle) will have something to decide.
+    #[must_use]
+    pub fn is_unsettled(&self) -> bool {
+        !(self.kill_due.is_empty() && self.expiry_due.is_empty() && self.accept_due.is_empty())
+    }
+
+    /// From now on a snapshot is being taken: remember what ends.
+    pub fn begin_snapshot(&mut self) {
+        self.ended = Some(FxHashSet::default());
+    }
+
+    /// Every fact of the snapshot's time is applied, and its holds are adopted.
+    pub fn end_snapshot(&mut self) {
+        self.ended = None;
+    }
+
+    /// Takes one hold that a snapshot found. Facts win: a hold that they have already told of
+    /// gains only an owner, and one that they have ended is not taken.
+    pub fn adopt(&mut self, held: &Held) {
+        let known = match held.by {
+            HeldBy::Socket(_) => self.socket_lease(held.cookie),
+            HeldBy::TimeWait(_) => {
+                let Some(tuple) = held_tuple(held) else { return };
+                self.time_wait_lease(held.cookie, &tuple)
+            }
+        };
+        if let Some(index) = known {
+            let entry = &mut self.leases[index as usize];
+            entry.lease.owner = entry.lease.owner.or(held.owner);
+            return;
+        }
+        if self.pending.contains_key(&held.cookie) && matches!(held.by, HeldBy::Socket(_)) {
+            return;
+        }
+        let tombstone = match (held.by, held_tuple(held)) {
+            (HeldBy::TimeWait(_), Some(tuple)) => Tombstone::TimeWait(held.cookie, tuple),
+            _ => Tombstone::Socket(held.cookie),
+        };
+        if self.ended.as_ref().is_some_and(|ended| ended.contains(&tombstone)) {
+            return;
+        }
+        let (phase, by_socket) = match held.by {
+            HeldBy::TimeWait(substate) => (Phase::TimeWait(substate), false),
+            HeldBy::Socket(state) => (phase_of(state), true),
+        };
+        let new = NewLease {
+            cookie: held.cookie,
+            netns: held.netns,
+            family: held.family,
+            local_addr: held.local_addr,
+            local_port: held.local_port,
+            peer: held.peer,
+            kind: self.guess_kind(held, phase),
+            phase,
+            owner: held.owner,
+            acquired: None,
+        };
+        self.insert(new, by_socket, !by_socket);
+    }
+}
+
+/// What a lease begins with.
+struct NewLease {
+    cookie: Cookie,
+    netns: Netns,
+    family: Family,
+    local_addr: Addr,
+    local_port: Port,
+    peer: Option<(Addr, Port)>,
+    kind: Kind,
+    phase: Phase,
+    owner: Option<Owner>,
+    acquired: Option<Instant>,
+}
+
+impl NewLease {
+    /// From a fact that shows a held port; `None` if it shows none.
+    fn from_fact(fact: &Fact, kind: Kind, phase: Phase) -> Option<Self> {
+        Some(Self {
+            cookie: Cookie(fact.cookie),
+            netns: Netns(fact.netns),
+            family: family(fact),
+            local_addr: Addr(fact.local_addr),
+            local_port: port(fact.local_port)?,
+            peer: peer(fact),
+            kind,
+            phase,
+            owner: None,
+            acquired: None,
+        })
+    }
+}
+
+// Facts of sockets.
+impl Ledger {
+    fn bound(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        let auto = fact.detail != 0;
+        let kind = if auto { Kind::BindAuto } else { Kind::Bind };
+        if self.socket_lease(Cookie(fact.cookie)).is_some() {
+            return;
+        }
+        let Some(new) = NewLease::from_fact(fact, kind, Phase::Bound) else { return };
+        let new = NewLease { owner, acquired: Some(at), peer: None, ..new };
+        let requested_port = if auto { 0 } else { new.local_port.0 };
+        let reuse = self.reuse(new.netns, new.local_port, at);
+        let index = self.insert(new, true, false);
+        self.tell(index, at, Change::Bind { requested_port, reuse }, sink);
+    }
+
+    fn bind_failed(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
+        let netns = Netns(fact.netns);
+        let wanted = Addr(fact.local_addr);
+        let holder = (fact.detail == libc::EADDRINUSE)
+            .then(|| port(fact.local_port))
+            .flatten()
+            .and_then(|port| self.holder(netns, port, wanted, Cookie(fact.cookie)));
+        let cause = match fact.detail {
+            libc::EADDRINUSE if fact.local_port != 0 => Some(Cause::PortHeld),
+            libc::EADDRINUSE => None,
+            libc::EADDRNOTAVAIL => Some(Cause::AddressNotLocal),
+            libc::EACCES | libc::EPERM => Some(Cause::Permission),
+            _ => Some(Cause::Other),
+        };
+        sink.failure(Failure {
+            at: Instant(fact.time_ns),
+            netns,
+            cookie: Cookie(fact.cookie),
+            family: family(fact),
+            owner,
+            operation: Operation::Bind,
+            errno: fact.detail,
+            local_addr: wanted,
+            local_port: fact.local_port,
+            peer: None,
+            cause,
+            holder: holder.map(|index| &self.leases[index as usize].lease),
+            search_ns: None,
+        });
+    }
+
+    fn connect_start(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        let cookie = Cookie(fact.cookie);
+        if fact.local_port == 0 {
+            // A socket that connects anew holds nothing any more, whatever we missed.
+            if let Some(index) = self.socket_lease(cookie) {
+                self.drop_socket_hold(index, at, Reason::Closed, sink);
+            }
+            self.pending
+                .insert(cookie, Pending { began: at, operation: Operation::Connect, owner });
+            return;
+        }
+        let Some(mut index) = self.bound_lease(fact, owner) else { return };
+        if self.leases[index as usize].held_by_time_wait {
+            // The socket left a TIME_WAIT on its port and connects elsewhere: from here on the
+            // two holders go separate ways.
+            index = self.part(index, at, sink);
+        }
+        let entry = &mut self.leases[index as usize];
+        entry.lease.phase = Phase::Connecting;
+        entry.lease.local_addr = Addr(fact.local_addr);
+        entry.lease.peer = peer(fact);
+        entry.lease.established = None;
+        entry.lease.closing = None;
+        entry.lease.closed_by = None;
+        entry.close_reason = None;
+        entry.attempt = Some(at);
+        entry.unconfirmed = true;
+    }
+
+    fn port_chosen(&mut self, fact: &Fact, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        let cookie = Cookie(fact.cookie);
+        let from_time_wait = self.take_over(fact, sink);
+        if let Some(index) = self.socket_lease(cookie) {
+            self.pending.remove(&cookie);
+            let entry = &mut self.leases[index as usize];
+            entry.unconfirmed = false;
+            entry.attempt = Some(at);
+            return;
+        }
+        let pending = self.pending.remove(&cookie);
+        let Some(new) = NewLease::from_fact(fact, Kind::Connect, Phase::Connecting) else {
+            return;
+        };
+        let owner = pending.and_then(|pending| pending.owner);
+        let new = NewLease { owner, acquired: Some(at), ..new };
+        let reuse = from_time_wait.or_else(|| self.reuse(new.netns, new.local_port, at));
+        let search_ns = pending.map(|pending| at.since(pending.began));
+        let index = self.insert(new, true, false);
+        self.leases[index as usize].attempt = Some(at);
+        self.tell(index, at, Change::Connect { search_ns, reuse }, sink);
+    }
+
+    fn established(&mut self, fact: &Fact, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        let cookie = Cookie(fact.cookie);
+        if let Some(index) = self.socket_lease(cookie) {
+            let entry = &mut self.leases[index as usize];
+            if entry.lease.phase == Phase::Established {
+                return;
+            }
+            entry.lease.phase = Phase::Established;
+            entry.lease.established = Some(at);
+            entry.lease.local_addr = Addr(fact.local_addr);
+            entry.lease.peer = peer(fact);
+            entry.unconfirmed = false;
+            let handshake_ns = entry.attempt.map(|attempt| at.since(attempt));
+            self.tell(index, at, Change::Established { handshake_ns }, sink);
+            return;
+        }
+        let from_time_wait = self.take_over(fact, sink);
+        if fact.state == TcpState::SynRecv as u8 {
+            self.born_of_listener(fact, sink);
+            return;
+        }
+        // connect() without the hook that shows its choice: this is the first that shows the port.
+        let pending = self.pending.remove(&cookie);
+        let Some(new) = NewLease::from_fact(fact, Kind::Connect, Phase::Established) else {
+            return;
+        };
+        let began = pending.map(|pending| pending.began);
+        let owner = pending.and_then(|pending| pending.owner);
+        let new = NewLease { owner, acquired: began, ..new };
+        let reuse = from_time_wait.or_else(|| self.reuse(new.netns, new.local_port, at));
+        let index = self.insert(new, true, false);
+        self.leases[index as usize].lease.established = Some(at);
+        self.tell(index, at, Change::Connect { search_ns: None, reuse }, sink);
+        let handshake_ns = began.map(|began| at.since(began));
+        self.tell(index, at, Change::Established { handshake_ns }, sink);
+    }
+
+    fn born_of_listener(&mut self, fact: &Fact, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        let Some(new) = NewLease::from_fact(fact, Kind::Accept, Phase::Established) else {
+            return;
+        };
+        let listener = self.listener(new.netns, new.local_port, new.local_addr);
+        let owner = listener.and_then(|index| self.leases[index as usize].lease.owner);
+        let index = self.insert(NewLease { owner, acquired: Some(at), ..new }, true, false);
+        let entry = &mut self.leases[index as usize];
+        entry.lease.established = Some(at);
+        entry.unannounced = true;
+        if self.sight.accepts {
+            let id = entry.lease.id;
+            self.accept_due.push_back(Deadline { at, index, id });
+        } else {
+            self.announce(index, sink);
+        }
+    }
+
+    fn accepted(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
+        if let Some(index) = self.socket_lease(Cookie(fact.cookie)) {
+            self.leases[index as usize].lease.owner = owner;
+            self.announce(index, sink);
+            return;
+        }
+        // The peer was faster: the connection has ended before it was accepted, except for its
+        // TIME_WAIT.
+        if let Some(index) =
+            tuple(fact).and_then(|tuple| self.time_wait_lease(Cookie(fact.cookie), &tuple))
+        {
+            self.leases[index as usize].lease.owner = owner;
+        }
+    }
+
+    fn listen_start(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        if fact.local_port == 0 {
+            self.pending.insert(
+                Cookie(fact.cookie),
+                Pending { began: at, operation: Operation::Listen, owner },
+            );
+            return;
+        }
+        let Some(index) = self.bound_lease(fact, owner) else { return };
+        self.leases[index as usize].unconfirmed = true;
+        if !self.sight.ports_chosen {
+            self.listens(index, at, sink);
+        }
+    }
+
+    fn listening(&mut self, fact: &Fact, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        let cookie = Cookie(fact.cookie);
+        if let Some(index) = self.socket_lease(cookie) {
+            self.listens(index, at, sink);
+            return;
+        }
+        let owner = self.pending.remove(&cookie).and_then(|pending| pending.owner);
+        let Some(new) = NewLease::from_fact(fact, Kind::Listen, Phase::Listen) else { return };
+        let new = NewLease { owner, acquired: Some(at), peer: None, ..new };
+        let reuse = self.reuse(new.netns, new.local_port, at);
+        let index = self.insert(new, true, false);
+        self.tell(index, at, Change::Bind { requested_port: 0, reuse }, sink);
+        self.tell(index, at, Change::Listen, sink);
+    }
+
+    fn listens(&mut self, index: u32, at: Instant, sink: &mut impl Sink) {
+        let entry = &mut self.leases[index as usize];
+        entry.unconfirmed = false;
+        if entry.lease.phase == Phase::Listen {
+            return;
+        }
+        entry.lease.phase = Phase::Listen;
+        let key = (entry.lease.netns, entry.lease.local_port);
+        self.listeners.entry(key).or_default().push(index);
+        self.tell(index, at, Change::Listen, sink);
+    }
+
+    fn closing(&mut self, fact: &Fact, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        let by = if fact.state == TcpState::FinWait1 as u8 { Side::Local } else { Side::Peer };
+        let index = match self.socket_lease(Cookie(fact.cookie)) {
+            Some(index) => index,
+            // Established before the tracer was.
+            None => match self.discover(fact, Phase::Established) {
+                Some(index) => index,
+                None => return,
+            },
+        };
+        let entry = &mut self.leases[index as usize];
+        entry.lease.phase = Phase::Closing;
+        if entry.lease.closed_by.is_none() {
+            entry.lease.closed_by = Some(by);
+            entry.lease.closing = Some(at);
+            self.tell(index, at, Change::Closing { by }, sink);
+        }
+    }
+
+    fn closed(&mut self, fact: &Fact, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        let cookie = Cookie(fact.cookie);
+        let old = TcpState::from_u8(fact.state);
+        if let Some(pending) = self.pending.remove(&cookie) {
+            self.pending_failed(fact, pending, sink);
+            return;
+        }
+        let Some(index) = self.socket_lease(cookie) else {
+            if let Some(ended) = &mut self.ended {
+                ended.insert(Tombstone::Socket(cookie));
+            }
+            if fact.local_port != 0 {
+                // Still held, by a socket from before our time.
+                self.discover(fact, Phase::Bound);
+            }
+            return;
+        };
+        let reason = close_reason(fact, old);
+        let entry = &mut self.leases[index as usize];
+        let is_failure = fact.detail == 0 && fact.flags & flags::SHUTDOWN_BOTH == 0;
+        if std::mem::take(&mut entry.unconfirmed) && self.sight.ports_chosen && is_failure {
+            self.unconfirmed_failed(index, fact, old, sink);
+        }
+        if old == Some(TcpState::Listen) {
+            self.unlist(index);
+        }
+        if fact.local_port == 0 {
+            self.drop_socket_hold(index, at, reason, sink);
+            return;
+        }
+        let entry = &mut self.leases[index as usize];
+        entry.close_reason = Some(reason);
+        if !entry.held_by_time_wait {
+            entry.lease.phase = Phase::Bound;
+        }
+    }
+
+    fn destroyed(&mut self, fact: &Fact, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        let cookie = Cookie(fact.cookie);
+        self.pending.remove(&cookie);
+        let Some(index) = self.socket_lease(cookie) else {
+            if let Some(ended) = &mut self.ended {
+                ended.insert(Tombstone::Socket(cookie));
+            }
+            return;
+        };
+        let reason = self.leases[index as usize].close_reason.unwrap_or(Reason::Closed);
+        self.drop_socket_hold(index, at, reason, sink);
+    }
+
+    /// connect() or listen() went back to CLOSE before it had a port.
+    fn pending_failed(&mut self, fact: &Fact, pending: Pending, sink: &mut impl Sink) {
+        // With an error on the socket the call had its port, and the peer refused: the fact that
+        // tells which port was lost. A close() ends a connect() that Fast Open had deferred.
+        if fact.detail != 0 || fact.flags & flags::SHUTDOWN_BOTH != 0 {
+            return;
+        }
+        let at = Instant(fact.time_ns);
+        let (errno, search_ns) = match pending.operation {
+            // inet_csk_get_port fails with EADDRINUSE (net/ipv4/inet_connection_sock.c),
+            // __inet_hash_connect with EADDRNOTAVAIL (net/ipv4/inet_hashtables.c).
+            Operation::Connect => (libc::EADDRNOTAVAIL, Some(at.since(pending.began))),
+            Operation::Listen | Operation::Bind => (libc::EADDRINUSE, None),
+        };
+        sink.failure(Failure {
+            at,
+            netns: Netns(fact.netns),
+            cookie: Cookie(fact.cookie),
+            family: family(fact),
+            owner: pending.owner,
+            operation: pending.operation,
+            errno,
+            local_addr: Addr(fact.local_addr),
+            local_port: 0,
+            peer: peer(fact),
+            cause: None,
+            holder: None,
+            search_ns,
+        });
+    }
+
+    /// connect() or listen() of a bound socket went back to CLOSE without a SYN or a listener.
+    fn unconfirmed_failed(
+        &mut self,
+        index: u32,
+        fact: &Fact,
+        old: Option<TcpState>,
+        sink: &mut impl Sink,
+    ) {
+        let at = Instant(fact.time_ns);
+        let Entry { lease, attempt, .. } = &self.leases[index as usize];
+        let (lease, attempt) = (*lease, *attempt);
+        let (operation, errno) = match old {
+            Some(TcpState::SynSent) => (Operation::Connect, libc::EADDRNOTAVAIL),
+            Some(TcpState::Listen) => (Operation::Listen, libc::EADDRINUSE),
+            _ => return,
+        };
+        let holder = match (operation, lease.peer) {
+            (Operation::Connect, Some(peer)) => self
+                .leases_on(lease.netns, lease.local_port)
+                .find(|other| other.id != lease.id && other.peer == Some(peer))
+                .copied(),
+            _ => self
+                .holder(lease.netns, lease.local_port, lease.local_addr, lease.cookie)
+                .map(|index| self.leases[index as usize].lease),
+        };
+        sink.failure(Failure {
+            at,
+            netns: lease.netns,
+            cookie: lease.cookie,
+            family: lease.family,
+            owner: lease.owner,
+            operation,
+            errno,
+            local_addr: lease.local_addr,
+            local_port: lease.local_port.0,
+            peer: if operation == Operation::Connect { lease.peer } else { None },
+            cause: Some(Cause::PortHeld),
+            holder: holder.as_ref(),
+            search_ns: attempt
+                .filter(|_| operation == Operation::Connect)
+                .map(|attempt| at.since(attempt)),
+        });
+    }
+
+    /// The lease of a socket that a fact shows to hold a port already, found or made.
+    fn bound_lease(&mut self, fact: &Fact, owner: Option<Owner>) -> Option<u32> {
+        let index = match self.socket_lease(Cookie(fact.cookie)) {
+            Some(index) => index,
+            None => self.discover(fact, Phase::Bound)?,
+        };
+        let lease = &mut self.leases[index as usize].lease;
+        lease.owner = lease.owner.or(owner);
+        Some(index)
+    }
+
+    /// Enters a lease that began before our time.
+    fn discover(&mut self, fact: &Fact, phase: Phase) -> Option<u32> {
+        let held = Held {
+            by: HeldBy::Socket(match phase {
+                Phase::Established => TcpState::Established,
+                _ => TcpState::Close,
+            }),
+            ..Held::from_fact(fact, None)?
+        };
+        let kind = self.guess_kind(&held, phase);
+        let new = NewLease::from_fact(fact, kind, phase)?;
+        Some(self.insert(new, true, false))
+    }
+}
+
+// Facts of TIME_WAITs.
+impl Ledger {
+    fn time_wait_start(&mut self, fact: &Fact, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        let cookie = Cookie(fact.cookie);
+        let substate = substate(fact);
+        let Some(tuple) = tuple(fact) else { return };
+        if let Some(index) = self.time_wait_lease(cookie, &tuple) {
+            // Armed anew: the cancellation was part of it.
+            self.uncancel(index);
+            let entry = &mut self.leases[index as usize];
+            if entry.lease.phase != Phase::TimeWait(substate) {
+                entry.lease.phase = Phase::TimeWait(substate);
+                self.tell(index, at, Change::TimeWait(substate), sink);
+            }
+            return;
+        }
+        let index = match self.socket_lease(cookie) {
+            Some(index) => index,
+            None => {
+                let held = Held {
+                    cookie,
+                    netns: tuple.netns,
+                    family: family(fact),
+                    local_addr: tuple.local.0,
+                    local_port: tuple.local.1,
+                    peer: Some(tuple.peer),
+                    by: HeldBy::TimeWait(substate),
+                    userlocks: None,
+                    owner: None,
+                };
+                let phase = Phase::TimeWait(substate);
+                let kind = self.guess_kind(&held, phase);
+                let Some(new) = NewLease::from_fact(fact, kind, phase) else { return };
+                self.insert(new, false, true)
+            }
+        };
+        let entry = &mut self.leases[index as usize];
+        entry.held_by_time_wait = true;
+        entry.lease.phase = Phase::TimeWait(substate);
+        entry.lease.time_wait = Some(at);
+        entry.lease.peer = Some(tuple.peer);
+        entry.lease.local_addr = tuple.local.0;
+        self.tell(index, at, Change::TimeWait(substate), sink);
+    }
+
+    fn time_wait_cancel(&mut self, fact: &Fact) {
+        let at = Instant(fact.time_ns);
+        let Some(tuple) = tuple(fact) else { return };
+        let cookie = Cookie(fact.cookie);
+        let Some(index) = self.time_wait_lease(cookie, &tuple) else {
+            if let Some(ended) = &mut self.ended {
+                ended.insert(Tombstone::TimeWait(cookie, tuple));
+            }
+            return;
+        };
+        let is_due = fact.flags & flags::TIMER_DUE != 0;
+        let is_netns_dying = fact.flags & flags::NETNS_DYING != 0;
+        let reason = if is_netns_dying { Reason::NetnsGone } else { Reason::TimeWaitKilled };
+        let entry = &mut self.leases[index as usize];
+        entry.cancel = Some(Cancel { at, reason });
+        let deadline = Deadline { at, index, id: entry.lease.id };
+        self.cancelled.insert(tuple, index);
+        if is_due && !is_netns_dying {
+            self.expiry_due.push_back(deadline);
+        } else {
+            self.kill_due.push_back(deadline);
+        }
+    }
+
+    fn time_wait_expire(&mut self, fact: &Fact, sink: &mut impl Sink) {
+        let at = Instant(fact.time_ns);
+        let Some(tuple) = tuple(fact) else { return };
+        let cookie = Cookie(fact.cookie);
+        match self.time_wait_lease(cookie, &tuple) {
+            Some(index) => self.end_time_wait(index, at, Reason::TimeWaitExpired, sink),
+            None => {
+                if let Some(ended) = &mut self.ended {
+                    ended.insert(Tombstone::TimeWait(cookie, tuple));
+                }
+            }
+        }
+    }
+
+    /// A new holder of a connection's addresses and ports: if a TIME_WAIT of the same was just
+    /// cancelled, this is why.
+    fn take_over(&mut self, fact: &Fact, sink: &mut impl Sink) -> Option<Reuse> {
+        let index = *self.cancelled.get(&tuple(fact)?)?;
+        let entry = self.leases.get(index as usize)?;
+        let (previous, cancel) = (entry.lease.id, entry.cancel?);
+        self.end_time_wait(index, cancel.at, Reason::TimeWaitReused, sink);
+        Some(Reuse { previous, idle_ns: 0, from_time_wait: true })
+    }
+
+    fn uncancel(&mut self, index: u32) {
+        let entry = &mut self.leases[index as usize];
+        if entry.cancel.take().is_some()
+            && let Some(tuple) = lease_tuple(&entry.lease)
+        {
+            self.cancelled.remove(&tuple);
+        }
+    }
+
+    fn end_time_wait(&mut self, index: u32, at: Instant, reason: Reason, sink: &mut impl Sink) {
+        self.uncancel(index);
+        let entry = &mut self.leases[index as usize];
+        entry.held_by_time_wait = false;
+        if entry.held_by_socket {
+            // The socket is still open, and bound to the port.
+            entry.lease.phase = Phase::Bound;
+        } else {
+            self.release(index, at, reason, sink);
+        }
+    }
+
+    /// Leaves the lease to its TIME_WAIT and gives the socket, which holds the port as well, one
+    /// of its own.
+    fn part(&mut self, index: u32, at: Instant, sink: &mut impl Sink) -> u32 {
+        let Lease { cookie, netns, family, local_addr, local_port, kind, owner, .. } =
+            self.leases[index as usize].lease;
+        self.drop_socket_hold(index, at, Reason::Closed, sink);
+        let new = NewLease {
+            cookie,
+            netns,
+            family,
+            local_addr,
+            local_port,
+            peer: None,
+            kind,
+            phase: Phase::Bound,
+            owner,
+            acquired: Some(at),
+        };
+        self.insert(new, true, false)
+    }
+}
+
+// The tables.
+impl Ledger {
+    fn insert(&mut self, new: NewLease, by_socket: bool, by_time_wait: bool) -> u32 {
+        let NewLease {
+            cookie,
+            netns,
+            family,
+            local_addr,
+            local_port,
+            peer,
+            kind,
+            phase,
+            owner,
+            acquired,
+        } = new;
+        let id = LeaseId(self.next_id);
+        self.next_id += 1;
+        let first_of_port = self.ports.get(netns, local_port).first;
+        let entry = Entry {
+            lease: Lease {
+                id,
+                cookie,
+                netns,
+                kind,
+                family,
+                local_addr,
+                local_port,
+                peer,
+                phase,
+                owner,
+                acquired,
+                established: None,
+                closing: None,
+                closed_by: None,
+                time_wait: None,
+            },
+            held_by_socket: by_socket,
+            held_by_time_wait: by_time_wait,
+            unconfirmed: false,
+            unannounced: false,
+            close_reason: None,
+            cancel: None,
+            attempt: None,
+            next_of_cookie: NONE,
+            next_of_port: first_of_port,
+            previous_of_port: NONE,
+        };
+        let index = u32::try_from(self.leases.insert(entry)).unwrap_or(NONE);
+        let next_of_cookie = self.by_cookie.insert(cookie, index).unwrap_or(NONE);
+        self.leases[index as usize].next_of_cookie = next_of_cookie;
+        if let Some(next) = self.leases.get_mut(first_of_port as usize) {
+            next.previous_of_port = index;
+        }
+        self.ports.get_mut(netns, local_port).first = index;
+        if phase == Phase::Listen {
+            self.listeners.entry((netns, local_port)).or_default().push(index);
+        }
+        index
+    }
+
+    fn drop_socket_hold(&mut self, index: u32, at: Instant, reason: Reason, sink: &mut impl Sink) {
+        let entry = &mut self.leases[index as usize];
+        entry.held_by_socket = false;
+        if !entry.held_by_time_wait {
+            self.release(index, at, reason, sink);
+        }
+    }
+
+    fn release(&mut self, index: u32, at: Instant, reason: Reason, sink: &mut impl Sink) {
+        self.tell(index, at, Change::Release { reason }, sink);
+        self.unlist(index);
+        let Entry { lease, next_of_cookie, next_of_port, previous_of_port, .. } =
+            self.leases.remove(index as usize);
+        // Out of the chain of its cookie, which is as good as always of length one.
+        match self.by_cookie.get_mut(&lease.cookie) {
+            Some(first) if *first == index => {
+                if next_of_cookie == NONE {
+                    self.by_cookie.remove(&lease.cookie);
+                } else {
+                    *first = next_of_cookie;
+                }
+            }
+            Some(first) => {
+                let mut before = *first;
+                while let Some(entry) = self.leases.get_mut(before as usize) {
+                    if entry.next_of_cookie == index {
+                        entry.next_of_cookie = next_of_cookie;
+                        break;
+                    }
+                    before = entry.next_of_cookie;
+                }
+            }
+            None => {}
+        }
+        if let Some(next) = self.leases.get_mut(next_of_port as usize) {
+            next.previous_of_port = previous_of_port;
+        }
+        let slot = self.ports.get_mut(lease.netns, lease.local_port);
+        slot.last_use = Some(LastUse { lease: lease.id, released: at });
+        if previous_of_port == NONE {
+            slot.first = next_of_port;
+        } else {
+            self.leases[previous_of_port as usize].next_of_port = next_of_port;
+        }
+        if let Some(ended) = &mut self.ended {
+            ended.insert(Tombstone::Socket(lease.cookie));
+            if let Some(tuple) = lease_tuple(&lease) {
+                ended.insert(Tombstone::TimeWait(lease.cookie, tuple));
+            }
+        }
+    }
+
+    fn tell(&mut self, index: u32, at: Instant, change: Change, sink: &mut impl Sink) {
+        self.announce(index, sink);
+        sink.lease(LeaseEvent { at, lease: &self.leases[index as usize].lease, change });
+    }
+
+    /// Tells of an accepted connection, if that has waited for the accepting process.
+    fn announce(&mut self, index: u32, sink: &mut impl Sink) {
+        let entry = &mut self.leases[index as usize];
+        if !std::mem::take(&mut entry.unannounced) {
+            return;
+        }
+        let lease = entry.lease;
+        let listener = self
+            .listener(lease.netns, lease.local_port, lease.local_addr)
+            .map(|listener| self.leases[listener as usize].lease.cookie);
+        sink.lease(LeaseEvent {
+            at: lease.acquired.unwrap_or(Instant(0)),
+            lease: &lease,
+            change: Change::Accept { listener },
+        });
+    }
+
+    fn unlist(&mut self, index: u32) {
+        let lease = &self.leases[index as usize].lease;
+        let key = (lease.netns, lease.local_port);
+        if let Some(listeners) = self.listeners.get_mut(&key) {
+            listeners.retain(|listener| *listener != index);
+            if listeners.is_empty() {
+                self.listeners.remove(&key);
+            }
+        }
+    }
+
+    /// The listener that a connection to this address belongs to; `None` if several share it.
+    fn listener(&self, netns: Netns, port: Port, local: Addr) -> Option<u32> {
+        let listeners = self.listeners.get(&(netns, port))?;
+        let bound_to = |listener: u32| self.leases[listener as usize].lease.local_addr;
+        let unique = |matches: &dyn Fn(Addr) -> bool| {
+            let mut found = listeners.iter().filter(|listener| matches(bound_to(**listener)));
+            match (found.next(), found.next()) {
+                (Some(only), None) => Some(Some(*only)),
+                (Some(_), Some(_)) => Some(None),
+                (None, _) => None,
+            }
+        };
+        unique(&|address| address == local)
+            .or_else(|| unique(&|address| address.is_unspecified()))
+            .flatten()
+    }
+
+    /// The lease that keeps somebody from binding this address and port.
+    fn holder(&self, netns: Netns, port: Port, wanted: Addr, not: Cookie) -> Option<u32> {
+        let first = self.ports.get(netns, port).first;
+        let overlaps = |lease: &Lease| {
+            lease.cookie != not
+                && (wanted.is_unspecified()
+                    || lease.local_addr.is_unspecified()
+                    || lease.local_addr == wanted)
+        };
+        // A listener or bound socket is what the user looks for, rather than one of its children.
+        let rank = |phase: Phase| match phase {
+            Phase::Listen => 0,
+            Phase::Bound => 1,
+            Phase::Connecting | Phase::Established | Phase::Closing => 2,
+            Phase::TimeWait(_) => 3,
+        };
+        self.chain(first, |entry| entry.next_of_port)
+            .filter(|(_, entry)| overlaps(&entry.lease))
+            .min_by_key(|(_, entry)| rank(entry.lease.phase))
+            .map(|(index, _)| index)
+    }
+
+    fn reuse(&self, netns: Netns, port: Port, at: Instant) -> Option<Reuse> {
+        let LastUse { lease, released } = self.ports.get(netns, port).last_use?;
+        Some(Reuse { previous: lease, idle_ns: at.since(released), from_time_wait: false })
+    }
+
+    /// How a lease from before our time began, as far as its looks tell.
+    fn guess_kind(&self, held: &Held, phase: Phase) -> Kind {
+        let locks = held.userlocks.unwrap_or(0);
+        let is_locked = locks & BINDPORT_LOCK != 0;
+        let has_listener = self.listeners.contains_key(&(held.netns, held.local_port));
+        match phase {
+            _ if is_locked => Kind::Bind,
+            Phase::Listen => Kind::Listen,
+            Phase::Bound => Kind::BindAuto,
+            _ if locks & CONNECT_BIND != 0 => Kind::Connect,
+            _ if has_listener => Kind::Accept,
+            _ => Kind::Connect,
+        }
+    }
+
+    fn socket_lease(&self, cookie: Cookie) -> Option<u32> {
+        self.chain(*self.by_cookie.get(&cookie)?, |entry| entry.next_of_cookie)
+            .find(|(_, entry)| entry.held_by_socket)
+            .map(|(index, _)| index)
+    }
+
+    fn time_wait_lease(&self, cookie: Cookie, tuple: &Tuple) -> Option<u32> {
+        self.chain(*self.by_cookie.get(&cookie)?, |entry| entry.next_of_cookie)
+            .find(|(_, entry)| {
+                entry.held_by_time_wait && lease_tuple(&entry.lease).as_ref() == Some(tuple)
+            })
+            .map(|(index, _)| index)
+    }
+
+    fn live(&self, deadline: Deadline) -> Option<&Entry> {
+        let entry = self.leases.get(deadline.index as usize)?;
+        (entry.lease.id == deadline.id).then_some(entry)
+    }
+
+    fn chain(
+        &self,
+        first: u32,
+        next: impl Fn(&Entry) -> u32,
+    ) -> impl Iterator<Item = (u32, &Entry)> {
+        let at = |index: u32| self.leases.get(index as usize).map(|entry| (index, entry));
+        std::iter::successors(at(first), move |(_, entry)| at(next(entry)))
+    }
+}
+
+/// Why a socket went to CLOSE (kernel-side order of events: net/ipv4/tcp.c, tcp_input.c).
+fn close_reason(fact: &Fact, old: Option<TcpState>) -> Reason {
+    let is_shut = fact.flags & flags::SHUTDOWN_BOTH != 0;
+    match fact.detail {
+        libc::ECONNREFUSED => return Reason::Refused,
+        libc::ETIMEDOUT => return Reason::TimedOut,
+        libc::ECONNRESET | libc::EPIPE => return Reason::ResetIn,
+        libc::ECONNABORTED => return Reason::Aborted,
+        0 => {}
+        _ => return Reason::Failed,
+    }
+    match old {
+        // tcp_disconnect and __tcp_close store the state before they send the reset and before
+        // they set the error; only a close() has shut both halves by then.
+        Some(TcpState::Established | TcpState::CloseWait | TcpState::FinWait1) => {
+            if is_shut {
+                Reason::ResetOut
+            } else {
+                Reason::Disconnected
+            }
+        }
+        Some(TcpState::SynSent) if !is_shut => Reason::Disconnected,
+        Some(TcpState::FinWait2) if fact.flags & flags::LINGER2_NEGATIVE != 0 => Reason::ResetOut,
+        // With a TIME_WAIT the lease goes on, and this reason is not used.
+        Some(TcpState::FinWait2 | TcpState::Closing) => Reason::TimeWaitOverflow,
+        _ => Reason::Closed,
+    }
+}
+
+fn phase_of(state: TcpState) -> Phase {
+    match state {
+        TcpState::SynSent => Phase::Connecting,
+        TcpState::Established | TcpState::SynRecv | TcpState::NewSynRecv => Phase::Established,
+        TcpState::FinWait1
+        | TcpState::FinWait2
+        | TcpState::CloseWait
+        | TcpState::LastAck
+        | TcpState::Closing => Phase::Closing,
+        TcpState::TimeWait => Phase::TimeWait(Substate::TimeWait),
+        TcpState::Close | TcpState::BoundInactive => Phase::Bound,
+        TcpState::Listen => Phase::Listen,
+    }
+}
+
+fn family(fact: &Fact) -> Family {
+    if fact.flags & flags::IPV6 == 0 { Family::Ipv4 } else { Family::Ipv6 }
+}
+
+fn substate(fact: &Fact) -> Substate {
+    if fact.state == TcpState::FinWait2 as u8 { Substate::FinWait2 } else { Substate::TimeWait }
+}
+
+fn peer(fact: &Fact) -> Option<(Addr, Port)> {
+    port(fact.peer_port).map(|port| (Addr(fact.peer_addr), port))
+}
+
+fn tuple(fact: &Fact) -> Option<Tuple> {
+    Some(Tuple {
+        netns: Netns(fact.netns),
+        local: (Addr(fact.local_addr), port(fact.local_port)?),
+        peer: peer(fact)?,
+    })
+}
+
+fn held_tuple(held: &Held) -> Option<Tuple> {
+    Some(Tuple { netns: held.netns, local: (held.local_addr, held.local_port), peer: held.peer? })
+}
+
+fn lease_tuple(lease: &Lease) -> Option<Tuple> {
+    Some(Tuple {
+        netns: lease.netns,
+        local: (lease.local_addr, lease.local_port),
+        peer: lease.peer?,
+    })
+}

@@ -1,0 +1,107 @@
+//! What the user sees: one file for each form.
+//!
+//! Invariant: outputs consume lease events and views only; they know nothing of the kernel.
+
+pub mod json;
+pub mod names;
+pub mod text;
+
+use std::collections::BTreeMap;
+
+use crate::ledger::{Failure, Instant, Lease, LeaseEvent};
+
+/// A hook, for the reader: how it is attached, or why it is not.
+#[derive(Clone, Debug)]
+pub struct HookReport {
+    /// The kernel's name of it.
+    pub name: &'static str,
+    /// How, or the reason and what is lost.
+    pub outcome: Result<&'static str, (String, &'static str)>,
+}
+
+/// The first record: what happens after it is seen.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// When.
+    pub at: Instant,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Every hook.
+    pub hooks: Vec<HookReport>,
+    /// Number of `held` records that follow.
+    pub held: usize,
+}
+
+/// The last record.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// When.
+    pub at: Instant,
+    /// Number of records of each type that were shown.
+    pub totals: BTreeMap<&'static str, u64>,
+    /// Facts that were lost.
+    pub lost: u64,
+    /// Since the start.
+    pub duration_s: f64,
+}
+
+/// A cgroup by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroup {
+    /// Path from the root of the v2 hierarchy.
+    pub path: String,
+    /// The container that it belongs to, if it is a container runtime's.
+    pub container: Option<String>,
+}
+
+/// A form of output. Records are collected until they are [taken](Self::buffer).
+pub trait Output {
+    /// The tracer sees everything from now on.
+    fn start(&mut self, start: &Start);
+    /// A lease of the snapshot.
+    fn held(&mut self, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>);
+    /// A change of a lease.
+    fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>);
+    /// A call that got no port.
+    fn failure(&mut self, failure: &Failure<'_>, cgroup: Option<&Cgroup>);
+    /// Facts were lost.
+    fn loss(&mut self, at: Instant, count: u64);
+    /// The end.
+    fn summary(&mut self, summary: &Summary);
+    /// What is to be written to stdout.
+    fn buffer(&mut self) -> &mut Vec<u8>;
+}
+
+/// Seconds of some nanoseconds.
+#[expect(clippy::cast_precision_loss, reason = "nanosecond precision is lost after 104 days")]
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// The name of a process, without its padding.
+fn comm(bytes: &[u8; 16]) -> std::borrow::Cow<'_, str> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end])
+}
+
+/// The times of a lease that has ended, in seconds; `None` where the beginning was not seen.
+struct Times {
+    held_s: Option<f64>,
+    established_s: Option<f64>,
+    time_wait_s: Option<f64>,
+}
+
+impl Times {
+    fn of(lease: &Lease, end: Instant) -> Self {
+        let since =
+            |begin: Option<Instant>, end: Instant| begin.map(|begin| seconds(end.since(begin)));
+        Self {
+            held_s: since(lease.acquired, end),
+            established_s: since(
+                lease.established,
+                lease.closing.or(lease.time_wait).unwrap_or(end),
+            ),
+            time_wait_s: since(lease.time_wait, end),
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Text for people: one line a record, fixed columns.
+
+use std::{fmt::Write as _, net::IpAddr};
+
+use jiff::{Timestamp, tz::TimeZone};
+use tracer_ebpf::Owner;
+
+use super::{Cgroup, Output, Start, Summary, Times, comm, names, seconds};
+use crate::ledger::{Addr, Change, Failure, Instant, Lease, LeaseEvent, Phase, Port, Reuse};
+
+/// Writes records as lines of text.
+#[derive(Debug)]
+pub struct Text {
+    realtime_offset_ns: i128,
+    zone: TimeZone,
+    colour: bool,
+    quiet: bool,
+    buffer: Vec<u8>,
+}
+
+impl Text {
+    /// `realtime_offset_ns` turns monotonic times into the time of day. `quiet` leaves stderr to
+    /// what the reader must know: losses.
+    #[must_use]
+    pub fn new(realtime_offset_ns: i128, colour: bool, quiet: bool) -> Self {
+        Self { realtime_offset_ns, zone: TimeZone::system(), colour, quiet, buffer: Vec::new() }
+    }
+
+    fn line(&mut self, line: &Line<'_>) {
+        let Line { at, event, netns, owner, local, peer, held_s, detail } = line;
+        let time = Timestamp::from_nanosecond(i128::from(at.0) + self.realtime_offset_ns)
+            .unwrap_or_default()
+            .to_zoned(self.zone.clone());
+        let clock = time.strftime("%H:%M:%S%.3f");
+        let (pid, name) = match owner {
+            Some(owner) => (owner.pid.to_string(), comm(&owner.comm)),
+            None => ("-".to_owned(), "-".into()),
+        };
+        let held = held_s.map_or_else(|| "-".to_owned(), duration);
+        let colour = self.colour.then(|| colour_of(event)).flatten();
+        let (on, off) = colour.map_or(("", ""), |code| (code, "\x1b[0m"));
+        let mut text = String::with_capacity(160);
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
+            "{clock} {on}{event:<11}{off} {netns:<10} {pid:>7} {name:<15} {local:<21} \
+             {peer:<21} {held:>8} {detail}",
+        );
+        self.buffer.extend_from_slice(text.trim_end().as_bytes());
+        self.buffer.push(b'\n');
+    }
+
+    fn of_lease<'a>(lease: &'a Lease, at: Instant, event: &'a str, detail: String) -> Line<'a> {
+        Line {
+            at,
+            event,
+            netns: lease.netns.0,
+            owner: lease.owner.as_ref(),
+            local: endpoint(lease.local_addr, Some(lease.local_port)),
+            peer: peer(lease.peer),
+            held_s: lease.acquired.map(|acquired| seconds(at.since(acquired))),
+            detail,
+        }
+    }
+}
+
+struct Line<'a> {
+    at: Instant,
+    event: &'a str,
+    netns: u32,
+    owner: Option<&'a Owner>,
+    local: String,
+    peer: String,
+    held_s: Option<f64>,
+    detail: String,
+}
+
+impl Output for Text {
+    fn start(&mut self, start: &Start) {
+        if !self.quiet {
+            for hook in &start.hooks {
+                if let Err((reason, loss)) = &hook.outcome {
+                    eprintln!("portlife: {} is not attached ({reason}): {loss}", hook.name);
+                }
+            }
+            eprintln!(
+                "portlife: tracing on Linux {}, leases held: {}; Ctrl-C ends it",
+                start.kernel, start.held,
+            );
+        }
+        self.buffer.extend_from_slice(
+            format!(
+                "{:<12} {:<11} {:<10} {:>7} {:<15} {:<21} {:<21} {:>8} DETAIL\n",
+                "TIME", "EVENT", "NETNS", "PID", "COMM", "LOCAL", "PEER", "HELD"
+            )
+            .as_bytes(),
+        );
+    }
+
+    fn held(&mut self, at: Instant, lease: &Lease, _cgroup: Option<&Cgroup>) {
+        let state = names::ss_state(lease.phase, lease.closed_by).to_owned();
+        self.line(&Self::of_lease(lease, at, "held", state));
+    }
+
+    fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
+        let LeaseEvent { at, lease, change } = *event;
+        let mut detail = match change {
+            Change::Bind { requested_port, reuse } => {
+                let asked = if requested_port == 0 { "any port" } else { "" };
+                join(&[asked.to_owned(), reused(reuse)])
+            }
+            Change::Connect { search_ns, reuse } => join(&[
+                search_ns.map(|ns| format!("search {}", duration(seconds(ns)))).unwrap_or_default(),
+                reused(reuse),
+            ]),
+            Change::Established { handshake_ns } => handshake_ns
+                .map(|ns| format!("handshake {}", duration(seconds(ns))))
+                .unwrap_or_default(),
+            Change::Accept { .. } | Change::Listen => String::new(),
+            Change::Closing { by } => format!("by {}", names::side(by)),
+            Change::TimeWait(substate) => {
+                names::ss_state(Phase::TimeWait(substate), None).to_owned()
+            }
+            Change::Release { reason } => {
+                let Times { established_s, time_wait_s, .. } = Times::of(lease, at);
+                join(&[
+                    names::reason(reason).replace('_', " "),
+                    established_s.map(|s| format!("estab {}", duration(s))).unwrap_or_default(),
+                    time_wait_s.map(|s| format!("tw {}", duration(s))).unwrap_or_default(),
+                ])
+            }
+        };
+        if let Some(container) = cgroup.and_then(|cgroup| cgroup.container.as_deref()) {
+            detail = join(&[detail, format!("container {container}")]);
+        }
+        self.line(&Self::of_lease(lease, at, names::change(&change), detail));
+    }
+
+    fn failure(&mut self, failure: &Failure<'_>, _cgroup: Option<&Cgroup>) {
+        let cause = failure.cause.map(|cause| names::cause(cause).replace('_', " "));
+        let holder = failure.holder.map(|holder| {
+            let who = holder.owner.as_ref().map_or_else(
+                || "nobody's".to_owned(),
+                |owner| format!("{}/{}", owner.pid, comm(&owner.comm)),
+            );
+            format!("by {who} {}", names::ss_state(holder.phase, holder.closed_by))
+        });
+        let detail = join(&[
+            format!("{} {}", names::operation(failure.operation), names::errno(failure.errno)),
+            cause.unwrap_or_default(),
+            holder.unwrap_or_default(),
+        ]);
+        self.line(&Line {
+            at: failure.at,
+            event: "FAIL",
+            netns: failure.netns.0,
+            owner: failure.owner.as_ref(),
+            local: endpoint(
+                failure.local_addr,
+                (failure.local_port != 0).then_some(Port(failure.local_port)),
+            ),
+            peer: peer(failure.peer),
+            held_s: None,
+            detail,
+        });
+    }
+
+    fn loss(&mut self, _at: Instant, count: u64) {
+        eprintln!(
+            "portlife: {count} facts were lost because the ring buffer was full: what is shown is \
+             incomplete (a larger --ring-bytes helps)"
+        );
+    }
+
+    fn summary(&mut self, summary: &Summary) {
+        if self.quiet {
+            return;
+        }
+        let totals: Vec<_> =
+            summary.totals.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        eprintln!(
+            "portlife: {} in {}, {} lost",
+            if totals.is_empty() { "no events".to_owned() } else { totals.join(", ") },
+            duration(summary.duration_s),
+            summary.lost
+        );
+    }
+
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+}
+
+fn colour_of(event: &str) -> Option<&'static str> {
+    Some(match event {
+        "FAIL" => "\x1b[1;31m",
+        "connect" | "accept" | "bind" | "listen" => "\x1b[32m",
+        "release" => "\x1b[34m",
+        "time_wait" => "\x1b[33m",
+        _ => return None,
+    })
+}
+
+fn endpoint(addr: Addr, port: Option<Port>) -> String {
+    let port = port.map_or_else(|| "*".to_owned(), |port| port.0.to_string());
+    match addr.ip() {
+        ip if ip.is_unspecified() => format!("*:{port}"),
+        IpAddr::V4(ip) => format!("{ip}:{port}"),
+        IpAddr::V6(ip) => format!("[{ip}]:{port}"),
+    }
+}
+
+fn peer(peer: Option<(Addr, Port)>) -> String {
+    peer.map_or_else(|| "-".to_owned(), |(addr, port)| endpoint(addr, Some(port)))
+}
+
+fn reused(reuse: Option<Reuse>) -> String {
+    match reuse {
+        None => String::new(),
+        Some(Reuse { from_time_wait: true, .. }) => "reuses a TIME-WAIT".to_owned(),
+        Some(Reuse { idle_ns, .. }) => format!("idle {}", duration(seconds(idle_ns))),
+    }
+}
+
+/// A duration in the unit that shows it best, in at most eight characters.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.001 => format!("{:.0}us", s * 1e6),
+        s if s < 1.0 => format!("{:.1}ms", s * 1e3),
+        s if s < 100.0 => format!("{s:.2}s"),
+        s if s < 6000.0 => format!("{s:.0}s"),
+        s => format!("{:.0}min", s / 60.0),
+    }
+}
+
+fn join(parts: &[String]) -> String {
+    let parts: Vec<_> = parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+    parts.join(", ")
+}

@@ -1,0 +1,30 @@
+//! portlife's development tasks: `cargo xtask --help`.
+
+mod build_ebpf;
+#[path = "../../tracer-ebpf/fingerprint.rs"]
+#[expect(clippy::allow_attributes, reason = "shared with a build script, which lacks our lints")]
+mod fingerprint;
+mod run;
+mod test;
+mod workspace;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "portlife's development tasks")]
+enum Task {
+    /// Build the eBPF object from source and commit it to tracer-ebpf/prebuilt.
+    BuildEbpf(build_ebpf::Args),
+    /// Build the tracer and trace this host (as root; asks sudo if need be).
+    Run(run::Args),
+    /// Run all tests, with those that need root and this kernel.
+    Test(test::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Task::parse() {
+        Task::BuildEbpf(args) => build_ebpf::run(&args),
+        Task::Run(args) => run::run(&args),
+        Task::Test(args) => test::run(&args),
+    }
+}
