@@ -12,7 +12,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant as Deadline, sleep, sleep_until},
 };
-use tracer_ebpf::{Hook, HookCounters, decode};
+use tracer_ebpf::{DecodeError, Hook, HookCounters, decode};
 
 use crate::{
     filter::{Filter, Subject},
@@ -50,6 +50,9 @@ pub enum AgentError {
     /// Reading the kernel's facts failed.
     #[error("the kernel's facts can no longer be read")]
     Ring(#[source] io::Error),
+    /// The programs write something else than the agent reads.
+    #[error("the eBPF object does not belong to this program")]
+    Foreign(#[source] DecodeError),
     /// Writing failed, and not because the reader went away.
     #[error("the output cannot be written")]
     Write(#[source] io::Error),
@@ -151,12 +154,10 @@ impl Session<'_> {
         // Every fact of an earlier time than this is on the ring by now.
         let now = Instant(clock::monotonic_ns());
         let mut foreign = None;
-        let drained = ring.drain(DRAIN_LIMIT, |record| match decode(record) {
-            Ok((kind, fact, owner)) => ledger.apply(kind, &fact, owner, reporter),
-            Err(error) => foreign = Some(error),
-        });
+        let drained =
+            ring.drain(DRAIN_LIMIT, |record| enter(record, ledger, reporter, &mut foreign));
         if let Some(error) = foreign {
-            return Err(AgentError::Ring(io::Error::other(error)));
+            return Err(AgentError::Foreign(error));
         }
         if drained < DRAIN_LIMIT {
             ledger.settle(now, reporter);
@@ -176,7 +177,15 @@ impl Session<'_> {
 
     /// Takes what is left on the ring and writes the summary.
     fn finish(&mut self, began: Deadline) -> Result<(), AgentError> {
-        while self.drain()? == DRAIN_LIMIT {}
+        let Self { ring, ledger, reporter, .. } = self;
+        let mut foreign = None;
+        ring.drain_all(|record| enter(record, ledger, reporter, &mut foreign))
+            .map_err(AgentError::Ring)?;
+        if let Some(error) = foreign {
+            return Err(AgentError::Foreign(error));
+        }
+        // Nothing more will come that could decide what is undecided.
+        self.ledger.settle(Instant(u64::MAX), &mut self.reporter);
         self.count_losses()?;
         self.reporter.output.summary(&Summary {
             at: Instant(clock::monotonic_ns()),
@@ -188,32 +197,45 @@ impl Session<'_> {
     }
 }
 
+/// Enters one record of the ring into the ledger.
+fn enter(
+    record: &[u8],
+    ledger: &mut Ledger,
+    sink: &mut impl Sink,
+    foreign: &mut Option<DecodeError>,
+) {
+    match decode(record) {
+        Ok((kind, fact, owner)) => ledger.apply(kind, &fact, owner, sink),
+        Err(error) => *foreign = Some(error),
+    }
+}
+
 /// Takes a snapshot while the programs already report, and merges the two.
 async fn take_snapshot(probes: &mut Probes, ledger: &mut Ledger) -> Result<(), AgentError> {
     let mut problems = Vec::new();
     let files = probes.open_files().and_then(|files| {
         files.map_err(|error| problems.push(format!("open files cannot be listed: {error}"))).ok()
     });
+    let mut foreign = None;
     ledger.begin_snapshot();
     let mut taking = tokio::task::spawn_blocking(|| snapshot::take(files));
     let taken = loop {
-        let apply = |record: &[u8]| {
-            if let Ok((kind, fact, owner)) = decode(record) {
-                ledger.apply(kind, &fact, owner, &mut Silence);
-            }
-        };
-        probes.ring.drain(usize::MAX, apply);
+        probes.ring.drain(usize::MAX, |record| {
+            enter(record, ledger, &mut Silence, &mut foreign);
+        });
         tokio::select! {
             taken = &mut taking => break taken.map_err(io::Error::other).map_err(AgentError::Ring)?,
             () = sleep(Duration::from_millis(1)) => {}
         }
     };
     // What happened before the last look of the snapshot is on the ring by now.
-    probes.ring.drain(usize::MAX, |record| {
-        if let Ok((kind, fact, owner)) = decode(record) {
-            ledger.apply(kind, &fact, owner, &mut Silence);
-        }
-    });
+    probes
+        .ring
+        .drain_all(|record| enter(record, ledger, &mut Silence, &mut foreign))
+        .map_err(AgentError::Ring)?;
+    if let Some(error) = foreign {
+        return Err(AgentError::Foreign(error));
+    }
     problems.extend(taken.problems);
     for held in &taken.held {
         ledger.adopt(held);

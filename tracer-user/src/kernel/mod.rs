@@ -16,5 +16,6 @@ pub mod loader;
 pub mod memory;
 pub mod netns;
 pub mod ring;
+pub mod sandbox;
 pub mod snapshot;
 pub mod sock_diag;

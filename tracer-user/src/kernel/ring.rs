@@ -1,6 +1,9 @@
 //! The ring buffer between the programs and the agent.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -8,6 +11,8 @@ use tokio::io::unix::AsyncFd;
 use tracer_ebpf::{Hook, HookCounters};
 
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+const LONGEST_DRAIN: Duration = Duration::from_millis(200);
 
 /// The agent's end of the ring.
 ///
@@ -43,6 +48,22 @@ impl Ring {
             consume(&record);
         }
         limit
+    }
+
+    /// Hands everything to `consume` that the programs have begun to write by now: a record that
+    /// is still being written on another CPU holds back those behind it.
+    ///
+    /// # Errors
+    /// If the kernel refuses the poll.
+    pub fn drain_all(&mut self, mut consume: impl FnMut(&[u8])) -> io::Result<()> {
+        // Hooks write for microseconds; a busy host may never leave the ring empty.
+        let deadline = Instant::now() + LONGEST_DRAIN;
+        loop {
+            self.drain(usize::MAX, &mut consume);
+            if !self.has_data()? || Instant::now() > deadline {
+                return Ok(());
+            }
+        }
     }
 
     /// Waits until the ring holds a fact, using no CPU meanwhile. May return early.

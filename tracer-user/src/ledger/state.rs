@@ -69,6 +69,8 @@ struct Entry {
     unannounced: bool,
     /// Why the socket went to CLOSE while it kept its port.
     close_reason: Option<Reason>,
+    /// When and why the socket let go, if the TIME_WAIT held on.
+    socket_end: Option<(Instant, Reason)>,
     cancel: Option<Cancel>,
     /// When the present connection attempt began.
     attempt: Option<Instant>,
@@ -111,6 +113,8 @@ enum Tombstone {
     TimeWait(Cookie, Tuple),
 }
 
+/// `SOCK_BINDADDR_LOCK` (include/net/sock.h): bind() gave an address.
+const BINDADDR_LOCK: u8 = 4;
 /// `SOCK_BINDPORT_LOCK` (include/net/sock.h): bind() asked for this very port.
 const BINDPORT_LOCK: u8 = 8;
 /// `SOCK_CONNECT_BIND` (6.18): connect() chose the port.
@@ -577,8 +581,8 @@ impl Ledger {
             return;
         }
         let entry = &mut self.leases[index as usize];
-        entry.close_reason = Some(reason);
         if !entry.held_by_time_wait {
+            entry.close_reason = Some(reason);
             entry.lease.phase = Phase::Bound;
         }
     }
@@ -809,6 +813,9 @@ impl Ledger {
             // The socket is still open, and bound to the port.
             entry.lease.phase = Phase::Bound;
         } else {
+            // What was cancelled is known to have ended only later: the socket may have been last.
+            let last = entry.socket_end.filter(|(socket_at, _)| *socket_at > at);
+            let (at, reason) = last.unwrap_or((at, reason));
             self.release(index, at, reason, sink);
         }
     }
@@ -876,6 +883,7 @@ impl Ledger {
             unconfirmed: false,
             unannounced: false,
             close_reason: None,
+            socket_end: None,
             cancel: None,
             attempt: None,
             next_of_cookie: NONE,
@@ -898,7 +906,9 @@ impl Ledger {
     fn drop_socket_hold(&mut self, index: u32, at: Instant, reason: Reason, sink: &mut impl Sink) {
         let entry = &mut self.leases[index as usize];
         entry.held_by_socket = false;
-        if !entry.held_by_time_wait {
+        if entry.held_by_time_wait {
+            entry.socket_end = Some((at, reason));
+        } else {
             self.release(index, at, reason, sink);
         }
     }
@@ -1028,9 +1038,11 @@ impl Ledger {
     fn guess_kind(&self, held: &Held, phase: Phase) -> Kind {
         let locks = held.userlocks.unwrap_or(0);
         let is_locked = locks & BINDPORT_LOCK != 0;
+        let is_bound_to_address = locks & BINDADDR_LOCK != 0;
         let has_listener = self.listeners.contains_key(&(held.netns, held.local_port));
         match phase {
             _ if is_locked => Kind::Bind,
+            Phase::Listen if is_bound_to_address => Kind::BindAuto,
             Phase::Listen => Kind::Listen,
             Phase::Bound => Kind::BindAuto,
             _ if locks & CONNECT_BIND != 0 => Kind::Connect,

@@ -1,0 +1,93 @@
+//! A network namespace of one's own, for tests and demonstrations that must not touch the host.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, AsRawFd as _},
+    path::PathBuf,
+};
+
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::netns;
+use crate::ledger::Netns;
+
+/// A new network namespace, with its loopback interface up. It ends when no thread is in it, no
+/// socket of it is open, and no handle to it is left.
+#[derive(Debug)]
+pub struct Sandbox {
+    handle: File,
+    netns: Netns,
+}
+
+impl Sandbox {
+    /// Moves the calling thread, for the rest of its life, into a new namespace.
+    ///
+    /// # Errors
+    /// If `CAP_SYS_ADMIN` is missing.
+    pub fn enter_new() -> io::Result<Self> {
+        // SAFETY: a network namespace of its own takes nothing from this thread that another
+        // thread relies on; file descriptors stay shared.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET)? };
+        raise_loopback()?;
+        let handle = File::open("/proc/thread-self/ns/net")?;
+        let netns = Netns(netns::inode_of(&handle)?);
+        Ok(Self { handle, netns })
+    }
+
+    /// The namespace's inode.
+    #[must_use]
+    pub fn netns(&self) -> Netns {
+        self.netns
+    }
+
+    /// Moves the calling thread into this namespace, too.
+    ///
+    /// # Errors
+    /// If `CAP_SYS_ADMIN` is missing.
+    pub fn enter(&self) -> io::Result<()> {
+        netns::enter(&self.handle)
+    }
+
+    /// Writes a setting of the calling thread's namespace, such as `ipv4/ip_local_port_range`.
+    ///
+    /// # Errors
+    /// If there is no such setting, or it does not take the value.
+    pub fn set(&self, setting: &str, value: &str) -> io::Result<()> {
+        fs::write(PathBuf::from("/proc/sys/net").join(setting), value)
+    }
+}
+
+/// Lets connect() choose the port of a socket that bind() gives an address only
+/// (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2).
+///
+/// # Errors
+/// If the kernel refuses the option.
+pub fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is an int that lives through the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn raise_loopback() -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: all fields of the structure are integers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: the request is valid for the duration of the call, and names an interface.
+    let result =
+        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,88 @@
+//! Ports of servers.
+
+use std::io::ErrorKind;
+
+use crate::support::{Pair, Tracer, addr, cookie, for_each_net};
+
+#[test]
+fn listen_on_an_unbound_socket_takes_a_port() {
+    for_each_net(|net, sandbox| {
+        let tracer = Tracer::start(sandbox);
+        let listener = net.socket();
+        listener.listen(1).expect("it listens");
+        let (own_cookie, port) = (cookie(&listener), addr(&listener).port());
+        drop(listener);
+        let story = tracer.finish();
+        assert_eq!(story.of(own_cookie), ["bind", "listen", "release:closed"]);
+        let bind = story.the(own_cookie, "bind");
+        assert_eq!(bind["kind"], "listen");
+        assert_eq!(bind["requested_port"], 0);
+        assert_eq!(bind["local_port"], port);
+        assert_eq!(bind["pid"], std::process::id());
+    });
+}
+
+#[test]
+fn a_second_listener_on_a_port_fails_and_keeps_its_bind() {
+    for_each_net(|net, sandbox| {
+        let tracer = Tracer::start(sandbox);
+        let [first, second] = [20_000, 20_000].map(|port| {
+            let socket = net.socket();
+            socket.set_reuse_address(true).expect("SO_REUSEADDR");
+            socket.bind(&net.at(port).into()).expect("neither listens yet");
+            socket
+        });
+        first.listen(1).expect("it listens");
+        let error = second.listen(1).expect_err("the port has a listener");
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        let (first_cookie, second_cookie) = (cookie(&first), cookie(&second));
+        drop(second);
+        let story = tracer.finish();
+        assert_eq!(story.of(first_cookie), ["bind", "listen"]);
+        assert_eq!(story.of(second_cookie), ["bind", "fail:EADDRINUSE", "release:closed"]);
+        let failure = story.the(second_cookie, "fail");
+        assert_eq!(failure["op"], "listen");
+        assert_eq!(failure["requested_port"], 20_000);
+        assert_eq!(failure["holder"]["cookie"], first_cookie);
+    });
+}
+
+#[test]
+fn a_connection_that_nobody_accepts_is_the_listeners() {
+    for_each_net(|net, sandbox| {
+        let mut tracer = Tracer::start(sandbox);
+        let listener = net.listener();
+        let client = net.socket();
+        client.connect(&addr(&listener).into()).expect("the backlog has room");
+        let accept = tracer.wait_for("accept", |record| record["type"] == "accept");
+        assert_eq!(accept["pid"], std::process::id());
+        assert_eq!(accept["peer_port"], addr(&client).port());
+        tracer.finish();
+    });
+}
+
+#[test]
+fn two_listeners_of_one_port_leave_the_connections_listener_open() {
+    for_each_net(|net, sandbox| {
+        let tracer = Tracer::start(sandbox);
+        let listeners = [20_000, 20_000].map(|port| {
+            let socket = net.socket();
+            socket.set_reuse_port(true).expect("SO_REUSEPORT");
+            socket.bind(&net.at(port).into()).expect("the port is shared");
+            socket.listen(16).expect("it listens");
+            socket.set_nonblocking(true).expect("O_NONBLOCK");
+            socket
+        });
+        let client = net.socket();
+        client.connect(&net.at(20_000).into()).expect("one of them takes it");
+        let server = listeners
+            .iter()
+            .find_map(|listener| listener.accept().ok())
+            .map(|(socket, _)| socket)
+            .expect("one of them has it");
+        let pair = Pair { client, server };
+        let server_cookie = cookie(&pair.server);
+        let story = tracer.finish();
+        assert!(story.the(server_cookie, "accept")["listener"].is_null());
+    });
+}

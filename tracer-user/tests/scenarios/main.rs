@@ -1,0 +1,12 @@
+//! Scenarios against the running kernel: what the kernel does with ports, and what the tracer
+//! says of it. Each runs in a network namespace of its own. They need root, and say so if they
+//! do not have it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bind;
+mod connect;
+mod listen;
+mod snapshot;
+mod time_wait;

@@ -1,0 +1,374 @@
+//! What holds a port after its socket is gone.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::ErrorKind,
+    net::Shutdown,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
+use serde_json::Value;
+use socket2::Socket;
+use tracer_user::kernel::clock;
+
+use crate::{
+    connect::one_port,
+    support::{
+        Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, sandbox,
+    },
+};
+
+/// Longer than a TIME_WAIT: 60 s and what the timer wheel rounds up (at most 4 s).
+const TIME_WAIT_PATIENCE: Duration = Duration::from_secs(75);
+
+/// Leaves a TIME_WAIT of the client behind and returns the client's cookie.
+fn time_wait_of_client(client: Socket, listener: &Socket, tracer: &mut Tracer) -> u64 {
+    let Pair { client, server } = Pair::connect(client, listener);
+    let client_cookie = cookie(&client);
+    drop(client);
+    read_to_end(&server);
+    drop(server);
+    tracer.wait_for("TIME_WAIT", is(client_cookie, "time_wait:time_wait"));
+    client_cookie
+}
+
+#[test]
+fn a_time_wait_whose_socket_is_open_is_the_only_holder_of_a_chosen_port() {
+    for_each_net(|net, sandbox| {
+        let mut tracer = Tracer::start(sandbox);
+        let listener = net.listener();
+        let Pair { client, server } = Pair::connect(net.socket(), &listener);
+        let client_cookie = cookie(&client);
+        client.shutdown(Shutdown::Write).expect("half a close");
+        read_to_end(&server);
+        drop(server);
+        read_to_end(&client);
+        tracer.wait_for("TIME_WAIT", is(client_cookie, "time_wait:time_wait"));
+        drop(client);
+        let story = tracer.finish();
+        assert_eq!(
+            story.of(client_cookie),
+            ["connect", "established", "closing:local", "time_wait:time_wait"]
+        );
+    });
+}
+
+#[test]
+fn an_explicitly_bound_port_is_held_by_socket_and_time_wait() {
+    for_each_net(|net, sandbox| {
+        let mut tracer = Tracer::start(sandbox);
+        let listener = net.listener();
+        let Pair { client, server } = Pair::connect(net.bound(20_000), &listener);
+        let client_cookie = cookie(&client);
+        client.shutdown(Shutdown::Write).expect("half a close");
+        read_to_end(&server);
+        drop(server);
+        read_to_end(&client);
+        tracer.wait_for("TIME_WAIT", is(client_cookie, "time_wait:time_wait"));
+        // The TIME_WAIT is killed, yet the socket holds the port on.
+        destroy(&client_cookie_tuple(&client, &listener));
+        let rival = net.socket();
+        let error = rival.bind(&net.at(20_000).into()).expect_err("the socket is open");
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        drop(client);
+        let release = tracer.wait_for("release", is(client_cookie, "release:closed"));
+        assert_eq!(release["local_port"], 20_000);
+        let heir = net.bound(20_000);
+        let story = tracer.finish();
+        assert_eq!(
+            story.of(client_cookie),
+            ["bind", "established", "closing:local", "time_wait:time_wait", "release:closed"]
+        );
+        drop(heir);
+    });
+}
+
+#[test]
+fn connect_takes_over_a_time_wait_once_the_kernel_allows_it() {
+    for_each_net(|net, sandbox| {
+        one_port(sandbox, 50_000);
+        let mut tracer = Tracer::start(sandbox);
+        let listener = net.bound(40_000);
+        listener.listen(16).expect("it listens");
+        let old = time_wait_of_client(net.socket(), &listener, &mut tracer);
+        // Loopback, tcp_tw_reuse 2: not before a second has passed.
+        let began = Instant::now();
+        let mut failures = 0;
+        let client = loop {
+            let client = net.socket();
+            match client.connect(&addr(&listener).into()) {
+                Ok(()) => break client,
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
+                    assert!(began.elapsed() < Duration::from_secs(10), "it is never reused");
+                    failures += 1;
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        };
+        assert!(failures > 0, "the kernel waits before it reuses a TIME_WAIT");
+        let new = cookie(&client);
+        tracer.wait_for("connection", is(new, "established"));
+        let story = tracer.finish();
+        assert_eq!(story.failures().len(), failures);
+        let release = story.the(old, "release");
+        assert_eq!(release["reason"], "time_wait_reused");
+        let connect = story.the(new, "connect");
+        assert_eq!(connect["reuse"]["from_time_wait"], true);
+        assert_eq!(connect["reuse"]["lease"], release["lease"]);
+        assert_eq!(connect["reuse"]["idle_s"], 0.0);
+        let position = |record: &Value| story.records.iter().position(|other| other == record);
+        assert!(position(release) < position(connect), "the release comes first");
+    });
+}
+
+#[test]
+fn without_timestamps_or_permission_a_time_wait_is_not_taken_over() {
+    for (setting, value) in [("ipv4/tcp_timestamps", "0"), ("ipv4/tcp_tw_reuse", "0")] {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let Some(sandbox) = sandbox() else { return };
+                one_port(&sandbox, 50_000);
+                sandbox.set(setting, value).expect("the setting exists");
+                let mut tracer = Tracer::start(&sandbox);
+                let listener = Net::V4.bound(40_000);
+                listener.listen(16).expect("it listens");
+                let old = time_wait_of_client(Net::V4.socket(), &listener, &mut tracer);
+                // Past the second after which it would be reused.
+                thread::sleep(Duration::from_millis(1500));
+                let client = Net::V4.socket();
+                let error = client.connect(&addr(&listener).into()).expect_err("one port");
+                assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
+                let new = cookie(&client);
+                let story = tracer.finish();
+                assert_eq!(story.of(new), ["fail:EADDRNOTAVAIL"]);
+                assert!(!story.of(old).iter().any(|record| record.starts_with("release")));
+            });
+        });
+    }
+}
+
+#[test]
+fn a_socket_bound_over_its_own_time_wait_takes_it_over_at_once() {
+    for_each_net(|net, sandbox| {
+        let mut tracer = Tracer::start(sandbox);
+        let listener = net.listener();
+        let reusing = || {
+            let socket = net.socket();
+            socket.set_reuse_address(true).expect("SO_REUSEADDR");
+            socket.bind(&net.at(20_000).into()).expect("both have SO_REUSEADDR");
+            socket
+        };
+        let old = time_wait_of_client(reusing(), &listener, &mut tracer);
+        let pair = Pair::connect(reusing(), &listener);
+        let new = cookie(&pair.client);
+        tracer.wait_for("connection", is(new, "established"));
+        let story = tracer.finish();
+        assert_eq!(story.the(old, "release")["reason"], "time_wait_reused");
+        assert_eq!(story.of(new), ["bind", "established"]);
+    });
+}
+
+#[test]
+fn a_client_that_comes_back_takes_over_the_servers_time_wait() {
+    for_each_net(|net, sandbox| {
+        let mut tracer = Tracer::start(sandbox);
+        let listener = net.listener();
+        let client = || net.bound(20_000);
+        let Pair { client: first, server } = Pair::connect(client(), &listener);
+        let old = cookie(&server);
+        drop(server);
+        read_to_end(&first);
+        drop(first);
+        tracer.wait_for("TIME_WAIT", is(old, "time_wait:time_wait"));
+        let second = Pair::connect(client(), &listener);
+        let new = cookie(&second.server);
+        tracer.wait_for("connection", is(new, "accept"));
+        let story = tracer.finish();
+        assert_eq!(story.the(old, "release")["reason"], "time_wait_reused");
+        drop(second);
+    });
+}
+
+#[test]
+fn an_orphan_whose_peer_never_closes_is_let_go_after_fin_timeout() {
+    for_each_net(|net, sandbox| {
+        sandbox.set("ipv4/tcp_fin_timeout", "2").expect("the setting exists");
+        let mut tracer = Tracer::start(sandbox);
+        let listener = net.listener();
+        let Pair { client, server } = Pair::connect(net.socket(), &listener);
+        let client_cookie = cookie(&client);
+        drop(client);
+        let release =
+            tracer.wait_for("release", is(client_cookie, "release:time_wait_expired"));
+        let time_wait_s = release["time_wait_s"].as_f64().expect("it was seen");
+        assert!((2.0..4.5).contains(&time_wait_s), "{time_wait_s} s");
+        let story = tracer.finish();
+        assert_eq!(
+            story.of(client_cookie),
+            [
+                "connect",
+                "established",
+                "closing:local",
+                "time_wait:fin_wait2",
+                "release:time_wait_expired"
+            ]
+        );
+        drop(server);
+    });
+}
+
+#[test]
+fn a_time_wait_that_is_destroyed_is_let_go() {
+    for_each_net(|net, sandbox| {
+        let mut tracer = Tracer::start(sandbox);
+        let listener = net.listener();
+        let client = net.bound(20_000);
+        let old = time_wait_of_client(client, &listener, &mut tracer);
+        let tuple = Tuple { net, local_port: 20_000, peer_port: addr(&listener).port() };
+        destroy(&tuple);
+        tracer.wait_for("release", is(old, "release:time_wait_killed"));
+        tracer.finish();
+    });
+}
+
+#[test]
+fn a_namespace_that_ends_lets_its_time_waits_go() {
+    if sandbox().is_none() {
+        return;
+    }
+    // From outside, so that the tracer does not keep the namespace alive.
+    let mut tracer = Tracer::start_with(&[]);
+    let inside = thread::spawn(|| {
+        let sandbox = sandbox().expect("there was one before");
+        let listener = Net::V4.listener();
+        let Pair { client, server } = Pair::connect(Net::V4.socket(), &listener);
+        let client_cookie = cookie(&client);
+        drop(client);
+        read_to_end(&server);
+        (client_cookie, sandbox.netns())
+    });
+    let (client_cookie, netns) = inside.join().expect("the scenario runs");
+    let release = tracer.wait_for("release", is(client_cookie, "release:netns_gone"));
+    assert_eq!(release["netns"], netns.0);
+}
+
+/// The release must come when the kernel lets go, not when sixty seconds have passed: the timer
+/// wheel makes TIME_WAITs of one time slot expire together.
+#[test]
+fn time_waits_end_when_the_kernel_ends_them() {
+    let Some(sandbox) = sandbox() else { return };
+    let mut tracer = Tracer::start(&sandbox);
+    let listener = Net::V4.listener();
+    let mut waiting = HashMap::new();
+    for pause_ms in [0, 700, 700] {
+        thread::sleep(Duration::from_millis(pause_ms));
+        let client = Net::V4.bound(0);
+        let port = addr(&client).port();
+        waiting.insert(port, time_wait_of_client(client, &listener, &mut tracer));
+    }
+    let vanished = watch_time_waits(waiting.keys().copied().collect());
+    for (port, client_cookie) in waiting {
+        let release = tracer.wait_long_for(
+            "release",
+            TIME_WAIT_PATIENCE,
+            is(client_cookie, "release:time_wait_expired"),
+        );
+        let held_s = release["time_wait_s"].as_f64().expect("it was seen");
+        assert!((60.0..64.5).contains(&held_s), "{held_s} s");
+        let released_ns = release["mono_ns"].as_u64().expect("a number");
+        let (last_seen_ns, first_missed_ns) = vanished[&port];
+        // The list is not read in an instant: the end lies between its two readings.
+        assert!(
+            (last_seen_ns..=first_missed_ns).contains(&released_ns),
+            "port {port}: told {released_ns}, seen until {last_seen_ns}, gone by {first_missed_ns}"
+        );
+    }
+    tracer.finish();
+}
+
+/// For each port, the beginning of the last reading that showed its TIME_WAIT, and the end of the
+/// first that did not.
+fn watch_time_waits(mut ports: Vec<u16>) -> HashMap<u16, (u64, u64)> {
+    let mut last_seen = HashMap::new();
+    let mut vanished = HashMap::new();
+    let deadline = Instant::now() + TIME_WAIT_PATIENCE;
+    while !ports.is_empty() {
+        assert!(Instant::now() < deadline, "TIME_WAITs on {ports:?} do not end");
+        let began = clock::monotonic_ns();
+        let list = fs::read_to_string("/proc/thread-self/net/tcp").expect("the list");
+        let ended = clock::monotonic_ns();
+        ports.retain(|port| {
+            let is_listed = list.contains(&format!("0100007F:{port:04X} "));
+            if is_listed {
+                last_seen.insert(*port, began);
+            } else {
+                vanished.insert(*port, (last_seen.get(port).copied().unwrap_or(0), ended));
+            }
+            is_listed
+        });
+        thread::sleep(Duration::from_millis(20));
+    }
+    vanished
+}
+
+struct Tuple {
+    net: Net,
+    local_port: u16,
+    peer_port: u16,
+}
+
+fn client_cookie_tuple(client: &Socket, listener: &Socket) -> Tuple {
+    let local = addr(client);
+    let net = match local.ip() {
+        std::net::IpAddr::V4(_) => Net::V4,
+        std::net::IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => Net::Mapped,
+        std::net::IpAddr::V6(_) => Net::V6,
+    };
+    Tuple { net, local_port: local.port(), peer_port: addr(listener).port() }
+}
+
+/// Does what `ss -K` does (`SOCK_DESTROY`, sock_diag(7)).
+fn destroy(tuple: &Tuple) {
+    const SOCK_DESTROY: u16 = 21;
+    const NLM_F_REQUEST_ACK: u16 = 5;
+    let address: [u8; 16] = match tuple.net.loopback() {
+        std::net::IpAddr::V4(ip) => {
+            let [a, b, c, d] = ip.octets();
+            [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        }
+        std::net::IpAddr::V6(ip) => ip.octets(),
+    };
+    let family: u8 = if tuple.net.family() == "ipv4" { 2 } else { 10 };
+    let mut message = Vec::new();
+    message.extend(72_u32.to_ne_bytes());
+    message.extend(SOCK_DESTROY.to_ne_bytes());
+    message.extend(NLM_F_REQUEST_ACK.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend([family, libc::IPPROTO_TCP as u8, 0, 0]);
+    message.extend(u32::MAX.to_ne_bytes());
+    message.extend(tuple.local_port.to_be_bytes());
+    message.extend(tuple.peer_port.to_be_bytes());
+    message.extend(address);
+    message.extend(address);
+    message.extend([0; 4]);
+    // INET_DIAG_NOCOOKIE: whoever has these addresses and ports.
+    message.extend([0xff; 8]);
+    let socket = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        Some(netlink::SOCK_DIAG),
+    )
+    .expect("sock_diag");
+    rustix::net::send(&socket, &message, SendFlags::empty()).expect("it is sent");
+    let mut reply = [0; 256];
+    let (length, _) =
+        rustix::net::recv(&socket, &mut reply, RecvFlags::empty()).expect("a reply");
+    let errno = reply.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+    assert!(length >= 20);
+    assert_eq!(errno, Some(0), "the kernel destroys it (CONFIG_INET_DIAG_DESTROY)");
+}

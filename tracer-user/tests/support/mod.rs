@@ -1,0 +1,281 @@
+//! Runs the real tracer against this kernel, in a network namespace of the test's own.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
+use tracer_user::kernel::sandbox::Sandbox;
+
+/// How long an event may take that the kernel does not delay.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Enters a new namespace; `None`, said aloud, if this process may not.
+pub fn sandbox() -> Option<Sandbox> {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: the scenarios need root");
+        return None;
+    }
+    match Sandbox::enter_new() {
+        Ok(sandbox) => Some(sandbox),
+        Err(error) => {
+            println!("skipped: no network namespace can be made here: {error}");
+            None
+        }
+    }
+}
+
+/// A running tracer that shows one namespace only.
+pub struct Tracer {
+    child: Child,
+    lines: Receiver<Value>,
+    seen: Vec<Value>,
+}
+
+impl Tracer {
+    /// Starts it, and returns when it sees everything.
+    pub fn start(sandbox: &Sandbox) -> Self {
+        Self::start_with(&["-n", &sandbox.netns().0.to_string()])
+    }
+
+    pub fn start_with(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_portlife"))
+            .args(["trace", "-o", "json"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the tracer starts");
+        let stdout = child.stdout.take().expect("its output is piped");
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines() {
+                let line = line.expect("the tracer writes UTF-8");
+                let record = serde_json::from_str(&line)
+                    .unwrap_or_else(|error| panic!("{line} is not JSON: {error}"));
+                if sender.send(record).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut tracer = Self { child, lines, seen: Vec::new() };
+        tracer.wait_for("start", |record| record["type"] == "start");
+        tracer
+    }
+
+    /// Waits for a record that came or comes.
+    pub fn wait_for(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        self.wait_long_for(what, PATIENCE, is_it)
+    }
+
+    pub fn wait_long_for(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        is_it: impl Fn(&Value) -> bool,
+    ) -> Value {
+        if let Some(found) = self.seen.iter().find(|record| is_it(record)) {
+            return found.clone();
+        }
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(record) => {
+                    self.seen.push(record.clone());
+                    if is_it(&record) {
+                        return record;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("no {what} came within {patience:?}; what came:\n{}", self.dump())
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("the tracer ended before {what} came; what came:\n{}", self.dump())
+                }
+            }
+        }
+    }
+
+    /// Ends the tracer and returns all that it told.
+    pub fn finish(mut self) -> Story {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).expect("the tracer still runs");
+        self.seen.extend(self.lines.iter());
+        let status = self.child.wait().expect("the tracer ends");
+        assert!(status.success(), "the tracer ended with {status}");
+        let last = self.seen.last().expect("there was a start record");
+        assert_eq!(last["type"], "summary", "the last record");
+        assert_eq!(last["lost"], 0, "lost facts");
+        Story { records: std::mem::take(&mut self.seen) }
+    }
+
+    fn dump(&self) -> String {
+        self.seen.iter().map(|record| format!("{record}\n")).collect()
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        // Only a failing test still has one running.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// All records of a run.
+pub struct Story {
+    pub records: Vec<Value>,
+}
+
+impl Story {
+    /// The records about one socket, each in brief: its type and what distinguishes it.
+    pub fn of(&self, cookie: u64) -> Vec<String> {
+        self.records_of(cookie).map(brief).collect()
+    }
+
+    pub fn records_of(&self, cookie: u64) -> impl Iterator<Item = &Value> {
+        self.records.iter().filter(move |record| record["cookie"] == cookie)
+    }
+
+    /// The only record of this type about this socket.
+    pub fn the(&self, cookie: u64, kind: &str) -> &Value {
+        let mut found = self.records_of(cookie).filter(|record| record["type"] == kind);
+        let first = found.next().unwrap_or_else(|| {
+            panic!("no {kind} of {cookie} among {:#?}", self.of(cookie));
+        });
+        assert!(found.next().is_none(), "several {kind} of {cookie}: {:#?}", self.of(cookie));
+        first
+    }
+
+    pub fn failures(&self) -> Vec<&Value> {
+        self.records.iter().filter(|record| record["type"] == "fail").collect()
+    }
+}
+
+/// `release:closed`, `closing:local` and so on.
+pub fn brief(record: &Value) -> String {
+    let kind = record["type"].as_str().unwrap_or("?");
+    let mark = match kind {
+        "release" => &record["reason"],
+        "closing" => &record["by"],
+        "time_wait" => &record["substate"],
+        "held" => &record["phase"],
+        "fail" => &record["error"],
+        _ => return kind.to_owned(),
+    };
+    format!("{kind}:{}", mark.as_str().unwrap_or("?"))
+}
+
+/// Recognises a record by its socket and its brief form.
+pub fn is(of: u64, what: &str) -> impl Fn(&Value) -> bool {
+    move |record| record["cookie"] == of && brief(record) == what
+}
+
+/// What the scenarios are run for: a family, and the addresses to use.
+#[derive(Clone, Copy, Debug)]
+pub enum Net {
+    V4,
+    V6,
+    /// IPv6 sockets with IPv4-mapped addresses.
+    Mapped,
+}
+
+impl Net {
+    pub fn loopback(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::LOCALHOST.into(),
+            Self::V6 => Ipv6Addr::LOCALHOST.into(),
+            Self::Mapped => Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
+        }
+    }
+
+    /// The loopback address as the records show it.
+    pub fn shown(self) -> String {
+        self.loopback().to_canonical().to_string()
+    }
+
+    pub fn at(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.loopback(), port)
+    }
+
+    pub fn family(self) -> &'static str {
+        match self {
+            Self::V4 => "ipv4",
+            Self::V6 | Self::Mapped => "ipv6",
+        }
+    }
+
+    pub fn socket(self) -> Socket {
+        let domain = match self {
+            Self::V4 => Domain::IPV4,
+            Self::V6 | Self::Mapped => Domain::IPV6,
+        };
+        Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).expect("a socket")
+    }
+
+    /// A socket bound to the loopback address and this port (0 for any).
+    pub fn bound(self, port: u16) -> Socket {
+        let socket = self.socket();
+        socket.bind(&self.at(port).into()).expect("the port is free");
+        socket
+    }
+
+    pub fn listener(self) -> Socket {
+        let socket = self.bound(0);
+        socket.listen(1024).expect("it listens");
+        socket
+    }
+}
+
+pub fn cookie(socket: impl AsFd) -> u64 {
+    rustix::net::sockopt::socket_cookie(socket).expect("sockets have cookies")
+}
+
+pub fn addr(socket: &Socket) -> SocketAddr {
+    socket.local_addr().expect("a name").as_socket().expect("an IP socket")
+}
+
+/// A connected pair.
+pub struct Pair {
+    pub client: Socket,
+    pub server: Socket,
+}
+
+impl Pair {
+    pub fn connect(client: Socket, listener: &Socket) -> Self {
+        client.connect(&addr(listener).into()).expect("it connects");
+        let (server, _) = listener.accept().expect("it is accepted");
+        Self { client, server }
+    }
+}
+
+/// Reads until the peer has sent its FIN.
+pub fn read_to_end(socket: &Socket) {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 64];
+    while socket.recv(&mut buffer).expect("the connection is orderly") > 0 {}
+}
+
+/// Resets the connection when the socket is closed.
+pub fn reset_on_close(socket: &Socket) {
+    socket.set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+}
+
+/// Runs the body once for each kind of addresses, each in a namespace and thread of its own.
+pub fn for_each_net(body: fn(Net, &Sandbox)) {
+    thread::scope(|scope| {
+        for net in [Net::V4, Net::V6, Net::Mapped] {
+            scope.spawn(move || {
+                if let Some(sandbox) = sandbox() {
+                    body(net, &sandbox);
+                }
+            });
+        }
+    });
+}
