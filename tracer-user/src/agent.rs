@@ -81,8 +81,9 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     let began = Deadline::now();
     let mut probes = loader::load(load)?;
     let mut ledger = Ledger::new(sight(&probes.hooks));
+    let mut warnings = std::mem::take(&mut probes.warnings);
     if snapshot {
-        take_snapshot(&mut probes, &mut ledger).await?;
+        warnings.extend(take_snapshot(&mut probes, &mut ledger).await?);
     }
     let Probes { ring, hooks, cgroups, .. } = &mut probes;
     let mut reporter = Reporter {
@@ -91,7 +92,7 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
         cgroups: CgroupNames { root: cgroups.take(), known: HashMap::new() },
         totals: BTreeMap::new(),
     };
-    reporter.begin(hooks, &ledger);
+    reporter.begin(hooks, warnings, &ledger);
     let mut session = Session { ring, ledger, reporter, lost: 0, counted: Deadline::now() };
     let end = async {
         match duration {
@@ -210,8 +211,12 @@ fn enter(
     }
 }
 
-/// Takes a snapshot while the programs already report, and merges the two.
-async fn take_snapshot(probes: &mut Probes, ledger: &mut Ledger) -> Result<(), AgentError> {
+/// Takes a snapshot while the programs already report, and merges the two. Returns what could not
+/// be looked at, in sentences.
+async fn take_snapshot(
+    probes: &mut Probes,
+    ledger: &mut Ledger,
+) -> Result<Vec<String>, AgentError> {
     let mut problems = Vec::new();
     let files = probes.open_files().and_then(|files| {
         files.map_err(|error| problems.push(format!("open files cannot be listed: {error}"))).ok()
@@ -242,10 +247,7 @@ async fn take_snapshot(probes: &mut Probes, ledger: &mut Ledger) -> Result<(), A
     }
     ledger.end_snapshot();
     memory::trim();
-    for problem in problems {
-        eprintln!("portlife: {problem}");
-    }
-    Ok(())
+    Ok(problems)
 }
 
 fn sight(hooks: &[HookStatus]) -> Sight {
@@ -271,7 +273,7 @@ struct Reporter<'a> {
 }
 
 impl Reporter<'_> {
-    fn begin(&mut self, hooks: &[HookStatus], ledger: &Ledger) {
+    fn begin(&mut self, hooks: &[HookStatus], warnings: Vec<String>, ledger: &Ledger) {
         let at = Instant(clock::monotonic_ns());
         let Self { output, filter, cgroups, totals } = self;
         let mut held: Vec<&Lease> = ledger
@@ -292,6 +294,7 @@ impl Reporter<'_> {
                 .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
             hooks: hooks.collect(),
             held: held.len(),
+            warnings,
         });
         for lease in &held {
             output.held(at, lease, cgroups.of_lease(lease));

@@ -101,7 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let offset = clock::realtime_offset_ns();
     let mut output: Box<dyn Output> = match output {
         Form::Text => Box::new(Text::new(offset, stdout().is_terminal(), quiet)),
-        Form::Json => Box::new(Json::new(offset)),
+        Form::Json => Box::new(Json::new(offset, quiet)),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(agent::trace(options, output.as_mut()));

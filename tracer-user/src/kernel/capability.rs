@@ -16,6 +16,10 @@ pub enum Capability {
 }
 
 impl Capability {
+    /// Those without which something is missing, but not everything.
+    pub const OPTIONAL: [Self; 5] =
+        [Self::DacReadSearch, Self::NetAdmin, Self::SysPtrace, Self::SysAdmin, Self::Syslog];
+
     /// The name that `setcap` and container engines use.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -56,13 +60,13 @@ impl Capabilities {
         Self(Self::parse(&status).unwrap_or(u64::MAX))
     }
 
-    /// True if this one is there. `CAP_SYS_ADMIN` stands in for `CAP_BPF` and `CAP_PERFMON`, as
-    /// it does in the kernel (`bpf_capable`, include/linux/capability.h).
+    /// True if this one is there. `CAP_SYS_ADMIN` stands in for those that programs need, as it
+    /// does in the kernel (`bpf_token_capable`, kernel/bpf/token.c).
     #[must_use]
     pub fn has(self, capability: Capability) -> bool {
         let bit = |capability: Capability| self.0 >> capability as u64 & 1 == 1;
         bit(capability)
-            || matches!(capability, Capability::Bpf | Capability::Perfmon)
+            || matches!(capability, Capability::Bpf | Capability::Perfmon | Capability::NetAdmin)
                 && bit(Capability::SysAdmin)
     }
 
@@ -86,7 +90,7 @@ mod tests {
     fn sys_admin_stands_in_for_bpf() {
         let caps = Capabilities(1 << Capability::SysAdmin as u64);
         assert!(caps.has(Capability::Bpf) && caps.has(Capability::Perfmon));
-        assert_eq!(caps.missing(&[Capability::Bpf, Capability::NetAdmin]), [Capability::NetAdmin]);
+        assert_eq!(caps.missing(&[Capability::Bpf, Capability::Syslog]), [Capability::Syslog]);
     }
 
     #[test]

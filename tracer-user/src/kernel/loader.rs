@@ -83,6 +83,8 @@ pub struct Probes {
     pub hooks: Vec<HookStatus>,
     /// The cgroup v2 root, if it can be opened.
     pub cgroups: Option<CgroupRoot>,
+    /// What else is missing, in sentences.
+    pub warnings: Vec<String>,
     /// Keeps the programs attached.
     ebpf: Ebpf,
     has_snapshot: bool,
@@ -100,10 +102,16 @@ pub struct LoadOptions {
 /// # Errors
 /// If nothing can be traced at all: see [`LoadError`].
 pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
-    let missing = Capabilities::of_this_process().missing(&[Capability::Bpf, Capability::Perfmon]);
+    let capabilities = Capabilities::of_this_process();
+    let missing = capabilities.missing(&[Capability::Bpf, Capability::Perfmon]);
     if !missing.is_empty() {
         return Err(LoadError::Privilege(missing));
     }
+    let warnings = capabilities
+        .missing(&Capability::OPTIONAL)
+        .into_iter()
+        .map(|capability| format!("without {}, {}", capability.name(), capability.loss()))
+        .collect();
     raise_memlock();
     // Three slow lookups that need not wait for each other.
     let (resolved, aya_btf, handler) = thread::scope(|scope| {
@@ -184,7 +192,7 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
     let has_snapshot = is_attached(ITERATOR);
     drop(aya_btf);
     memory::trim();
-    Ok(Probes { ring, hooks, cgroups, ebpf, has_snapshot })
+    Ok(Probes { ring, hooks, cgroups, warnings, ebpf, has_snapshot })
 }
 
 impl Probes {

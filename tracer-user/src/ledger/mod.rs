@@ -11,6 +11,9 @@ mod ports;
 mod state;
 mod types;
 
+#[cfg(test)]
+mod tests;
+
 pub use held::{Held, HeldBy};
 pub use state::{Ledger, Sight};
 pub use types::{

@@ -809,6 +809,9 @@ impl Ledger {
         self.uncancel(index);
         let entry = &mut self.leases[index as usize];
         entry.held_by_time_wait = false;
+        if let (Some(ended), Some(tuple)) = (&mut self.ended, lease_tuple(&entry.lease)) {
+            ended.insert(Tombstone::TimeWait(entry.lease.cookie, tuple));
+        }
         if entry.held_by_socket {
             // The socket is still open, and bound to the port.
             entry.lease.phase = Phase::Bound;
@@ -906,6 +909,9 @@ impl Ledger {
     fn drop_socket_hold(&mut self, index: u32, at: Instant, reason: Reason, sink: &mut impl Sink) {
         let entry = &mut self.leases[index as usize];
         entry.held_by_socket = false;
+        if let Some(ended) = &mut self.ended {
+            ended.insert(Tombstone::Socket(entry.lease.cookie));
+        }
         if entry.held_by_time_wait {
             entry.socket_end = Some((at, reason));
         } else {
@@ -948,12 +954,6 @@ impl Ledger {
             slot.first = next_of_port;
         } else {
             self.leases[previous_of_port as usize].next_of_port = next_of_port;
-        }
-        if let Some(ended) = &mut self.ended {
-            ended.insert(Tombstone::Socket(lease.cookie));
-            if let Some(tuple) = lease_tuple(&lease) {
-                ended.insert(Tombstone::TimeWait(lease.cookie, tuple));
-            }
         }
     }
 

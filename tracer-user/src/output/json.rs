@@ -14,14 +14,16 @@ use crate::ledger::{
 #[derive(Debug)]
 pub struct Json {
     realtime_offset_ns: i128,
+    quiet: bool,
     buffer: Vec<u8>,
 }
 
 impl Json {
-    /// `realtime_offset_ns` turns monotonic times into the time of day.
+    /// `realtime_offset_ns` turns monotonic times into the time of day. `quiet` leaves what is not
+    /// seen to the `start` record.
     #[must_use]
-    pub fn new(realtime_offset_ns: i128) -> Self {
-        Self { realtime_offset_ns, buffer: Vec::new() }
+    pub fn new(realtime_offset_ns: i128, quiet: bool) -> Self {
+        Self { realtime_offset_ns, quiet, buffer: Vec::new() }
     }
 
     fn write<D: Serialize>(
@@ -56,12 +58,18 @@ impl Json {
 
 impl Output for Json {
     fn start(&mut self, start: &Start) {
+        if !self.quiet {
+            for shortcoming in start.shortcomings() {
+                eprintln!("portlife: {shortcoming}");
+            }
+        }
         #[derive(Serialize)]
         struct Details<'a> {
             version: &'static str,
             kernel: &'a str,
             hooks: BTreeMap<&'static str, Cow<'a, str>>,
             held: usize,
+            warnings: &'a [String],
         }
         let hooks = start.hooks.iter().map(|hook| {
             let outcome = match &hook.outcome {
@@ -75,6 +83,7 @@ impl Output for Json {
             kernel: &start.kernel,
             hooks: hooks.collect(),
             held: start.held,
+            warnings: &start.warnings,
         };
         self.write("start", start.at, None, details);
     }

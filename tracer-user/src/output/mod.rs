@@ -30,6 +30,8 @@ pub struct Start {
     pub hooks: Vec<HookReport>,
     /// Number of `held` records that follow.
     pub held: usize,
+    /// What else is not seen, in sentences.
+    pub warnings: Vec<String>,
 }
 
 /// The last record.
@@ -70,6 +72,17 @@ pub trait Output {
     fn summary(&mut self, summary: &Summary);
     /// What is to be written to stdout.
     fn buffer(&mut self) -> &mut Vec<u8>;
+}
+
+impl Start {
+    /// Everything that is not seen, and why, in sentences.
+    pub fn shortcomings(&self) -> impl Iterator<Item = String> {
+        let hooks = self.hooks.iter().filter_map(|hook| {
+            let (reason, loss) = hook.outcome.as_ref().err()?;
+            Some(format!("the hook {} is not attached ({reason}): {loss}", hook.name))
+        });
+        self.warnings.iter().cloned().chain(hooks)
+    }
 }
 
 /// Seconds of some nanoseconds.

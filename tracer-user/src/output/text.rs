@@ -78,10 +78,8 @@ struct Line<'a> {
 impl Output for Text {
     fn start(&mut self, start: &Start) {
         if !self.quiet {
-            for hook in &start.hooks {
-                if let Err((reason, loss)) = &hook.outcome {
-                    eprintln!("portlife: {} is not attached ({reason}): {loss}", hook.name);
-                }
+            for shortcoming in start.shortcomings() {
+                eprintln!("portlife: {shortcoming}");
             }
             eprintln!(
                 "portlife: tracing on Linux {}, leases held: {}; Ctrl-C ends it",

@@ -4,7 +4,9 @@ use std::io::ErrorKind;
 
 use tracer_user::kernel::sandbox::{Sandbox, bind_address_no_port};
 
-use crate::support::{Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, reset_on_close};
+use crate::support::{
+    Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, reset_on_close,
+};
 
 #[test]
 fn a_connection_closed_by_the_client_is_told_from_connect_to_time_wait() {

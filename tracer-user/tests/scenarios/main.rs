@@ -2,11 +2,10 @@
 //! says of it. Each runs in a network namespace of its own. They need root, and say so if they
 //! do not have it.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod bind;
 mod connect;
 mod listen;
 mod snapshot;
+mod support;
+mod surroundings;
 mod time_wait;

@@ -16,9 +16,7 @@ use tracer_user::kernel::clock;
 
 use crate::{
     connect::one_port,
-    support::{
-        Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, sandbox,
-    },
+    support::{Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, sandbox},
 };
 
 /// Longer than a TIME_WAIT: 60 s and what the timer wheel rounds up (at most 4 s).
@@ -202,8 +200,7 @@ fn an_orphan_whose_peer_never_closes_is_let_go_after_fin_timeout() {
         let Pair { client, server } = Pair::connect(net.socket(), &listener);
         let client_cookie = cookie(&client);
         drop(client);
-        let release =
-            tracer.wait_for("release", is(client_cookie, "release:time_wait_expired"));
+        let release = tracer.wait_for("release", is(client_cookie, "release:time_wait_expired"));
         let time_wait_s = release["time_wait_s"].as_f64().expect("it was seen");
         assert!((2.0..4.5).contains(&time_wait_s), "{time_wait_s} s");
         let story = tracer.finish();
@@ -366,8 +363,7 @@ fn destroy(tuple: &Tuple) {
     .expect("sock_diag");
     rustix::net::send(&socket, &message, SendFlags::empty()).expect("it is sent");
     let mut reply = [0; 256];
-    let (length, _) =
-        rustix::net::recv(&socket, &mut reply, RecvFlags::empty()).expect("a reply");
+    let (length, _) = rustix::net::recv(&socket, &mut reply, RecvFlags::empty()).expect("a reply");
     let errno = reply.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
     assert!(length >= 20);
     assert_eq!(errno, Some(0), "the kernel destroys it (CONFIG_INET_DIAG_DESTROY)");
