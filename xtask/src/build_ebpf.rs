@@ -254,7 +254,7 @@ fn find_linker(llvm_major: &str) -> Result<(PathBuf, String)> {
 /// Removes DWARF. BTF, symbols and relocations stay: the loader and the kernel need them.
 fn strip_debug(object: &[u8]) -> Result<Vec<u8>> {
     let mut builder = object::build::elf::Builder::read(object)?;
-    for section in builder.sections.iter_mut() {
+    for section in &mut builder.sections {
         let name = section.name.as_slice();
         if name.starts_with(b".debug") || name.starts_with(b".rel.debug") {
             section.delete = true;

@@ -2,7 +2,6 @@
 
 mod build_ebpf;
 #[path = "../../tracer-ebpf/fingerprint.rs"]
-#[expect(clippy::allow_attributes, reason = "shared with a build script, which lacks our lints")]
 mod fingerprint;
 mod run;
 mod test;

@@ -280,6 +280,7 @@ impl Ledger {
 }
 
 /// What a lease begins with.
+#[derive(Clone, Copy)]
 struct NewLease {
     cookie: Cookie,
     netns: Netns,

@@ -247,8 +247,7 @@ fn filters_show_what_they_name_and_nothing_else() {
     listener.listen(16).expect("it listens");
     let pair = Pair::connect(Net::V4.socket(), &listener);
     Net::V4.socket().bind(&Net::V4.at(20_001).into()).expect_err("it is taken");
-    let [listening, client, server] =
-        [&listener, &pair.client, &pair.server].map(|socket| cookie(socket));
+    let [listening, client, server] = [&listener, &pair.client, &pair.server].map(cookie);
     let stories = tracers.map(Tracer::finish);
     let shown = stories
         .each_ref()
@@ -279,7 +278,7 @@ fn the_agent_links_no_code_of_the_programs() {
     let defined: Vec<_> = file
         .symbols()
         .chain(file.dynamic_symbols())
-        .filter(|symbol| symbol.is_definition())
+        .filter(object::ObjectSymbol::is_definition)
         .filter_map(|symbol| symbol.name().ok())
         .filter(|name| ["memcpy", "memmove", "memset"].contains(name))
         .collect();
