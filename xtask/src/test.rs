@@ -1,10 +1,14 @@
-//! Runs every test.
+//! Runs every test, and says at the end what was skipped.
 
-use std::{ffi::OsString, process::Command};
+use std::{
+    ffi::OsString,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 
-use crate::workspace::{cargo, execute, is_root, root};
+use crate::workspace::{cargo, is_root, root};
 
 /// Scenario tests wait for the kernel rather than compute; several can wait at once.
 const TEST_THREADS: &str = "8";
@@ -17,14 +21,97 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if !is_root() {
+        eprintln!(
+            "without root the tests against the kernel skip; one lasts over a minute as root"
+        );
+    }
     let mut command = Command::new(cargo());
     command
         .current_dir(root())
         .env("RUST_TEST_THREADS", TEST_THREADS)
-        .args(["test", "--workspace", "--release"])
-        .args(&args.arguments);
-    if !is_root() {
-        eprintln!("the tests that need root will print that they skip: run this as root for all");
+        .args(["test", "--workspace", "--release", "--all-targets"])
+        .args(&args.arguments)
+        .stdout(Stdio::piped());
+    if !args.arguments.iter().any(|argument| argument == "--") {
+        command.arg("--");
     }
-    execute(&mut command)
+    // A test that skips prints why, which the runner would swallow.
+    command.arg("--show-output");
+    let mut child = command.spawn().context("cannot run cargo test")?;
+    let output = child.stdout.take().context("its output is not piped")?;
+    let mut totals = Totals::default();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        totals.count(&line);
+    }
+    let status = child.wait()?;
+    println!();
+    for reason in &totals.skipped {
+        println!("{reason}");
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        totals.passed(),
+        totals.failed,
+        totals.skipped.len()
+    );
+    if !status.success() {
+        bail!("the tests failed: {status}");
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Totals {
+    /// As the runner counts: a test that skips passes for it.
+    ok: usize,
+    failed: usize,
+    /// The lines in which tests said that they skipped.
+    skipped: Vec<String>,
+}
+
+impl Totals {
+    fn count(&mut self, line: &str) {
+        if line.starts_with("skipped: ") {
+            self.skipped.push(line.to_owned());
+        }
+        // test result: ok. 3 passed; 0 failed; 0 ignored; ...
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        for part in result.split(['.', ';']) {
+            let mut words = part.split_whitespace();
+            if let (Some(Ok(number)), Some(what)) =
+                (words.next().map(str::parse::<usize>), words.next())
+            {
+                match what {
+                    "passed" => self.ok += number,
+                    "failed" => self.failed += number,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn passed(&self) -> usize {
+        self.ok.saturating_sub(self.skipped.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_added_up_and_skips_taken_off() {
+        let mut totals = Totals::default();
+        for line in [
+            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
+            "skipped: this needs root",
+            "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
+        ] {
+            totals.count(line);
+        }
+        assert_eq!((totals.passed(), totals.failed, totals.skipped.len()), (3, 2, 1));
+    }
 }

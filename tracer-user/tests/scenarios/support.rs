@@ -269,12 +269,15 @@ pub fn reset_on_close(socket: &Socket) {
 
 /// Runs the body once for each kind of addresses, each in a namespace and thread of its own.
 pub fn for_each_net(body: fn(Net, &Sandbox)) {
+    // In this thread, so that a lack of privilege is said once.
+    if sandbox().is_none() {
+        return;
+    }
     thread::scope(|scope| {
         for net in [Net::V4, Net::V6, Net::Mapped] {
             scope.spawn(move || {
-                if let Some(sandbox) = sandbox() {
-                    body(net, &sandbox);
-                }
+                let sandbox = sandbox().expect("there was one before");
+                body(net, &sandbox);
             });
         }
     });
