@@ -10,9 +10,10 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
     signal::unix::{SignalKind, signal},
+    task::JoinHandle,
     time::{Instant as Deadline, sleep, sleep_until},
 };
-use tracer_ebpf::{DecodeError, Hook, HookCounters, decode};
+use tracer_ebpf::{DecodeError, decode};
 
 use crate::{
     filter::{Filter, Subject},
@@ -21,11 +22,13 @@ use crate::{
         clock,
         loader::{self, HookStatus, LoadError, LoadOptions, Probes},
         memory,
-        ring::Ring,
-        snapshot,
+        snapshot::{self, Snapshot},
     },
-    ledger::{Failure, Instant, Kind, Lease, LeaseEvent, Ledger, Operation, Sight, Silence, Sink},
-    output::{Cgroup, HookReport, Output, Start, Summary, names},
+    ledger::{
+        Differences, Failure, Instant, Kind, Lease, LeaseEvent, Ledger, Operation, Sight, Silence,
+        Sink,
+    },
+    output::{Cgroup, HookReport, Loss, Output, Place, Start, Summary, names},
 };
 
 /// What the user asked for.
@@ -37,6 +40,8 @@ pub struct Options {
     pub snapshot: bool,
     /// End by itself after this time.
     pub duration: Option<Duration>,
+    /// Compare the ledger with the kernel so often.
+    pub verify: Option<Duration>,
     /// What to show.
     pub filter: Filter,
 }
@@ -69,6 +74,8 @@ const DRAIN_LIMIT: usize = 16_384;
 const IDLE_DRAINS: u32 = 3;
 /// How often the counters are looked at while there is something to count.
 const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
+/// Comparisons that may find a difference before a loss is reported as not healed.
+const HEALING_ROUNDS: u32 = 4;
 
 /// Traces until the user, the duration or an error ends it.
 ///
@@ -77,7 +84,7 @@ const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
 pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), AgentError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
-    let Options { load, snapshot, duration, filter } = options;
+    let Options { load, snapshot, duration, verify, filter } = options;
     let began = Deadline::now();
     let mut probes = loader::load(load)?;
     let mut ledger = Ledger::new(sight(&probes.hooks));
@@ -85,15 +92,23 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     if snapshot {
         warnings.extend(take_snapshot(&mut probes, &mut ledger).await?);
     }
-    let Probes { ring, hooks, cgroups, .. } = &mut probes;
     let mut reporter = Reporter {
         output,
         filter,
-        cgroups: CgroupNames { root: cgroups.take(), known: HashMap::new() },
+        cgroups: CgroupNames { root: probes.cgroups.take(), known: HashMap::new() },
         totals: BTreeMap::new(),
     };
-    reporter.begin(hooks, warnings, &ledger);
-    let mut session = Session { ring, ledger, reporter, lost: 0, counted: Deadline::now() };
+    reporter.begin(&probes.hooks, warnings, &ledger);
+    let mut session = Session {
+        probes,
+        ledger,
+        reporter,
+        losses: Losses::default(),
+        counted: Deadline::now(),
+        verify,
+        next_verify: Deadline::now() + verify.unwrap_or_default(),
+        audit: None,
+    };
     let end = async {
         match duration {
             Some(duration) => sleep_until(began + duration).await,
@@ -118,11 +133,24 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
 
 /// Tracing under way.
 struct Session<'a> {
-    ring: &'a mut Ring,
+    probes: Probes,
     ledger: Ledger,
     reporter: Reporter<'a>,
-    lost: u64,
+    losses: Losses,
+    /// When the counters were looked at last.
     counted: Deadline,
+    verify: Option<Duration>,
+    next_verify: Deadline,
+    audit: Option<Audit>,
+}
+
+/// A comparison of the ledger with the kernel under way.
+struct Audit {
+    taking: JoinHandle<Snapshot>,
+    /// What a first comparison found, which the present one confirms or does not.
+    earlier: Option<Differences>,
+    /// Facts lost when it began.
+    lost: u64,
 }
 
 impl Session<'_> {
@@ -134,29 +162,36 @@ impl Session<'_> {
             if is_reader_gone() {
                 return Ok(());
             }
-            if idle_drains >= IDLE_DRAINS && !self.ledger.is_unsettled() {
-                self.ring.sleep().await.map_err(AgentError::Ring)?;
+            let is_idle = idle_drains >= IDLE_DRAINS
+                && !self.ledger.is_unsettled()
+                && self.audit.is_none()
+                && self.losses.unhealed() == 0;
+            if is_idle {
+                let until = self.verify.map(|_| self.next_verify);
+                self.probes.ring.sleep(until).await.map_err(AgentError::Ring)?;
             }
             tokio::select! {
                 () = sleep(DRAIN_INTERVAL) => {}
-                filling = self.ring.filling() => filling.map_err(AgentError::Ring)?,
+                filling = self.probes.ring.filling() => filling.map_err(AgentError::Ring)?,
             }
             let drained = self.drain()?;
             idle_drains = if drained == 0 { idle_drains + 1 } else { 0 };
+            // Once more after the last fact, for what was lost with it.
             if self.counted.elapsed() >= COUNTERS_INTERVAL && idle_drains <= IDLE_DRAINS {
                 self.count_losses()?;
             }
+            self.audit().await?;
         }
     }
 
     /// Takes what is on the ring now.
     fn drain(&mut self) -> Result<usize, AgentError> {
-        let Self { ring, ledger, reporter, .. } = self;
+        let Self { probes, ledger, reporter, .. } = self;
         // Every fact of an earlier time than this is on the ring by now.
         let now = Instant(clock::monotonic_ns());
         let mut foreign = None;
         let drained =
-            ring.drain(DRAIN_LIMIT, |record| enter(record, ledger, reporter, &mut foreign));
+            probes.ring.drain(DRAIN_LIMIT, |record| enter(record, ledger, reporter, &mut foreign));
         if let Some(error) = foreign {
             return Err(AgentError::Foreign(error));
         }
@@ -166,35 +201,137 @@ impl Session<'_> {
         Ok(drained)
     }
 
+    /// Takes everything that the programs have reported by now.
+    fn drain_all(&mut self) -> Result<(), AgentError> {
+        let Self { probes, ledger, reporter, .. } = self;
+        let mut foreign = None;
+        probes
+            .ring
+            .drain_all(|record| enter(record, ledger, reporter, &mut foreign))
+            .map_err(AgentError::Ring)?;
+        foreign.map_or(Ok(()), |error| Err(AgentError::Foreign(error)))
+    }
+
     fn count_losses(&mut self) -> Result<(), AgentError> {
         self.counted = Deadline::now();
-        let lost = lost(&self.ring.counters().map_err(AgentError::Ring)?);
-        if lost > self.lost {
-            self.reporter.output.loss(Instant(clock::monotonic_ns()), lost - self.lost);
-            self.lost = lost;
+        let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
+        self.losses.ring.now = counters.iter().map(|hook| hook.ring_full).sum();
+        self.losses.recursion.now = self.probes.unseen_firings();
+        Ok(())
+    }
+
+    /// Compares the ledger with the kernel when that is due, a step at a time.
+    async fn audit(&mut self) -> Result<(), AgentError> {
+        let Some(audit) = &mut self.audit else {
+            let is_due = self.verify.is_some() && Deadline::now() >= self.next_verify;
+            if is_due || self.losses.unhealed() > 0 {
+                self.begin_audit(None);
+            }
+            return Ok(());
+        };
+        if !audit.taking.is_finished() {
+            return Ok(());
+        }
+        let snapshot = (&mut audit.taking).await.map_err(io::Error::other);
+        let snapshot = snapshot.map_err(AgentError::Ring)?;
+        let (earlier, lost) = (audit.earlier.take(), audit.lost);
+        self.audit = None;
+        self.drain_all()?;
+        self.ledger.settle(Instant(clock::monotonic_ns()), &mut self.reporter);
+        let Snapshot { held, namespaces, problems: _ } = snapshot;
+        let mut differences = self.ledger.compare(&held, &namespaces.into_iter().collect());
+        self.ledger.end_snapshot();
+        match earlier {
+            None if !differences.is_empty() => self.begin_audit(Some(differences)),
+            None => self.conclude(&differences, lost)?,
+            Some(earlier) => {
+                differences.retain_confirmed(&earlier);
+                self.conclude(&differences, lost)?;
+            }
         }
         Ok(())
     }
 
+    fn begin_audit(&mut self, earlier: Option<Differences>) {
+        let lost = self.losses.total();
+        // Without the iterator what processes hold is still found, but for bound sockets.
+        let files = self.probes.open_files().and_then(Result::ok);
+        self.ledger.begin_snapshot();
+        let taking = tokio::task::spawn_blocking(|| snapshot::take(files));
+        self.audit = Some(Audit { taking, earlier, lost });
+    }
+
+    /// Reports a comparison and heals what it found. `lost` is what was lost when it began.
+    fn conclude(&mut self, differences: &Differences, lost: u64) -> Result<(), AgentError> {
+        let at = Instant(clock::monotonic_ns());
+        if let Some(interval) = self.verify.filter(|_| Deadline::now() >= self.next_verify) {
+            self.next_verify = Deadline::now() + interval;
+            self.reporter.output.verify(at, differences);
+        }
+        self.ledger.heal(differences, at, &mut self.reporter);
+        self.count_losses()?;
+        if self.losses.unhealed() > 0 {
+            let is_clean = differences.is_empty() && self.losses.total() == lost;
+            self.losses.rounds += 1;
+            if is_clean || self.losses.rounds >= HEALING_ROUNDS {
+                self.report_losses(at, is_clean);
+            }
+        }
+        Ok(())
+    }
+
+    fn report_losses(&mut self, at: Instant, healed: bool) {
+        let Losses { ring, recursion, rounds } = &mut self.losses;
+        *rounds = 0;
+        for (lost, place) in [(ring, Place::Ring), (recursion, Place::Recursion)] {
+            let count = lost.now - lost.reported;
+            if count > 0 {
+                self.reporter.output.loss(at, &Loss { count, place, healed });
+                lost.reported = lost.now;
+            }
+        }
+    }
+
     /// Takes what is left on the ring and writes the summary.
     fn finish(&mut self, began: Deadline) -> Result<(), AgentError> {
-        let Self { ring, ledger, reporter, .. } = self;
-        let mut foreign = None;
-        ring.drain_all(|record| enter(record, ledger, reporter, &mut foreign))
-            .map_err(AgentError::Ring)?;
-        if let Some(error) = foreign {
-            return Err(AgentError::Foreign(error));
-        }
+        self.drain_all()?;
         // Nothing more will come that could decide what is undecided.
         self.ledger.settle(Instant(u64::MAX), &mut self.reporter);
         self.count_losses()?;
+        let at = Instant(clock::monotonic_ns());
+        self.report_losses(at, false);
         self.reporter.output.summary(&Summary {
-            at: Instant(clock::monotonic_ns()),
+            at,
             totals: std::mem::take(&mut self.reporter.totals),
-            lost: self.lost,
+            lost: self.losses.total(),
             duration_s: began.elapsed().as_secs_f64(),
         });
         self.reporter.flush()
+    }
+}
+
+/// Facts that did not arrive, by where they were lost.
+#[derive(Default)]
+struct Losses {
+    ring: Lost,
+    recursion: Lost,
+    /// Comparisons since the oldest loss that is not healed.
+    rounds: u32,
+}
+
+#[derive(Default)]
+struct Lost {
+    now: u64,
+    reported: u64,
+}
+
+impl Losses {
+    fn total(&self) -> u64 {
+        self.ring.now + self.recursion.now
+    }
+
+    fn unhealed(&self) -> u64 {
+        self.total() - self.ring.reported - self.recursion.reported
     }
 }
 
@@ -259,11 +396,6 @@ fn sight(hooks: &[HookStatus]) -> Sight {
     }
 }
 
-/// Facts that the programs could not put on the ring.
-fn lost(counters: &[HookCounters; Hook::COUNT as usize]) -> u64 {
-    counters.iter().map(|hook| hook.ring_full).sum()
-}
-
 /// Shows what the filter admits.
 struct Reporter<'a> {
     output: &'a mut dyn Output,
@@ -318,6 +450,15 @@ impl Reporter<'_> {
 }
 
 impl Sink for Reporter<'_> {
+    fn found(&mut self, at: Instant, lease: &Lease) {
+        let Self { output, filter, cgroups, totals } = self;
+        let cgroup = cgroups.of_lease(lease);
+        if filter.admits(&Subject::of("held", lease, cgroup)) {
+            *totals.entry("held").or_default() += 1;
+            output.held(at, lease, cgroup);
+        }
+    }
+
     fn lease(&mut self, event: LeaseEvent<'_>) {
         let Self { output, filter, cgroups, totals } = self;
         let record = names::change(&event.change);

@@ -13,7 +13,7 @@ use crate::{
     filter::{self, Destination, Filter, KindFilter, PortRange},
     kernel::{clock, loader::LoadOptions, netns},
     ledger::{Family, Netns},
-    output::{Output, json::Json, text::Text},
+    output::{Output, Verbosity, json::Json, text::Text},
 };
 
 /// A value on the command line that parses but means nothing here.
@@ -31,6 +31,9 @@ pub struct Args {
     /// End after this many seconds
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     duration: Option<Duration>,
+    /// Compare the ledger with the kernel every so many seconds
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    verify: Option<Duration>,
     /// Size of the ring buffer between kernel and agent, rounded up to a power of two
     #[arg(long, value_name = "N", default_value_t = 8 << 20, value_parser = ring_bytes)]
     ring_bytes: u32,
@@ -91,17 +94,23 @@ enum Form {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Args { filter, output, duration, ring_bytes, no_snapshot, quiet, verbose: _ } = args;
+    let Args { filter, output, duration, verify, ring_bytes, no_snapshot, quiet, verbose } = args;
+    let verbosity = match verbose {
+        _ if quiet => Verbosity::Quiet,
+        0 => Verbosity::Normal,
+        _ => Verbosity::Verbose,
+    };
     let options = Options {
         load: LoadOptions { ring_bytes },
         snapshot: !no_snapshot,
         duration,
+        verify,
         filter: filter.resolve()?,
     };
     let offset = clock::realtime_offset_ns();
     let mut output: Box<dyn Output> = match output {
-        Form::Text => Box::new(Text::new(offset, stdout().is_terminal(), quiet)),
-        Form::Json => Box::new(Json::new(offset, quiet)),
+        Form::Text => Box::new(Text::new(offset, stdout().is_terminal(), verbosity)),
+        Form::Json => Box::new(Json::new(offset, verbosity)),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(agent::trace(options, output.as_mut()));

@@ -3,7 +3,13 @@
 //! No kernel version is asked for: a hook that the kernel refuses is reported with the kernel's
 //! reason and with what is lost, and the others go on.
 
-use std::{error::Error as StdError, fs::File, io, thread};
+use std::{
+    error::Error as StdError,
+    fs::{self, File},
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    thread,
+};
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
@@ -210,6 +216,25 @@ impl Probes {
             link.into_file().map_err(io::Error::other)
         })
     }
+}
+
+impl Probes {
+    /// Firings of hooks that no program saw: the kernel skips a program that would interrupt
+    /// itself on its CPU (`recursion_misses`, since 5.12).
+    #[must_use]
+    pub fn unseen_firings(&self) -> u64 {
+        self.ebpf
+            .programs()
+            .filter_map(|(_, program)| recursion_misses(program.fd().ok()?.as_fd()))
+            .sum()
+    }
+}
+
+fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
+    let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", program.as_raw_fd()));
+    let info = info.ok()?;
+    let misses = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
+    misses.trim().parse().ok()
 }
 
 const ITERATOR: &str = "task_file";

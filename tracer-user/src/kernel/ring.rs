@@ -66,18 +66,21 @@ impl Ring {
         }
     }
 
-    /// Waits until the ring holds a fact, using no CPU meanwhile. May return early.
+    /// Waits until the ring holds a fact, or until a certain time, using no CPU meanwhile. May
+    /// return early.
     ///
     /// # Errors
     /// If the kernel refuses the map update or the poll.
-    pub async fn sleep(&mut self) -> io::Result<()> {
+    pub async fn sleep(&mut self, until: Option<tokio::time::Instant>) -> io::Result<()> {
         // Facts that come after the flag is set wake us; one that came just before does not, so
         // look once more. A record that is reserved but not yet committed counts as well.
         self.set_asleep(true)?;
         if !self.has_data()? {
             // The bound is for the store buffer of another CPU, in which a record can hide from
             // our look while that CPU has not seen the flag: its next fact would wake us.
-            let _ = tokio::time::timeout(LONGEST_SLEEP, self.filling()).await;
+            let longest = tokio::time::Instant::now() + LONGEST_SLEEP;
+            let until = until.map_or(longest, |until| until.min(longest));
+            let _ = tokio::time::timeout_at(until, self.filling()).await;
         }
         self.set_asleep(false)
     }

@@ -15,7 +15,7 @@ mod types;
 mod tests;
 
 pub use held::{Held, HeldBy};
-pub use state::{Ledger, Sight};
+pub use state::{Differences, Ledger, Sight};
 pub use types::{
     Addr, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent, LeaseId, Netns,
     Operation, Phase, Port, Reason, Reuse, Side, Silence, Sink, Substate,

@@ -1,5 +1,9 @@
 //! The lease state machine.
 
+mod audit;
+
+pub use audit::Differences;
+
 use std::collections::VecDeque;
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -47,7 +51,9 @@ pub struct Ledger {
     kill_due: VecDeque<Deadline>,
     accept_due: VecDeque<Deadline>,
     /// Holds that ended while a snapshot was being taken: it may show them still.
-    ended: Option<FxHashSet<Tombstone>>,
+    ended: Option<FxHashSet<Hold>>,
+    /// Counts the snapshots, to tell what changed while the present one was taken.
+    epoch: u32,
 }
 
 /// A TIME_WAIT timer that was cancelled before it was due is armed again at once, under the same
@@ -74,6 +80,8 @@ struct Entry {
     cancel: Option<Cancel>,
     /// When the present connection attempt began.
     attempt: Option<Instant>,
+    /// The epoch of the latest change of holder or phase.
+    changed: u32,
     next_of_cookie: u32,
     next_of_port: u32,
     previous_of_port: u32,
@@ -107,8 +115,9 @@ struct Tuple {
     peer: (Addr, Port),
 }
 
+/// One of the two ways to hold a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Tombstone {
+enum Hold {
     Socket(Cookie),
     TimeWait(Cookie, Tuple),
 }
@@ -137,6 +146,7 @@ impl Ledger {
             kill_due: VecDeque::new(),
             accept_due: VecDeque::new(),
             ended: None,
+            epoch: 0,
         }
     }
 
@@ -227,6 +237,7 @@ impl Ledger {
     /// From now on a snapshot is being taken: remember what ends.
     pub fn begin_snapshot(&mut self) {
         self.ended = Some(FxHashSet::default());
+        self.epoch = self.epoch.wrapping_add(1);
     }
 
     /// Every fact of the snapshot's time is applied, and its holds are adopted.
@@ -234,30 +245,24 @@ impl Ledger {
         self.ended = None;
     }
 
-    /// Takes one hold that a snapshot found. Facts win: a hold that they have already told of
-    /// gains only an owner, and one that they have ended is not taken.
-    pub fn adopt(&mut self, held: &Held) {
-        let known = match held.by {
-            HeldBy::Socket(_) => self.socket_lease(held.cookie),
-            HeldBy::TimeWait(_) => {
-                let Some(tuple) = held_tuple(held) else { return };
-                self.time_wait_lease(held.cookie, &tuple)
-            }
+    /// Takes one hold that a snapshot found, and returns its place if it is new. Facts win: a hold
+    /// that they have already told of gains only an owner, and one that they have ended is not
+    /// taken.
+    pub fn adopt(&mut self, held: &Held) -> Option<u32> {
+        let hold = Hold::of(held)?;
+        let known = match hold {
+            Hold::Socket(cookie) => self.socket_lease(cookie),
+            Hold::TimeWait(cookie, tuple) => self.time_wait_lease(cookie, &tuple),
         };
         if let Some(index) = known {
             let entry = &mut self.leases[index as usize];
             entry.lease.owner = entry.lease.owner.or(held.owner);
-            return;
+            return None;
         }
-        if self.pending.contains_key(&held.cookie) && matches!(held.by, HeldBy::Socket(_)) {
-            return;
-        }
-        let tombstone = match (held.by, held_tuple(held)) {
-            (HeldBy::TimeWait(_), Some(tuple)) => Tombstone::TimeWait(held.cookie, tuple),
-            _ => Tombstone::Socket(held.cookie),
-        };
-        if self.ended.as_ref().is_some_and(|ended| ended.contains(&tombstone)) {
-            return;
+        let is_starting =
+            matches!(hold, Hold::Socket(cookie) if self.pending.contains_key(&cookie));
+        if is_starting || self.ended.as_ref().is_some_and(|ended| ended.contains(&hold)) {
+            return None;
         }
         let (phase, by_socket) = match held.by {
             HeldBy::TimeWait(substate) => (Phase::TimeWait(substate), false),
@@ -275,7 +280,7 @@ impl Ledger {
             owner: held.owner,
             acquired: None,
         };
-        self.insert(new, by_socket, !by_socket);
+        Some(self.insert(new, by_socket, !by_socket))
     }
 }
 
@@ -379,6 +384,7 @@ impl Ledger {
             index = self.part(index, at, sink);
         }
         let entry = &mut self.leases[index as usize];
+        entry.changed = self.epoch;
         entry.lease.phase = Phase::Connecting;
         entry.lease.local_addr = Addr(fact.local_addr);
         entry.lease.peer = peer(fact);
@@ -560,7 +566,7 @@ impl Ledger {
         }
         let Some(index) = self.socket_lease(cookie) else {
             if let Some(ended) = &mut self.ended {
-                ended.insert(Tombstone::Socket(cookie));
+                ended.insert(Hold::Socket(cookie));
             }
             if fact.local_port != 0 {
                 // Still held, by a socket from before our time.
@@ -582,6 +588,7 @@ impl Ledger {
             return;
         }
         let entry = &mut self.leases[index as usize];
+        entry.changed = self.epoch;
         if !entry.held_by_time_wait {
             entry.close_reason = Some(reason);
             entry.lease.phase = Phase::Bound;
@@ -594,7 +601,7 @@ impl Ledger {
         self.pending.remove(&cookie);
         let Some(index) = self.socket_lease(cookie) else {
             if let Some(ended) = &mut self.ended {
-                ended.insert(Tombstone::Socket(cookie));
+                ended.insert(Hold::Socket(cookie));
             }
             return;
         };
@@ -755,7 +762,7 @@ impl Ledger {
         let cookie = Cookie(fact.cookie);
         let Some(index) = self.time_wait_lease(cookie, &tuple) else {
             if let Some(ended) = &mut self.ended {
-                ended.insert(Tombstone::TimeWait(cookie, tuple));
+                ended.insert(Hold::TimeWait(cookie, tuple));
             }
             return;
         };
@@ -781,7 +788,7 @@ impl Ledger {
             Some(index) => self.end_time_wait(index, at, Reason::TimeWaitExpired, sink),
             None => {
                 if let Some(ended) = &mut self.ended {
-                    ended.insert(Tombstone::TimeWait(cookie, tuple));
+                    ended.insert(Hold::TimeWait(cookie, tuple));
                 }
             }
         }
@@ -809,9 +816,10 @@ impl Ledger {
     fn end_time_wait(&mut self, index: u32, at: Instant, reason: Reason, sink: &mut impl Sink) {
         self.uncancel(index);
         let entry = &mut self.leases[index as usize];
+        entry.changed = self.epoch;
         entry.held_by_time_wait = false;
         if let (Some(ended), Some(tuple)) = (&mut self.ended, lease_tuple(&entry.lease)) {
-            ended.insert(Tombstone::TimeWait(entry.lease.cookie, tuple));
+            ended.insert(Hold::TimeWait(entry.lease.cookie, tuple));
         }
         if entry.held_by_socket {
             // The socket is still open, and bound to the port.
@@ -890,6 +898,7 @@ impl Ledger {
             socket_end: None,
             cancel: None,
             attempt: None,
+            changed: self.epoch,
             next_of_cookie: NONE,
             next_of_port: first_of_port,
             previous_of_port: NONE,
@@ -909,9 +918,10 @@ impl Ledger {
 
     fn drop_socket_hold(&mut self, index: u32, at: Instant, reason: Reason, sink: &mut impl Sink) {
         let entry = &mut self.leases[index as usize];
+        entry.changed = self.epoch;
         entry.held_by_socket = false;
         if let Some(ended) = &mut self.ended {
-            ended.insert(Tombstone::Socket(entry.lease.cookie));
+            ended.insert(Hold::Socket(entry.lease.cookie));
         }
         if entry.held_by_time_wait {
             entry.socket_end = Some((at, reason));
@@ -960,7 +970,9 @@ impl Ledger {
 
     fn tell(&mut self, index: u32, at: Instant, change: Change, sink: &mut impl Sink) {
         self.announce(index, sink);
-        sink.lease(LeaseEvent { at, lease: &self.leases[index as usize].lease, change });
+        let entry = &mut self.leases[index as usize];
+        entry.changed = self.epoch;
+        sink.lease(LeaseEvent { at, lease: &entry.lease, change });
     }
 
     /// Tells of an accepted connection, if that has waited for the accepting process.

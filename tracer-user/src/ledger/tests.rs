@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags, mapped};
 
 use super::{
-    Addr, Change, Cookie, Failure, Family, Held, HeldBy, Instant, LeaseEvent, LeaseId, Ledger,
-    Netns, Port, Reason, Sight, Sink, Substate,
+    Addr, Change, Cookie, Differences, Failure, Family, Held, HeldBy, Instant, Lease, LeaseEvent,
+    LeaseId, Ledger, Netns, Port, Reason, Sight, Sink, Substate,
 };
 
 const LOCAL: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
@@ -306,6 +306,10 @@ impl Sink for Lives {
     fn failure(&mut self, _failure: Failure<'_>) {
         self.failures += 1;
     }
+
+    fn found(&mut self, _at: Instant, lease: &Lease) {
+        assert!(!self.ended.contains(&lease.id));
+    }
 }
 
 fn apply(ledger: &mut Ledger, facts: &[Fact], sink: &mut impl Sink) {
@@ -383,6 +387,86 @@ proptest! {
         }
         ledger.settle(Instant(kernel.now + STEP_NS), &mut lives);
         prop_assert_eq!(holds(&ledger), kernel.holds());
+    }
+}
+
+proptest! {
+    /// Whatever facts are lost, a comparison finds the difference and heals it.
+    #[test]
+    fn losses_are_found_and_healed(
+        steps in steps(),
+        lost in prop::collection::vec(prop::bool::weighted(0.2), 600),
+    ) {
+        let mut kernel = Kernel::new();
+        for (operation, choice) in &steps {
+            kernel.step(*operation, *choice);
+        }
+        let kept: Vec<_> = kernel
+            .facts
+            .iter()
+            .zip(&lost)
+            .filter_map(|(fact, lost)| (!lost).then_some(*fact))
+            .collect();
+        let mut ledger = Ledger::new(SIGHT);
+        let mut lives = Lives::default();
+        apply(&mut ledger, &kept, &mut lives);
+        let now = Instant(kernel.now + 10 * STEP_NS);
+        ledger.settle(Instant(u64::MAX), &mut lives);
+        let namespaces = [Netns(NETNS)].into_iter().collect();
+        for _ in 0..2 {
+            ledger.begin_snapshot();
+            let differences = ledger.compare(&kernel.snapshot(), &namespaces);
+            ledger.end_snapshot();
+            ledger.heal(&differences, now, &mut lives);
+        }
+        prop_assert_eq!(holds(&ledger), kernel.holds());
+        ledger.begin_snapshot();
+        prop_assert!(ledger.compare(&kernel.snapshot(), &namespaces).is_empty());
+    }
+
+    /// Without loss no difference is confirmed, however snapshots and facts interleave.
+    #[test]
+    fn comparisons_in_mid_life_confirm_nothing(
+        steps in steps(),
+        cuts in prop::array::uniform6(any::<prop::sample::Index>()),
+    ) {
+        let mut moments = cuts.map(|cut| cut.index(steps.len() + 1));
+        moments.sort_unstable();
+        let [began, looked, compared, again, looked_again, confirmed] = moments;
+        let mut kernel = Kernel::new();
+        let mut ledger = Ledger::new(SIGHT);
+        let mut lives = Lives::default();
+        let mut snapshot = Vec::new();
+        let mut first = Differences::default();
+        let namespaces = [Netns(NETNS)].into_iter().collect();
+        for at in 0..=steps.len() {
+            if at == began {
+                ledger.begin_snapshot();
+            }
+            if at == looked {
+                snapshot = kernel.snapshot();
+            }
+            if at == compared {
+                first = ledger.compare(&snapshot, &namespaces);
+            }
+            if at == again {
+                ledger.begin_snapshot();
+            }
+            if at == looked_again {
+                snapshot = kernel.snapshot();
+            }
+            if at == confirmed {
+                let mut second = ledger.compare(&snapshot, &namespaces);
+                second.retain_confirmed(&first);
+                let found: Vec<_> = second.descriptions().collect();
+                prop_assert!(found.is_empty(), "{:?}", found);
+            }
+            let Some((operation, choice)) = steps.get(at) else { break };
+            let seen = kernel.facts.len();
+            kernel.step(*operation, *choice);
+            apply(&mut ledger, &kernel.facts[seen..], &mut lives);
+            ledger.settle(Instant(kernel.now + STEP_NS), &mut lives);
+        }
     }
 }
 

@@ -171,6 +171,8 @@ pub enum Reason {
     NetnsGone,
     /// The connection attempt failed in another way.
     Failed,
+    /// It ended while facts were lost: the kernel no longer had it when the ledger was healed.
+    Unseen,
 }
 
 /// What the user sees of a lease's holder.
@@ -332,6 +334,8 @@ pub trait Sink {
     fn lease(&mut self, event: LeaseEvent<'_>);
     /// A call got no port.
     fn failure(&mut self, failure: Failure<'_>);
+    /// A snapshot found a lease whose beginning was lost.
+    fn found(&mut self, at: Instant, lease: &Lease);
 }
 
 /// Takes nothing: for the facts that precede a snapshot.
@@ -341,4 +345,5 @@ pub struct Silence;
 impl Sink for Silence {
     fn lease(&mut self, _event: LeaseEvent<'_>) {}
     fn failure(&mut self, _failure: Failure<'_>) {}
+    fn found(&mut self, _at: Instant, _lease: &Lease) {}
 }

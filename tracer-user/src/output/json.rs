@@ -5,25 +5,25 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 use serde::Serialize;
 use tracer_ebpf::Owner;
 
-use super::{Cgroup, Output, Start, Summary, Times, comm, names, seconds};
+use super::{Cgroup, Loss, Output, Start, Summary, Times, Verbosity, comm, names, seconds};
 use crate::ledger::{
-    Addr, Change, Failure, Instant, Kind, Lease, LeaseEvent, LeaseId, Operation, Port, Reuse,
+    Addr, Change, Differences, Failure, Instant, Kind, Lease, LeaseEvent, LeaseId, Operation, Port,
+    Reuse,
 };
 
 /// Writes records as JSON.
 #[derive(Debug)]
 pub struct Json {
     realtime_offset_ns: i128,
-    quiet: bool,
+    verbosity: Verbosity,
     buffer: Vec<u8>,
 }
 
 impl Json {
-    /// `realtime_offset_ns` turns monotonic times into the time of day. `quiet` leaves what is not
-    /// seen to the `start` record.
+    /// `realtime_offset_ns` turns monotonic times into the time of day.
     #[must_use]
-    pub fn new(realtime_offset_ns: i128, quiet: bool) -> Self {
-        Self { realtime_offset_ns, quiet, buffer: Vec::new() }
+    pub fn new(realtime_offset_ns: i128, verbosity: Verbosity) -> Self {
+        Self { realtime_offset_ns, verbosity, buffer: Vec::new() }
     }
 
     fn write<D: Serialize>(
@@ -58,11 +58,7 @@ impl Json {
 
 impl Output for Json {
     fn start(&mut self, start: &Start) {
-        if !self.quiet {
-            for shortcoming in start.shortcomings() {
-                eprintln!("portlife: {shortcoming}");
-            }
-        }
+        self.verbosity.warn(start);
         #[derive(Serialize)]
         struct Details<'a> {
             version: &'static str,
@@ -189,14 +185,33 @@ impl Output for Json {
         self.write("fail", at, Some(netns.0), Subject { who, rest });
     }
 
-    fn loss(&mut self, at: Instant, count: u64) {
+    fn loss(&mut self, at: Instant, loss: &Loss) {
         #[derive(Serialize)]
         struct Details {
             count: u64,
             r#where: &'static str,
             healed: bool,
         }
-        self.write("loss", at, None, Details { count, r#where: "ring", healed: false });
+        let Loss { count, place, healed } = *loss;
+        self.write("loss", at, None, Details { count, r#where: names::place(place), healed });
+    }
+
+    fn verify(&mut self, at: Instant, differences: &Differences) {
+        #[derive(Serialize)]
+        struct Details {
+            leases: usize,
+            kernel: usize,
+            missing: usize,
+            extra: usize,
+        }
+        let details = Details {
+            leases: differences.leases,
+            kernel: differences.kernel,
+            missing: differences.missing(),
+            extra: differences.extra(),
+        };
+        self.verbosity.list(differences);
+        self.write("verify", at, None, details);
     }
 
     fn summary(&mut self, summary: &Summary) {

@@ -8,7 +8,7 @@ pub mod text;
 
 use std::collections::BTreeMap;
 
-use crate::ledger::{Failure, Instant, Lease, LeaseEvent};
+use crate::ledger::{Differences, Failure, Instant, Lease, LeaseEvent};
 
 /// A hook, for the reader: how it is attached, or why it is not.
 #[derive(Clone, Debug)]
@@ -47,6 +47,26 @@ pub struct Summary {
     pub duration_s: f64,
 }
 
+/// Facts that did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// How many.
+    pub count: u64,
+    /// Where.
+    pub place: Place,
+    /// The ledger agrees with the kernel again.
+    pub healed: bool,
+}
+
+/// Where facts can be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The ring buffer had no room.
+    Ring,
+    /// The kernel skipped a program that had interrupted itself.
+    Recursion,
+}
+
 /// A cgroup by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
@@ -67,11 +87,42 @@ pub trait Output {
     /// A call that got no port.
     fn failure(&mut self, failure: &Failure<'_>, cgroup: Option<&Cgroup>);
     /// Facts were lost.
-    fn loss(&mut self, at: Instant, count: u64);
+    fn loss(&mut self, at: Instant, loss: &Loss);
+    /// The ledger was compared with the kernel.
+    fn verify(&mut self, at: Instant, differences: &Differences);
     /// The end.
     fn summary(&mut self, summary: &Summary);
     /// What is to be written to stdout.
     fn buffer(&mut self) -> &mut Vec<u8>;
+}
+
+/// How much goes to stderr beside the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors and losses.
+    Quiet,
+    /// Also what is not seen, and a word at the beginning and the end.
+    Normal,
+    /// Also each difference that a comparison with the kernel finds.
+    Verbose,
+}
+
+impl Verbosity {
+    fn warn(self, start: &Start) {
+        if self >= Self::Normal {
+            for shortcoming in start.shortcomings() {
+                eprintln!("portlife: {shortcoming}");
+            }
+        }
+    }
+
+    fn list(self, differences: &Differences) {
+        if self >= Self::Verbose {
+            for difference in differences.descriptions() {
+                eprintln!("portlife: {difference}");
+            }
+        }
+    }
 }
 
 impl Start {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::Place;
 use crate::ledger::{Cause, Change, Family, Kind, Operation, Phase, Reason, Side, Substate};
 
 /// The `type` of a change's record.
@@ -119,6 +120,16 @@ pub fn reason(reason: Reason) -> &'static str {
         Reason::TimeWaitOverflow => "time_wait_overflow",
         Reason::NetnsGone => "netns_gone",
         Reason::Failed => "failed",
+        Reason::Unseen => "unseen",
+    }
+}
+
+/// `where` of a loss in JSON.
+#[must_use]
+pub fn place(place: Place) -> &'static str {
+    match place {
+        Place::Ring => "ring",
+        Place::Recursion => "recursion",
     }
 }
 

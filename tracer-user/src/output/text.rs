@@ -5,8 +5,10 @@ use std::{fmt::Write as _, net::IpAddr};
 use jiff::{Timestamp, tz::TimeZone};
 use tracer_ebpf::Owner;
 
-use super::{Cgroup, Output, Start, Summary, Times, comm, names, seconds};
-use crate::ledger::{Addr, Change, Failure, Instant, Lease, LeaseEvent, Phase, Port, Reuse};
+use super::{Cgroup, Loss, Output, Place, Start, Summary, Times, Verbosity, comm, names, seconds};
+use crate::ledger::{
+    Addr, Change, Differences, Failure, Instant, Lease, LeaseEvent, Phase, Port, Reuse,
+};
 
 /// Writes records as lines of text.
 #[derive(Debug)]
@@ -14,16 +16,16 @@ pub struct Text {
     realtime_offset_ns: i128,
     zone: TimeZone,
     colour: bool,
-    quiet: bool,
+    verbosity: Verbosity,
     buffer: Vec<u8>,
 }
 
 impl Text {
-    /// `realtime_offset_ns` turns monotonic times into the time of day. `quiet` leaves stderr to
-    /// what the reader must know: losses.
+    /// `realtime_offset_ns` turns monotonic times into the time of day.
     #[must_use]
-    pub fn new(realtime_offset_ns: i128, colour: bool, quiet: bool) -> Self {
-        Self { realtime_offset_ns, zone: TimeZone::system(), colour, quiet, buffer: Vec::new() }
+    pub fn new(realtime_offset_ns: i128, colour: bool, verbosity: Verbosity) -> Self {
+        let zone = TimeZone::system();
+        Self { realtime_offset_ns, zone, colour, verbosity, buffer: Vec::new() }
     }
 
     fn line(&mut self, line: &Line<'_>) {
@@ -77,10 +79,8 @@ struct Line<'a> {
 
 impl Output for Text {
     fn start(&mut self, start: &Start) {
-        if !self.quiet {
-            for shortcoming in start.shortcomings() {
-                eprintln!("portlife: {shortcoming}");
-            }
+        self.verbosity.warn(start);
+        if self.verbosity >= Verbosity::Normal {
             eprintln!(
                 "portlife: tracing on Linux {}, leases held: {}; Ctrl-C ends it",
                 start.kernel, start.held,
@@ -163,15 +163,35 @@ impl Output for Text {
         });
     }
 
-    fn loss(&mut self, _at: Instant, count: u64) {
-        eprintln!(
-            "portlife: {count} facts were lost because the ring buffer was full: what is shown is \
-             incomplete (a larger --ring-bytes helps)"
-        );
+    fn loss(&mut self, _at: Instant, loss: &Loss) {
+        let Loss { count, place, healed } = *loss;
+        let place = match place {
+            Place::Ring => "the ring buffer was full (a larger --ring-bytes helps)",
+            Place::Recursion => "the kernel skipped programs that interrupted themselves",
+        };
+        let outcome = if healed {
+            "the ledger was compared with the kernel since, and agrees"
+        } else {
+            "what is shown may be incomplete"
+        };
+        eprintln!("portlife: {count} facts were lost because {place}; {outcome}");
+    }
+
+    fn verify(&mut self, _at: Instant, differences: &Differences) {
+        self.verbosity.list(differences);
+        if self.verbosity >= Verbosity::Normal || !differences.is_empty() {
+            eprintln!(
+                "portlife: verified: {} leases in the ledger, {} in the kernel, missing {}, extra {}",
+                differences.leases,
+                differences.kernel,
+                differences.missing(),
+                differences.extra()
+            );
+        }
     }
 
     fn summary(&mut self, summary: &Summary) {
-        if self.quiet {
+        if self.verbosity < Verbosity::Normal {
             return;
         }
         let totals: Vec<_> =

@@ -1,0 +1,194 @@
+//! The ledger against the kernel: a fresh snapshot must show what the ledger holds.
+//!
+//! A snapshot is not an instant, and facts are under way while it is taken. What began or ended
+//! since [`Ledger::begin_snapshot`] is therefore not held against either side, and what remains is
+//! only believed when a second snapshot shows the same.
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::{Hold, Ledger, held_tuple, lease_tuple, phase_of};
+use crate::ledger::{
+    held::{Held, HeldBy},
+    types::{Instant, LeaseId, Netns, Phase, Reason, Sink},
+};
+
+/// A connect() or listen() that has had no result for so long had it in a fact that was lost (the
+/// search of a full range takes milliseconds).
+const LONGEST_CALL_NS: u64 = 10_000_000_000;
+
+/// Where ledger and kernel differ.
+#[derive(Debug, Default)]
+pub struct Differences {
+    /// Leases in the ledger.
+    pub leases: usize,
+    /// Leases that the kernel's holds make.
+    pub kernel: usize,
+    /// Holds of the kernel that the ledger lacks, or has otherwise.
+    missing: FxHashMap<Hold, Held>,
+    /// Holds of the ledger that the kernel lacks, or has otherwise.
+    extra: FxHashMap<Hold, LeaseId>,
+}
+
+impl Differences {
+    /// Number of holds that only the kernel has.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        self.missing.len()
+    }
+
+    /// Number of holds that only the ledger has.
+    #[must_use]
+    pub fn extra(&self) -> usize {
+        self.extra.len()
+    }
+
+    /// True if both agree.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.extra.is_empty()
+    }
+
+    /// Keeps what an earlier comparison has found as well.
+    pub fn retain_confirmed(&mut self, earlier: &Self) {
+        self.missing.retain(|hold, held| {
+            earlier.missing.get(hold).is_some_and(|before| before.by == held.by)
+        });
+        self.extra.retain(|hold, lease| earlier.extra.get(hold) == Some(lease));
+    }
+
+    /// Each difference in a sentence.
+    pub fn descriptions(&self) -> impl Iterator<Item = String> {
+        let missing = self.missing.values().map(|held| {
+            format!(
+                "missing in the ledger: socket {}, {}:{} in {}, {:?}",
+                held.cookie.0, held.local_addr, held.local_port.0, held.netns.0, held.by
+            )
+        });
+        let extra = self
+            .extra
+            .iter()
+            .map(|(hold, lease)| format!("missing in the kernel: {hold:?} of lease {}", lease.0));
+        missing.chain(extra)
+    }
+}
+
+impl Ledger {
+    /// Compares with a snapshot that was taken since [`begin_snapshot`](Self::begin_snapshot),
+    /// after every fact of its time was applied. `namespaces` are those that it looked into.
+    #[must_use]
+    pub fn compare(&self, held: &[Held], namespaces: &FxHashSet<Netns>) -> Differences {
+        let mut differences = Differences { leases: self.len(), ..Differences::default() };
+        let mut seen = FxHashSet::with_capacity_and_hasher(held.len(), rustc_hash::FxBuildHasher);
+        let mut matched = FxHashSet::default();
+        for held in held {
+            let Some(hold) = Hold::of(held) else { continue };
+            if !seen.insert(hold) {
+                continue;
+            }
+            let index = match hold {
+                Hold::Socket(cookie) => self.socket_lease(cookie),
+                Hold::TimeWait(cookie, tuple) => self.time_wait_lease(cookie, &tuple),
+            };
+            if let Some(index) = index {
+                matched.insert(index);
+                if !self.agrees(index, held) {
+                    let id = self.leases[index as usize].lease.id;
+                    differences.missing.insert(hold, *held);
+                    differences.extra.insert(hold, id);
+                }
+            } else if !self.has_just_ended(&hold) {
+                differences.missing.insert(hold, *held);
+            }
+        }
+        differences.kernel = matched.len() + differences.missing.len() - differences.extra.len();
+        for (_, entry) in &self.leases {
+            let lease = &entry.lease;
+            if entry.changed == self.epoch || !namespaces.contains(&lease.netns) {
+                continue;
+            }
+            let socket = entry.held_by_socket.then_some(Hold::Socket(lease.cookie));
+            let time_wait = lease_tuple(lease)
+                .filter(|_| entry.held_by_time_wait && entry.cancel.is_none())
+                .map(|tuple| Hold::TimeWait(lease.cookie, tuple));
+            for hold in socket.into_iter().chain(time_wait) {
+                if !seen.contains(&hold) {
+                    differences.extra.insert(hold, lease.id);
+                }
+            }
+        }
+        differences
+    }
+
+    /// Makes the ledger agree with the kernel, and tells what that changes.
+    pub fn heal(&mut self, differences: &Differences, at: Instant, sink: &mut impl Sink) {
+        self.pending.retain(|_, pending| at.since(pending.began) < LONGEST_CALL_NS);
+        for (hold, id) in &differences.extra {
+            let index = match hold {
+                Hold::Socket(cookie) => self.socket_lease(*cookie),
+                Hold::TimeWait(cookie, tuple) => self.time_wait_lease(*cookie, tuple),
+            };
+            let Some(index) = index.filter(|index| self.leases[*index as usize].lease.id == *id)
+            else {
+                continue;
+            };
+            if let Some(held) = differences.missing.get(hold)
+                && self.leases[index as usize].lease.local_port == held.local_port
+            {
+                self.correct(index, held);
+                continue;
+            }
+            match hold {
+                Hold::Socket(_) => self.drop_socket_hold(index, at, Reason::Unseen, sink),
+                Hold::TimeWait(..) => self.end_time_wait(index, at, Reason::Unseen, sink),
+            }
+        }
+        for held in differences.missing.values() {
+            // Its call has ended, and the fact that told so was lost.
+            self.pending.remove(&held.cookie);
+            if let Some(index) = self.adopt(held) {
+                sink.found(at, &self.leases[index as usize].lease);
+            }
+        }
+    }
+
+    /// True if a lease is what the snapshot shows of it.
+    fn agrees(&self, index: u32, held: &Held) -> bool {
+        let entry = &self.leases[index as usize];
+        if entry.lease.local_port != held.local_port {
+            return false;
+        }
+        match held.by {
+            // The change of the substate can pass without an event.
+            HeldBy::TimeWait(_) => true,
+            HeldBy::Socket(_) if entry.held_by_time_wait || entry.changed == self.epoch => true,
+            HeldBy::Socket(state) => phase_of(state) == entry.lease.phase,
+        }
+    }
+
+    fn correct(&mut self, index: u32, held: &Held) {
+        let key = (held.netns, held.local_port);
+        self.unlist(index);
+        let entry = &mut self.leases[index as usize];
+        entry.lease.peer = held.peer.or(entry.lease.peer);
+        entry.lease.phase = match held.by {
+            HeldBy::Socket(state) => phase_of(state),
+            HeldBy::TimeWait(substate) => Phase::TimeWait(substate),
+        };
+        if entry.lease.phase == Phase::Listen {
+            self.listeners.entry(key).or_default().push(index);
+        }
+    }
+
+    fn has_just_ended(&self, hold: &Hold) -> bool {
+        self.ended.as_ref().is_some_and(|ended| ended.contains(hold))
+    }
+}
+
+impl Hold {
+    pub(super) fn of(held: &Held) -> Option<Self> {
+        Some(match held.by {
+            HeldBy::Socket(_) => Self::Socket(held.cookie),
+            HeldBy::TimeWait(_) => Self::TimeWait(held.cookie, held_tuple(held)?),
+        })
+    }
+}
