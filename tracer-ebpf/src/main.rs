@@ -15,6 +15,8 @@ mod emit;
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod probes;
+#[cfg(target_arch = "bpf")]
+mod twice;
 
 /// The licence that the kernel demands of programs which call GPL-only helpers.
 #[cfg(target_arch = "bpf")]

@@ -6,12 +6,37 @@ use tracer_ebpf::{Fact, FactKind, Hook, TcpState, flags};
 use crate::{
     emit,
     kernel::{Probed, Sock, Typed, bits, field, layout},
+    twice::{Again, Copy, First},
 };
 
 /// Every state change of a TCP socket (`inet_sk_set_state`, net/ipv4/af_inet.c). Only the
 /// transitions that the ledger needs become facts.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    state_changes::<First>(&ctx)
+}
+
+/// The same once more; see [`twice`](crate::twice).
+#[btf_tracepoint(function = "inet_sock_set_state")]
+fn inet_sock_set_state_again(ctx: BtfTracePointContext) -> i32 {
+    state_changes::<Again>(&ctx)
+}
+
+/// The end of a TCP socket (`tcp_v4_destroy_sock`, net/ipv4/tcp_ipv4.c), a few instructions
+/// before `inet_put_port`. A socket without a port has already let go.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
+    destroys::<First>(&ctx)
+}
+
+/// The same once more.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+fn tcp_destroy_sock_again(ctx: BtfTracePointContext) -> i32 {
+    destroys::<Again>(&ctx)
+}
+
+#[inline(always)]
+fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
     let sk = Sock(ctx.arg::<*const u8>(0));
     let old: i32 = ctx.arg(1);
     let new: i32 = ctx.arg(2);
@@ -21,7 +46,10 @@ fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     const CLOSE: i32 = TcpState::Close as i32;
     const CLOSE_WAIT: i32 = TcpState::CloseWait as i32;
     const LISTEN: i32 = TcpState::Listen as i32;
-    if !sk.is_tcp::<Typed>() {
+    if !matches!(new, ESTABLISHED | SYN_SENT | FIN_WAIT1 | CLOSE | CLOSE_WAIT | LISTEN)
+        || !sk.is_tcp::<Typed>()
+        || !C::handles(Hook::SetState, [sk.0 as u64, (old as u64) << 32 | new as u64])
+    {
         return 0;
     }
     // connect() and listen() change the state in the calling process; everything else may happen
@@ -36,9 +64,6 @@ fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
         ESTABLISHED => emit::fact(Hook::SetState, FactKind::Established, |fact| {
             describe(sk, old, fact);
         }),
-        FIN_WAIT1 | CLOSE_WAIT => emit::fact(Hook::SetState, FactKind::Closing, |fact| {
-            describe(sk, new, fact);
-        }),
         CLOSE => emit::fact(Hook::SetState, FactKind::Closed, |fact| {
             describe(sk, old, fact);
             fact.detail = field::<Typed, i32>(sk.0, layout!(sk_err));
@@ -52,17 +77,18 @@ fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
                 fact.flags |= flags::LINGER2_NEGATIVE;
             }
         }),
-        _ => {}
+        _ => emit::fact(Hook::SetState, FactKind::Closing, |fact| describe(sk, new, fact)),
     }
     0
 }
 
-/// The end of a TCP socket (`tcp_v4_destroy_sock`, net/ipv4/tcp_ipv4.c), a few instructions
-/// before `inet_put_port`. A socket without a port has already let go.
-#[btf_tracepoint(function = "tcp_destroy_sock")]
-fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
+#[inline(always)]
+fn destroys<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
     let sk = Sock(ctx.arg::<*const u8>(0));
-    if sk.num::<Typed>() != 0 && sk.is_tcp::<Typed>() {
+    if sk.num::<Typed>() != 0
+        && sk.is_tcp::<Typed>()
+        && C::handles(Hook::DestroySock, [sk.0 as u64, 0])
+    {
         emit::fact(Hook::DestroySock, FactKind::Destroyed, |fact| describe(sk, 0, fact));
     }
     0

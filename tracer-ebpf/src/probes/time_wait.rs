@@ -12,6 +12,7 @@ use tracer_ebpf::{FactKind, Hook, flags};
 use crate::{
     emit,
     kernel::{Probed, Sock, Typed, field, layout},
+    twice::{Again, Copy, First},
 };
 
 /// Address of `tw_timer_handler`.
@@ -21,24 +22,39 @@ static TW_TIMER_HANDLER: Global<u64> = Global::new(0);
 /// A timer was armed. For a pending timer that is armed anew, a cancellation comes first.
 #[btf_tracepoint(function = "timer_start")]
 fn timer_start(ctx: BtfTracePointContext) -> i32 {
-    report(ctx.arg(0), Hook::TimerStart, FactKind::TimeWaitStart)
+    report::<First>(ctx.arg(0), Hook::TimerStart, FactKind::TimeWaitStart)
+}
+
+/// The same once more; see [`twice`](crate::twice).
+#[btf_tracepoint(function = "timer_start")]
+fn timer_start_again(ctx: BtfTracePointContext) -> i32 {
+    report::<Again>(ctx.arg(0), Hook::TimerStart, FactKind::TimeWaitStart)
 }
 
 /// A timer left the wheel: to be armed anew, because it expires, or because it is deleted.
 #[btf_tracepoint(function = "timer_cancel")]
 fn timer_cancel(ctx: BtfTracePointContext) -> i32 {
-    report(ctx.arg(0), Hook::TimerCancel, FactKind::TimeWaitCancel)
+    report::<First>(ctx.arg(0), Hook::TimerCancel, FactKind::TimeWaitCancel)
 }
 
-/// A timer's function is about to run.
+/// The same once more.
+#[btf_tracepoint(function = "timer_cancel")]
+fn timer_cancel_again(ctx: BtfTracePointContext) -> i32 {
+    report::<Again>(ctx.arg(0), Hook::TimerCancel, FactKind::TimeWaitCancel)
+}
+
+/// A timer's function is about to run. Only the timer softirq runs it, which nothing interrupts
+/// that fires this hook: one copy suffices.
 #[btf_tracepoint(function = "timer_expire_entry")]
 fn timer_expire_entry(ctx: BtfTracePointContext) -> i32 {
-    report(ctx.arg(0), Hook::TimerExpire, FactKind::TimeWaitExpire)
+    report::<First>(ctx.arg(0), Hook::TimerExpire, FactKind::TimeWaitExpire)
 }
 
 #[inline(always)]
-fn report(timer: *const u8, hook: Hook, kind: FactKind) -> i32 {
-    if field::<Typed, u64>(timer, layout!(timer_function)) != TW_TIMER_HANDLER.load() {
+fn report<C: Copy>(timer: *const u8, hook: Hook, kind: FactKind) -> i32 {
+    if field::<Typed, u64>(timer, layout!(timer_function)) != TW_TIMER_HANDLER.load()
+        || !C::handles(hook, [timer as u64, 1])
+    {
         return 0;
     }
     emit::fact(hook, kind, |fact| {

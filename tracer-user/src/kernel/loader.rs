@@ -158,14 +158,14 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
     let mut attacher = Attacher { ebpf: &mut ebpf, btf: &aya_btf, hooks: Vec::new() };
     // What ends a lease goes first, so that no birth is seen whose end would be missed.
     attacher.tracepoint("timer_expire_entry", time_wait.clone(), TIME_WAIT_LOSS);
-    attacher.tracepoint("timer_cancel", time_wait.clone(), TIME_WAIT_LOSS);
-    attacher.tracepoint("timer_start", time_wait, TIME_WAIT_LOSS);
-    attacher.tracepoint(
+    attacher.tracepoint_twice("timer_cancel", &time_wait, TIME_WAIT_LOSS);
+    attacher.tracepoint_twice("timer_start", &time_wait, TIME_WAIT_LOSS);
+    attacher.tracepoint_twice(
         "tcp_destroy_sock",
-        Ok(()),
+        &Ok(()),
         "the release of bound sockets that never connected is not seen",
     );
-    attacher.tracepoint("inet_sock_set_state", task.clone(), "everything");
+    attacher.tracepoint_twice("inet_sock_set_state", &task, "everything");
     let cgroups = match cgroups {
         Ok(root) => {
             attacher.sock_ops(&root);
@@ -220,11 +220,20 @@ impl Probes {
 
 impl Probes {
     /// Firings of hooks that no program saw: the kernel skips a program that would interrupt
-    /// itself on its CPU (`recursion_misses`, since 5.12).
+    /// itself on its CPU (`recursion_misses`, since 5.12). Where a second copy is attached one of
+    /// the two sees every firing.
     #[must_use]
     pub fn unseen_firings(&self) -> u64 {
+        let is_attached =
+            |name: &str| self.hooks.iter().any(|hook| hook.name == name && hook.outcome.is_ok());
+        let has_both = |name: &str| {
+            AGAIN.iter().any(|(first, again)| {
+                (*first == name || *again == name) && is_attached(first) && is_attached(again)
+            })
+        };
         self.ebpf
             .programs()
+            .filter(|(name, _)| !has_both(name))
             .filter_map(|(_, program)| recursion_misses(program.fd().ok()?.as_fd()))
             .sum()
     }
@@ -237,6 +246,13 @@ fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
     misses.trim().parse().ok()
 }
 
+/// Programs of which a second copy is attached behind the first.
+const AGAIN: [(&str, &str); 4] = [
+    ("timer_cancel", "timer_cancel_again"),
+    ("timer_start", "timer_start_again"),
+    ("tcp_destroy_sock", "tcp_destroy_sock_again"),
+    ("inet_sock_set_state", "inet_sock_set_state_again"),
+];
 const ITERATOR: &str = "task_file";
 /// Links admit other programs beside ours by themselves (`cgroup_bpf_link_attach`), and no flags.
 const ATTACH_MODE: CgroupAttachMode = CgroupAttachMode::Single;
@@ -264,6 +280,27 @@ impl Attacher<'_> {
             program.load(name, btf)?;
             program.attach().map(|_| ())
         });
+    }
+
+    /// Attaches a program and its copy, which sees what the kernel skips of the first.
+    fn tracepoint_twice(
+        &mut self,
+        name: &'static str,
+        precondition: &Result<(), String>,
+        loss: &'static str,
+    ) {
+        self.tracepoint(name, precondition.clone(), loss);
+        let again = AGAIN.iter().find(|(first, _)| *first == name);
+        if let Some((_, again)) = again {
+            let btf = self.btf;
+            let loss = "an event that interrupts the report of another of its kind is lost, though \
+                        counted";
+            self.attempt(again, "tp_btf", loss, precondition.clone(), |ebpf| {
+                let program: &mut BtfTracePoint = program(ebpf, again)?;
+                program.load(name, btf)?;
+                program.attach().map(|_| ())
+            });
+        }
     }
 
     fn sock_ops(&mut self, root: &CgroupRoot) {

@@ -1,0 +1,58 @@
+//! The door of recursion, closed: when an interrupt fires a hook while the hook's program runs on
+//! that CPU, the kernel skips the program (`bpf_prog_inc_misses_counter`, kernel/bpf/trampoline.c
+//! and kernel/trace/bpf_trace.c). So each program that can be interrupted by itself is attached
+//! twice. The first copy leaves a note of what it handles; the second, which the kernel runs after
+//! it, finds the note and returns, or does the work itself.
+//!
+//! One of the two always runs: an interrupt skips the copy that it interrupted, not the other. If
+//! it comes between the two it takes the note away, and the outer firing is handled twice; the
+//! ledger drops a fact that it has seen.
+
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+use tracer_ebpf::Hook;
+
+/// What distinguishes a firing from any that can interrupt it.
+pub type Firing = [u64; 2];
+
+#[map]
+static HANDLED: PerCpuArray<Firing> = PerCpuArray::with_max_entries(Hook::COUNT, 0);
+
+/// Which of the two copies runs.
+pub trait Copy {
+    /// True if this copy is to handle the firing.
+    fn handles(hook: Hook, firing: Firing) -> bool;
+}
+
+/// The copy that is attached first.
+pub struct First;
+
+impl Copy for First {
+    #[inline(always)]
+    fn handles(hook: Hook, firing: Firing) -> bool {
+        if let Some(handled) = HANDLED.get_ptr_mut(hook as u32) {
+            // SAFETY: this CPU's slot; see the module for who else writes to it.
+            unsafe { *handled = firing };
+        }
+        true
+    }
+}
+
+/// The copy that is attached second.
+pub struct Again;
+
+impl Copy for Again {
+    #[inline(always)]
+    fn handles(hook: Hook, firing: Firing) -> bool {
+        let Some(handled) = HANDLED.get_ptr_mut(hook as u32) else {
+            return true;
+        };
+        // SAFETY: as above.
+        unsafe {
+            let is_done = (*handled)[0] == firing[0] && (*handled)[1] == firing[1];
+            if is_done {
+                *handled = [0; 2];
+            }
+            !is_done
+        }
+    }
+}
