@@ -74,8 +74,9 @@ const DRAIN_LIMIT: usize = 16_384;
 const IDLE_DRAINS: u32 = 3;
 /// How often the counters are looked at while there is something to count.
 const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
-/// Comparisons that may find a difference before a loss is reported as not healed.
-const HEALING_ROUNDS: u32 = 4;
+/// Comparisons that may find a difference, or a further loss, before a loss is reported as not
+/// healed.
+const HEALING_ROUNDS: u32 = 8;
 
 /// Traces until the user, the duration or an error ends it.
 ///
@@ -215,7 +216,7 @@ impl Session<'_> {
     fn count_losses(&mut self) -> Result<(), AgentError> {
         self.counted = Deadline::now();
         let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
-        self.losses.ring.now = counters.iter().map(|hook| hook.ring_full).sum();
+        self.losses.ring.now = counters.ring_full;
         self.losses.recursion.now = self.probes.unseen_firings();
         Ok(())
     }
@@ -238,8 +239,8 @@ impl Session<'_> {
         self.audit = None;
         self.drain_all()?;
         self.ledger.settle(Instant(clock::monotonic_ns()), &mut self.reporter);
-        let Snapshot { held, namespaces, problems: _ } = snapshot;
-        let mut differences = self.ledger.compare(&held, &namespaces.into_iter().collect());
+        let Snapshot { held, unlisted, problems: _ } = snapshot;
+        let mut differences = self.ledger.compare(&held, &unlisted);
         self.ledger.end_snapshot();
         match earlier {
             None if !differences.is_empty() => self.begin_audit(Some(differences)),
@@ -261,21 +262,23 @@ impl Session<'_> {
         self.audit = Some(Audit { taking, earlier, lost });
     }
 
-    /// Reports a comparison and heals what it found. `lost` is what was lost when it began.
+    /// Heals what a comparison found and reports it. `lost` is what was lost when it began.
     fn conclude(&mut self, differences: &Differences, lost: u64) -> Result<(), AgentError> {
         let at = Instant(clock::monotonic_ns());
-        if let Some(interval) = self.verify.filter(|_| Deadline::now() >= self.next_verify) {
-            self.next_verify = Deadline::now() + interval;
-            self.reporter.output.verify(at, differences);
-        }
-        self.ledger.heal(differences, at, &mut self.reporter);
         self.count_losses()?;
+        self.ledger.heal(differences, at, &mut self.reporter);
         if self.losses.unhealed() > 0 {
             let is_clean = differences.is_empty() && self.losses.total() == lost;
             self.losses.rounds += 1;
-            if is_clean || self.losses.rounds >= HEALING_ROUNDS {
-                self.report_losses(at, is_clean);
+            if !is_clean && self.losses.rounds < HEALING_ROUNDS {
+                // What differed is explained and mended; the next comparison is the one to report.
+                return Ok(());
             }
+            self.report_losses(at, is_clean);
+        }
+        if let Some(interval) = self.verify.filter(|_| Deadline::now() >= self.next_verify) {
+            self.next_verify = Deadline::now() + interval;
+            self.reporter.output.verify(at, differences);
         }
         Ok(())
     }
@@ -298,11 +301,14 @@ impl Session<'_> {
         // Nothing more will come that could decide what is undecided.
         self.ledger.settle(Instant(u64::MAX), &mut self.reporter);
         self.count_losses()?;
+        let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
         let at = Instant(clock::monotonic_ns());
         self.report_losses(at, false);
         self.reporter.output.summary(&Summary {
             at,
             totals: std::mem::take(&mut self.reporter.totals),
+            facts_seen: counters.seen,
+            facts_received: self.probes.ring.received(),
             lost: self.losses.total(),
             duration_s: began.elapsed().as_secs_f64(),
         });

@@ -5,11 +5,14 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _},
     path::{Path, PathBuf},
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 /// A namespace file that a process holds open: such a namespace may have no process of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,15 @@ pub struct NamespaceFile {
     pub fd: i32,
     /// Inode of the namespace, which need not be a network namespace.
     pub inode: u32,
+}
+
+/// An open socket of a process, in a namespace that may have nothing else to be reached by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketFile {
+    /// The process.
+    pub pid: u32,
+    /// Its descriptor.
+    pub fd: i32,
 }
 
 /// Network namespaces by inode, each with a handle to enter it by.
@@ -49,6 +61,19 @@ impl Namespaces {
             }
         }
         found
+    }
+
+    /// Enters the list what is reached only through a socket: a process may have gone to another
+    /// namespace and kept it open.
+    pub fn add_of_sockets(&mut self, sockets: &BTreeMap<u32, SocketFile>) {
+        for (inode, socket) in sockets {
+            if !self.handles.contains_key(inode)
+                && let Ok(handle) = namespace_of(*socket)
+                && inode_of(&handle).is_ok_and(|found| found == *inode)
+            {
+                self.handles.insert(*inode, handle);
+            }
+        }
     }
 
     /// Inode and handle of each.
@@ -87,12 +112,28 @@ pub fn inode_of(file: &File) -> io::Result<u32> {
     // _IO(NSIO, 0x3), include/uapi/linux/nsfs.h.
     const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
     // SAFETY: the request takes no argument.
-    let kind = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(file), NS_GET_NSTYPE) };
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
     if kind != libc::CLONE_NEWNET {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
     let inode = rustix::fs::fstat(file)?.st_ino;
     u32::try_from(inode).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// The namespace of another process's socket (`SIOCGSKNS`, include/uapi/linux/sockios.h).
+fn namespace_of(socket: SocketFile) -> io::Result<File> {
+    const SIOCGSKNS: libc::Ioctl = 0x894c;
+    let pid = i32::try_from(socket.pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    let socket = pidfd_getfd(&process, socket.fd, PidfdGetfdFlags::empty())?;
+    // SAFETY: the request takes no argument and returns a new descriptor.
+    let namespace = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
+    if namespace < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so nobody else owns this descriptor.
+    Ok(unsafe { File::from_raw_fd(namespace) })
 }
 
 /// `net:[4026531840]` names its inode.

@@ -22,6 +22,7 @@ pub struct Ring {
     events: AsyncFd<RingBuf<MapData>>,
     asleep: Array<MapData, u32>,
     counters: PerCpuArray<MapData, [u64; 3]>,
+    received: u64,
 }
 
 impl Ring {
@@ -34,20 +35,28 @@ impl Ring {
         let events =
             unsafe { AsyncFd::register_with_interest(events, tokio::io::Interest::READABLE) };
         let events = events.map_err(|error| error.into_parts().1)?;
-        Ok(Self { events, asleep, counters })
+        Ok(Self { events, asleep, counters, received: 0 })
     }
 
     /// Hands the records that are in the ring to `consume`, at most `limit` of them. Returns how
     /// many there were.
     pub fn drain(&mut self, limit: usize, mut consume: impl FnMut(&[u8])) -> usize {
         let ring = self.events.get_mut();
-        for count in 0..limit {
-            let Some(record) = ring.next() else {
-                return count;
-            };
+        let mut count = 0;
+        while count < limit
+            && let Some(record) = ring.next()
+        {
             consume(&record);
+            count += 1;
         }
-        limit
+        self.received += count as u64;
+        count
+    }
+
+    /// Number of records that were drained so far.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     /// Hands everything to `consume` that the programs have begun to write by now: a record that
@@ -93,13 +102,13 @@ impl Ring {
         self.events.readable_mut().await.map(|mut guard| guard.clear_ready())
     }
 
-    /// The counters of each hook, summed over the CPUs.
+    /// The counters of all hooks, summed over the CPUs.
     ///
     /// # Errors
     /// If the kernel refuses to read the map.
-    pub fn counters(&self) -> io::Result<[HookCounters; Hook::COUNT as usize]> {
-        let mut sums = [HookCounters::default(); Hook::COUNT as usize];
-        for (index, sum) in (0..).zip(&mut sums) {
+    pub fn counters(&self) -> io::Result<HookCounters> {
+        let mut sum = HookCounters::default();
+        for index in 0..Hook::COUNT {
             let per_cpu = self.counters.get(&index, 0).map_err(io::Error::other)?;
             for [seen, emitted, ring_full] in per_cpu.iter() {
                 sum.seen += seen;
@@ -107,7 +116,7 @@ impl Ring {
                 sum.ring_full += ring_full;
             }
         }
-        Ok(sums)
+        Ok(sum)
     }
 
     fn has_data(&self) -> io::Result<bool> {

@@ -1,6 +1,7 @@
 //! All holds on ports at this moment, in all network namespaces, with their owners.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read as _},
     thread,
@@ -9,7 +10,7 @@ use std::{
 use tracer_ebpf::{FactKind, OwnedFact, decode};
 
 use super::{
-    netns::{self, NamespaceFile, Namespaces},
+    netns::{self, NamespaceFile, Namespaces, SocketFile},
     sock_diag,
 };
 use crate::ledger::{Held, Netns};
@@ -20,8 +21,8 @@ pub struct Snapshot {
     /// Holds; first those that processes have open, with their owners, then those that the
     /// kernel lists, among which the former stand once more.
     pub held: Vec<Held>,
-    /// The namespaces that were looked into.
-    pub namespaces: Vec<Netns>,
+    /// Namespaces of which only the sockets that processes hold are known.
+    pub unlisted: BTreeSet<Netns>,
     /// What is missing, in sentences.
     pub problems: Vec<String>,
 }
@@ -33,13 +34,17 @@ pub struct Snapshot {
 #[must_use]
 pub fn take(files: Option<File>) -> Snapshot {
     let mut snapshot = Snapshot::default();
-    let mut namespace_files = Vec::new();
+    let mut found = Found::default();
     if let Some(files) = files
-        && let Err(error) = read_files(files, &mut snapshot, &mut namespace_files)
+        && let Err(error) = read_files(files, &mut snapshot, &mut found)
     {
         snapshot.problems.push(format!("the list of open files ended early: {error}"));
     }
-    let namespaces = Namespaces::discover(&namespace_files);
+    let mut namespaces = Namespaces::discover(&found.namespaces);
+    namespaces.add_of_sockets(&found.sockets);
+    let reached: BTreeSet<u32> = namespaces.iter().map(|(inode, _)| inode).collect();
+    snapshot.unlisted =
+        found.sockets.keys().filter(|inode| !reached.contains(inode)).copied().map(Netns).collect();
     // A thread that entered a namespace is not used for anything else.
     thread::scope(|scope| {
         let lister = scope.spawn(|| list_all(&namespaces, &mut snapshot));
@@ -51,24 +56,28 @@ pub fn take(files: Option<File>) -> Snapshot {
 }
 
 fn list_all(namespaces: &Namespaces, snapshot: &mut Snapshot) {
-    let Snapshot { held, namespaces: seen, problems } = snapshot;
+    let Snapshot { held, unlisted, problems } = snapshot;
     for (inode, handle) in namespaces.iter() {
         let netns = Netns(inode);
         let result = netns::enter(handle).and_then(|()| sock_diag::list(netns, held));
-        match result {
-            Ok(()) => seen.push(netns),
-            Err(error) => problems.push(format!(
+        if let Err(error) = result {
+            unlisted.insert(netns);
+            problems.push(format!(
                 "orphans and TIME_WAITs of network namespace {inode} are not listed: {error}"
-            )),
+            ));
         }
     }
 }
 
-fn read_files(
-    mut files: File,
-    snapshot: &mut Snapshot,
-    namespace_files: &mut Vec<NamespaceFile>,
-) -> io::Result<()> {
+/// How namespaces can be reached, as the open files tell.
+#[derive(Default)]
+struct Found {
+    namespaces: Vec<NamespaceFile>,
+    /// A socket of each namespace that has one.
+    sockets: BTreeMap<u32, SocketFile>,
+}
+
+fn read_files(mut files: File, snapshot: &mut Snapshot, found: &mut Found) -> io::Result<()> {
     const RECORD: usize = size_of::<OwnedFact>();
     let mut buffer = vec![0; RECORD * 512];
     let mut filled = 0;
@@ -81,11 +90,13 @@ fn read_files(
         let whole = filled - filled % RECORD;
         for record in buffer[..whole].chunks_exact(RECORD) {
             let (kind, fact, owner) = decode(record).map_err(io::Error::other)?;
-            match kind {
-                FactKind::NamespaceFile => namespace_files.extend(owner.map(|owner| {
-                    NamespaceFile { pid: owner.pid, fd: fact.detail, inode: fact.netns }
-                })),
-                _ => snapshot.held.extend(Held::from_fact(&fact, owner)),
+            let Some(owner) = owner else { continue };
+            let (pid, fd) = (owner.pid, fact.detail);
+            if kind == FactKind::NamespaceFile {
+                found.namespaces.push(NamespaceFile { pid, fd, inode: fact.netns });
+            } else {
+                found.sockets.entry(fact.netns).or_insert(SocketFile { pid, fd });
+                snapshot.held.extend(Held::from_fact(&fact, Some(owner)));
             }
         }
         buffer.copy_within(whole..filled, 0);

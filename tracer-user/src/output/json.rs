@@ -218,11 +218,20 @@ impl Output for Json {
         #[derive(Serialize)]
         struct Details<'a> {
             totals: &'a BTreeMap<&'static str, u64>,
+            facts_seen: u64,
+            facts_received: u64,
             lost: u64,
             duration_s: f64,
         }
-        let Summary { at, totals, lost, duration_s } = summary;
-        self.write("summary", *at, None, Details { totals, lost: *lost, duration_s: *duration_s });
+        let Summary { at, totals, facts_seen, facts_received, lost, duration_s } = summary;
+        let details = Details {
+            totals,
+            facts_seen: *facts_seen,
+            facts_received: *facts_received,
+            lost: *lost,
+            duration_s: *duration_s,
+        };
+        self.write("summary", *at, None, details);
     }
 
     fn buffer(&mut self) -> &mut Vec<u8> {

@@ -41,6 +41,10 @@ pub struct Summary {
     pub at: Instant,
     /// Number of records of each type that were shown.
     pub totals: BTreeMap<&'static str, u64>,
+    /// Facts that the hooks had to report.
+    pub facts_seen: u64,
+    /// Facts that arrived.
+    pub facts_received: u64,
     /// Facts that were lost.
     pub lost: u64,
     /// Since the start.

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
     time::{Duration, Instant},
@@ -103,17 +103,44 @@ impl Tracer {
         }
     }
 
+    /// Ends the tracer, which must have lost nothing, and returns all that it told.
+    pub fn finish(self) -> Story {
+        let story = self.finish_with_losses();
+        let summary = story.records.last().expect("there is a summary");
+        assert_eq!(summary["lost"], 0, "lost facts");
+        story
+    }
+
     /// Ends the tracer and returns all that it told.
-    pub fn finish(mut self) -> Story {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).expect("the tracer still runs");
+    pub fn finish_with_losses(mut self) -> Story {
+        self.signal(Signal::TERM);
         self.seen.extend(self.lines.iter());
-        let status = self.child.wait().expect("the tracer ends");
+        let status = self.wait();
         assert!(status.success(), "the tracer ended with {status}");
         let last = self.seen.last().expect("there was a start record");
         assert_eq!(last["type"], "summary", "the last record");
-        assert_eq!(last["lost"], 0, "lost facts");
         Story { records: std::mem::take(&mut self.seen) }
+    }
+
+    pub fn signal(&mut self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("the tracer still runs");
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("the tracer ends")
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Number of eBPF programs that the tracer holds.
+    pub fn programs(&self) -> usize {
+        let fds = std::fs::read_dir(format!("/proc/{}/fdinfo", self.child.id()));
+        fds.expect("the tracer runs")
+            .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok())
+            .filter(|info| info.contains("prog_tag:"))
+            .count()
     }
 
     fn dump(&self) -> String {

@@ -4,6 +4,8 @@
 //! since [`Ledger::begin_snapshot`] is therefore not held against either side, and what remains is
 //! only believed when a second snapshot shows the same.
 
+use std::collections::BTreeSet;
+
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{Hold, Ledger, held_tuple, lease_tuple, phase_of};
@@ -74,9 +76,10 @@ impl Differences {
 
 impl Ledger {
     /// Compares with a snapshot that was taken since [`begin_snapshot`](Self::begin_snapshot),
-    /// after every fact of its time was applied. `namespaces` are those that it looked into.
+    /// after every fact of its time was applied. Of the `unlisted` namespaces it shows only a part.
+    /// A lease whose owner was not seen gains that of the snapshot.
     #[must_use]
-    pub fn compare(&self, held: &[Held], namespaces: &FxHashSet<Netns>) -> Differences {
+    pub fn compare(&mut self, held: &[Held], unlisted: &BTreeSet<Netns>) -> Differences {
         let mut differences = Differences { leases: self.len(), ..Differences::default() };
         let mut seen = FxHashSet::with_capacity_and_hasher(held.len(), rustc_hash::FxBuildHasher);
         let mut matched = FxHashSet::default();
@@ -91,6 +94,8 @@ impl Ledger {
             };
             if let Some(index) = index {
                 matched.insert(index);
+                let lease = &mut self.leases[index as usize].lease;
+                lease.owner = lease.owner.or(held.owner);
                 if !self.agrees(index, held) {
                     let id = self.leases[index as usize].lease.id;
                     differences.missing.insert(hold, *held);
@@ -103,7 +108,7 @@ impl Ledger {
         differences.kernel = matched.len() + differences.missing.len() - differences.extra.len();
         for (_, entry) in &self.leases {
             let lease = &entry.lease;
-            if entry.changed == self.epoch || !namespaces.contains(&lease.netns) {
+            if entry.changed == self.epoch || unlisted.contains(&lease.netns) {
                 continue;
             }
             let socket = entry.held_by_socket.then_some(Hold::Socket(lease.cookie));

@@ -1,0 +1,154 @@
+//! Scenarios that count what the whole host does, and so need it for themselves: what is lost is
+//! counted exactly and healed, and a tracer that dies leaves nothing behind.
+
+#[path = "../scenarios/support.rs"]
+#[expect(dead_code, reason = "the other scenarios use the rest of it")]
+mod support;
+
+use std::{
+    fs,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use rustix::process::{Signal, kill_process};
+
+use support::{Net, Pair, Tracer, addr, cookie, read_to_end, reset_on_close, sandbox};
+
+/// One at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Connections of every kind of end; returns how many.
+fn churn(rounds: usize) -> usize {
+    let listener = Net::V4.listener();
+    for round in 0..rounds {
+        let Pair { client, server } = Pair::connect(Net::V4.socket(), &listener);
+        match round % 4 {
+            0 => reset_on_close(&client),
+            1 => drop(server),
+            2 => {
+                drop(client);
+                read_to_end(&server);
+            }
+            _ => drop(Net::V6.bound(0)),
+        }
+    }
+    rounds
+}
+
+#[test]
+fn every_fact_is_accounted_for() {
+    let _turn = alone();
+    let Some(sandbox) = sandbox() else { return };
+    let tracer = Tracer::start(&sandbox);
+    let connections = churn(2000);
+    let story = tracer.finish();
+    let summary = story.records.last().expect("the summary");
+    assert_eq!(summary["facts_seen"], summary["facts_received"]);
+    assert_eq!(summary["totals"]["connect"], connections);
+    assert_eq!(summary["totals"]["accept"], connections);
+}
+
+#[test]
+fn a_stopped_agent_loses_exactly_what_did_not_fit_and_heals() {
+    let _turn = alone();
+    let Some(sandbox) = sandbox() else { return };
+    let before = Net::V4.bound(20_000);
+    let netns = sandbox.netns().0.to_string();
+    let mut tracer = Tracer::start_with(&["-n", &netns, "--ring-bytes", "4096", "--verify", "0.2"]);
+    tracer.signal(Signal::STOP);
+    let listener = Net::V4.listener();
+    // What lives through the loss, and what begins and ends in it.
+    let kept: Vec<_> = (0..50).map(|_| Pair::connect(Net::V4.socket(), &listener)).collect();
+    let before_cookie = cookie(&before);
+    drop(before);
+    churn(500);
+    tracer.signal(Signal::CONT);
+    let loss = tracer.wait_for("loss", |record| record["type"] == "loss");
+    assert_eq!(loss["where"], "ring");
+    assert_eq!(loss["healed"], true);
+    let after = loss["mono_ns"].as_u64();
+    let verify = tracer.wait_for("verify", |record| {
+        record["type"] == "verify" && record["mono_ns"].as_u64() >= after
+    });
+    assert_eq!((&verify["missing"], &verify["extra"]), (&0.into(), &0.into()), "{verify}");
+    // The leases whose beginning was lost are whole: each ends with its port and owner.
+    for Pair { client, server } in kept {
+        let ends = [&client, &server].map(|socket| (cookie(socket), addr(socket).port()));
+        reset_on_close(&client);
+        drop((client, server));
+        for (own_cookie, port) in ends {
+            let release = tracer.wait_for("release", |record| {
+                record["cookie"] == own_cookie && record["type"] == "release"
+            });
+            assert_eq!(release["local_port"], port);
+            assert_eq!(release["pid"], std::process::id());
+        }
+    }
+    tracer.wait_for("release", |record| {
+        record["cookie"] == before_cookie && record["type"] == "release"
+    });
+    let story = tracer.finish_with_losses();
+    let summary = story.records.last().expect("the summary");
+    let number = |field: &str| summary[field].as_u64().expect("a number");
+    assert_eq!(number("facts_seen"), number("facts_received") + number("lost"));
+    let reported: u64 = story
+        .records
+        .iter()
+        .filter(|record| record["type"] == "loss")
+        .filter_map(|record| record["count"].as_u64())
+        .sum();
+    assert_eq!(reported, number("lost"));
+    assert!(reported > 1000, "a ring of 4096 bytes cannot hold the facts of 550 connections");
+}
+
+#[test]
+fn a_verified_ledger_agrees_with_the_kernel_under_load() {
+    let _turn = alone();
+    let Some(sandbox) = sandbox() else { return };
+    let netns = sandbox.netns().0.to_string();
+    let tracer = Tracer::start_with(&["-n", &netns, "--verify", "0.1"]);
+    churn(4000);
+    let story = tracer.finish();
+    let verified: Vec<_> =
+        story.records.iter().filter(|record| record["type"] == "verify").collect();
+    assert!(!verified.is_empty());
+    for record in verified {
+        assert_eq!((&record["missing"], &record["extra"]), (&0.into(), &0.into()), "{record}");
+    }
+}
+
+#[test]
+fn a_killed_tracer_leaves_nothing_behind_and_disturbs_nobody() {
+    let _turn = alone();
+    let Some(sandbox) = sandbox() else { return };
+    for _ in 0..5 {
+        let mut tracer = Tracer::start(&sandbox);
+        let programs = tracer.programs();
+        assert!(programs > 10, "{programs}");
+        // Every call of it succeeds, or it panics.
+        churn(200);
+        tracer.signal(Signal::STOP);
+        churn(200);
+        let pid = tracer.pid();
+        tracer.signal(Signal::KILL);
+        tracer.wait();
+        churn(200);
+        // What its descriptors held is gone with them.
+        assert!(!fs::exists(format!("/proc/{}/fdinfo", pid.as_raw_nonzero())).unwrap_or(true));
+        assert!(kill_process(pid, Signal::CONT).is_err());
+    }
+    let left = loaded_programs();
+    assert_eq!(left, Vec::<String>::new(), "programs that are still loaded");
+}
+
+/// Names of programs of ours that any process holds.
+fn loaded_programs() -> Vec<String> {
+    aya::programs::loaded_programs()
+        .filter_map(Result::ok)
+        .filter_map(|program| program.name_as_str().map(str::to_owned))
+        .filter(|name| name.starts_with("inet_sock_set_s") || name.starts_with("sock_ops"))
+        .collect()
+}
