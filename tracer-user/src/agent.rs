@@ -2,8 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
-    io::{self, Write as _},
+    fs, io,
     time::Duration,
 };
 
@@ -28,7 +27,7 @@ use crate::{
         Differences, Failure, Instant, Kind, Lease, LeaseEvent, Ledger, Operation, Sight, Silence,
         Sink,
     },
-    output::{Cgroup, HookReport, Loss, Output, Place, Start, Summary, names},
+    output::{Cgroup, HookReport, Loss, Output, Place, Start, Summary, names, writer::Writer},
 };
 
 /// What the user asked for.
@@ -74,6 +73,10 @@ const DRAIN_LIMIT: usize = 16_384;
 const IDLE_DRAINS: u32 = 3;
 /// How often the counters are looked at while there is something to count.
 const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
+/// Bytes that may wait for a slow reader of stdout.
+const MOST_BACKLOG_BYTES: usize = 32 << 20;
+/// How long the end waits for a reader that does not read.
+const READER_PATIENCE: Duration = Duration::from_secs(1);
 /// Comparisons that may find a difference, or a further loss, before a loss is reported as not
 /// healed.
 const HEALING_ROUNDS: u32 = 8;
@@ -95,6 +98,7 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     }
     let mut reporter = Reporter {
         output,
+        writer: Writer::start().map_err(AgentError::Write)?,
         filter,
         cgroups: CgroupNames { root: probes.cgroups.take(), known: HashMap::new() },
         totals: BTreeMap::new(),
@@ -166,6 +170,7 @@ impl Session<'_> {
             let is_idle = idle_drains >= IDLE_DRAINS
                 && !self.ledger.is_unsettled()
                 && self.audit.is_none()
+                && self.reporter.backlog() == 0
                 && self.losses.unhealed() == 0;
             if is_idle {
                 let until = self.verify.map(|_| self.next_verify);
@@ -174,6 +179,10 @@ impl Session<'_> {
             tokio::select! {
                 () = sleep(DRAIN_INTERVAL) => {}
                 filling = self.probes.ring.filling() => filling.map_err(AgentError::Ring)?,
+            }
+            if self.reporter.backlog() > MOST_BACKLOG_BYTES {
+                // Better that the ring overflows, which is counted and healed, than memory.
+                continue;
             }
             let drained = self.drain()?;
             idle_drains = if drained == 0 { idle_drains + 1 } else { 0 };
@@ -312,7 +321,7 @@ impl Session<'_> {
             lost: self.losses.total(),
             duration_s: began.elapsed().as_secs_f64(),
         });
-        self.reporter.flush()
+        self.reporter.finish()
     }
 }
 
@@ -405,6 +414,7 @@ fn sight(hooks: &[HookStatus]) -> Sight {
 /// Shows what the filter admits.
 struct Reporter<'a> {
     output: &'a mut dyn Output,
+    writer: Writer,
     filter: Filter,
     cgroups: CgroupNames,
     totals: BTreeMap<&'static str, u64>,
@@ -413,7 +423,7 @@ struct Reporter<'a> {
 impl Reporter<'_> {
     fn begin(&mut self, hooks: &[HookStatus], warnings: Vec<String>, ledger: &Ledger) {
         let at = Instant(clock::monotonic_ns());
-        let Self { output, filter, cgroups, totals } = self;
+        let Self { output, filter, cgroups, totals, writer: _ } = self;
         let mut held: Vec<&Lease> = ledger
             .leases()
             .filter(|lease| {
@@ -442,22 +452,30 @@ impl Reporter<'_> {
         }
     }
 
-    /// Writes to stdout what the output has collected.
+    /// Begins to write to stdout what the output has collected.
     fn flush(&mut self) -> Result<(), AgentError> {
-        let buffer = self.output.buffer();
-        if buffer.is_empty() {
-            return Ok(());
+        self.writer.flush(self.output.buffer()).map_err(AgentError::Write)
+    }
+
+    /// Bytes that wait for the reader of stdout.
+    fn backlog(&mut self) -> usize {
+        self.output.buffer().len()
+    }
+
+    /// Writes the rest, unless nobody reads it.
+    fn finish(&mut self) -> Result<(), AgentError> {
+        let is_written =
+            self.writer.finish(self.output.buffer(), READER_PATIENCE).map_err(AgentError::Write)?;
+        if !is_written {
+            eprintln!("portlife: the reader of stdout does not read: the last records are lost");
         }
-        let mut stdout = io::stdout().lock();
-        let result = stdout.write_all(buffer).and_then(|()| stdout.flush());
-        buffer.clear();
-        result.map_err(AgentError::Write)
+        Ok(())
     }
 }
 
 impl Sink for Reporter<'_> {
     fn found(&mut self, at: Instant, lease: &Lease) {
-        let Self { output, filter, cgroups, totals } = self;
+        let Self { output, filter, cgroups, totals, writer: _ } = self;
         let cgroup = cgroups.of_lease(lease);
         if filter.admits(&Subject::of("held", lease, cgroup)) {
             *totals.entry("held").or_default() += 1;
@@ -466,7 +484,7 @@ impl Sink for Reporter<'_> {
     }
 
     fn lease(&mut self, event: LeaseEvent<'_>) {
-        let Self { output, filter, cgroups, totals } = self;
+        let Self { output, filter, cgroups, totals, writer: _ } = self;
         let record = names::change(&event.change);
         let cgroup = cgroups.of_lease(event.lease);
         if filter.admits(&Subject::of(record, event.lease, cgroup)) {
@@ -476,7 +494,7 @@ impl Sink for Reporter<'_> {
     }
 
     fn failure(&mut self, failure: Failure<'_>) {
-        let Self { output, filter, cgroups, totals } = self;
+        let Self { output, filter, cgroups, totals, writer: _ } = self;
         let cgroup = failure.owner.and_then(|owner| cgroups.get(owner.cgroup_id));
         let subject = Subject {
             record: "fail",

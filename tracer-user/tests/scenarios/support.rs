@@ -134,15 +134,6 @@ impl Tracer {
         Pid::from_child(&self.child)
     }
 
-    /// Number of eBPF programs that the tracer holds.
-    pub fn programs(&self) -> usize {
-        let fds = std::fs::read_dir(format!("/proc/{}/fdinfo", self.child.id()));
-        fds.expect("the tracer runs")
-            .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok())
-            .filter(|info| info.contains("prog_tag:"))
-            .count()
-    }
-
     fn dump(&self) -> String {
         self.seen.iter().map(|record| format!("{record}\n")).collect()
     }

@@ -169,6 +169,30 @@ fn signals_end_it_with_a_summary() {
 }
 
 #[test]
+fn a_reader_that_stops_reading_does_not_keep_it_from_ending() {
+    let Some(sandbox) = sandbox() else { return };
+    let mut child = Command::new(BINARY)
+        .args(["-o", "json", "-n", &sandbox.netns().0.to_string()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut reader = BufReader::new(child.stdout.take().expect("piped"));
+    reader.read_line(&mut String::new()).expect("the start record");
+    // More than a pipe holds (64 KiB).
+    for _ in 0..300 {
+        drop(Net::V4.bound(0));
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("it runs");
+    let status = child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(0));
+    let mut said = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut said).expect("UTF-8");
+    assert!(said.contains("does not read"), "{said}");
+    drop(reader);
+}
+
+#[test]
 fn a_reader_that_goes_away_ends_it_quietly() {
     if !is_root() {
         return;
