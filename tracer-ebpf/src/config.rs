@@ -56,6 +56,10 @@ pub struct Layout {
     pub sk_shutdown: BitField,
     /// `sock.sk_userlocks`: four bits up to 6.1, a byte since 6.12.
     pub sk_userlocks: BitField,
+    /// `sock.__sk_common.skc_ipv6only`.
+    pub sk_ipv6only: BitField,
+    /// `sock.sk_socket`: null for a connection that nobody has accepted, and for an orphan.
+    pub sk_socket: u32,
     /// `tcp_sock.linger2`.
     pub tcp_linger2: u32,
     /// `net.ns.inum`.
@@ -63,6 +67,17 @@ pub struct Layout {
     /// The reference count that is zero once a namespace is being torn down: `net.ns.__ns_ref`
     /// (6.18), `net.ns.count` (5.11 to 6.17), `net.count` (5.10).
     pub net_refs: u32,
+    /// `net.ipv4.tcp_death_row`.
+    pub net_death_row: u32,
+    /// Non-zero if that is a pointer and not the structure itself.
+    pub net_death_row_is_pointer: u32,
+    /// `inet_timewait_death_row.tw_refcount` (5.17), one more than the number of TIME_WAITs, or
+    /// `tw_count` before.
+    pub death_row_count: u32,
+    /// What to take off the count.
+    pub death_row_bias: u32,
+    /// `inet_timewait_death_row.sysctl_max_tw_buckets`.
+    pub death_row_max: u32,
     /// `timer_list.function`.
     pub timer_function: u32,
     /// `timer_list.expires`.

@@ -39,8 +39,12 @@ impl Hook {
         Self::PostBind6,
         Self::SysExit,
     ];
-    /// Number of hooks, the length of the counters array.
+    /// Number of hooks.
     pub const COUNT: u32 = Self::ALL.len() as u32;
+    /// Length of the counters array: a hook's first program counts in the slot of the hook's
+    /// number, its second copy in one of its own, [`COUNT`](Self::COUNT) further. So no counter is
+    /// written by two programs of which one may interrupt the other.
+    pub const COUNTER_SLOTS: u32 = 2 * Self::COUNT;
 }
 
 /// What one hook did on one CPU since it was attached.

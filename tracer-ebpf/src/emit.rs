@@ -14,9 +14,9 @@ use crate::kernel;
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 
-/// One [`HookCounters`] for each hook and CPU.
+/// One [`HookCounters`] for each program that reports, and CPU.
 #[map]
-static COUNTERS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(Hook::COUNT, 0);
+static COUNTERS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(Hook::COUNTER_SLOTS, 0);
 
 /// Non-zero while the agent sleeps in poll and wants to be woken by the next fact.
 #[map]
@@ -30,10 +30,10 @@ static WAKE_BYTES: Global<u64> = Global::new(0);
 /// step over it, narrow enough that a full ring is not a storm of wakeups.
 const WAKE_BAND_BYTES: u64 = 4096;
 
-/// Writes a fact without an owner.
+/// Writes a fact without an owner, counted in this slot.
 #[inline(always)]
-pub fn fact(hook: Hook, kind: FactKind, fill: impl FnOnce(&mut Fact)) {
-    submit::<Fact>(hook, |record| {
+pub fn fact(slot: u32, kind: FactKind, fill: impl FnOnce(&mut Fact)) {
+    submit::<Fact>(slot, |record| {
         // SAFETY: `record` points to reserved ring memory of the size of a Fact, in which every
         // bit pattern is a Fact.
         let fact = unsafe { &mut *record };
@@ -45,8 +45,8 @@ pub fn fact(hook: Hook, kind: FactKind, fill: impl FnOnce(&mut Fact)) {
 
 /// Writes a fact and the process in whose context it arose.
 #[inline(always)]
-pub fn owned_fact(hook: Hook, kind: FactKind, fill: impl FnOnce(&mut Fact)) {
-    submit::<OwnedFact>(hook, |record| {
+pub fn owned_fact(slot: u32, kind: FactKind, fill: impl FnOnce(&mut Fact)) {
+    submit::<OwnedFact>(slot, |record| {
         // SAFETY: as above, for an OwnedFact.
         let OwnedFact { fact, owner } = unsafe { &mut *record };
         fact.kind = kind as u8;
@@ -57,12 +57,13 @@ pub fn owned_fact(hook: Hook, kind: FactKind, fill: impl FnOnce(&mut Fact)) {
 }
 
 #[inline(always)]
-fn submit<R: 'static>(hook: Hook, write: impl FnOnce(*mut R)) {
-    let Some(counters) = COUNTERS.get_ptr_mut(hook as u32) else {
+fn submit<R: 'static>(slot: u32, write: impl FnOnce(*mut R)) {
+    let Some(counters) = COUNTERS.get_ptr_mut(slot) else {
         return;
     };
-    // SAFETY: the pointer is this CPU's slot of the array; the plain additions can at worst lose
-    // a count to an interrupt on the same CPU, in which the same hook is skipped by the kernel.
+    // SAFETY: the pointer is this CPU's slot of the array, which only one program writes to; the
+    // kernel skips that program in an interrupt that comes while it runs, so nothing is lost by
+    // adding in the plain way.
     let counters = unsafe { &mut *counters };
     counters.seen += 1;
     if let Some(mut entry) = EVENTS.reserve::<R>(0) {

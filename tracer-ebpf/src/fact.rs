@@ -25,10 +25,18 @@ pub mod flags {
     pub const SHUTDOWN_BOTH: u8 = 1 << 2;
     /// `TCP_LINGER2` is negative: FIN_WAIT2 ends with a reset instead of a TIME_WAIT.
     pub const LINGER2_NEGATIVE: u8 = 1 << 3;
-    /// The timer was due when it was cancelled: an expiry announces itself like this.
+    /// Of a TIME_WAIT: the timer was due when it was cancelled. An expiry announces itself so.
     pub const TIMER_DUE: u8 = 1 << 4;
-    /// The network namespace is being torn down.
+    /// Of a TIME_WAIT: the network namespace is being torn down.
     pub const NETNS_DYING: u8 = 1 << 5;
+    /// Of a socket: it is IPv6 only (`IPV6_V6ONLY`).
+    pub const V6ONLY: u8 = 1 << 6;
+    /// Of a transition to CLOSE: the namespace has all the TIME_WAITs that it may have
+    /// (`tcp_max_tw_buckets`).
+    pub const TIME_WAITS_FULL: u8 = 1 << 4;
+    /// Of a transition to CLOSE: the socket belongs to no file, because nobody has accepted it or
+    /// because its file is closed.
+    pub const ORPHAN: u8 = 1 << 5;
 }
 
 /// What happened.

@@ -148,6 +148,9 @@ impl Sock {
         fact.userlocks = 0;
         if self.family::<M>() == AF_INET6 {
             fact.flags |= flags::IPV6;
+            if bits::<M>(self.0, layout!(sk_ipv6only)) != 0 {
+                fact.flags |= flags::V6ONLY;
+            }
             fact.local_addr = field::<M, Address>(self.0, layout!(sk_v6_rcv_saddr));
             fact.peer_addr = field::<M, Address>(self.0, layout!(sk_v6_daddr));
         } else {
@@ -160,6 +163,24 @@ impl Sock {
     #[inline(always)]
     pub fn userlocks<M: Memory>(self) -> u8 {
         bits::<M>(self.0, layout!(sk_userlocks))
+    }
+
+    /// True if the namespace may have no further TIME_WAIT (`inet_twsk_alloc`,
+    /// net/ipv4/inet_timewait_sock.c).
+    #[inline(always)]
+    pub fn has_most_time_waits(self) -> bool {
+        if layout!(net_death_row) == ABSENT {
+            return false;
+        }
+        let net = self.net::<Typed>();
+        let row = if layout!(net_death_row_is_pointer) != 0 {
+            field::<Probed, *const u8>(net, layout!(net_death_row))
+        } else {
+            net.wrapping_add(layout!(net_death_row) as usize)
+        };
+        let count = field::<Probed, i32>(row, layout!(death_row_count));
+        let count = count.wrapping_sub(layout!(death_row_bias) as i32);
+        count >= field::<Probed, i32>(row, layout!(death_row_max))
     }
 
     /// True while the namespace is being torn down.

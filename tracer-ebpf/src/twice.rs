@@ -21,6 +21,9 @@ static HANDLED: PerCpuArray<Firing> = PerCpuArray::with_max_entries(Hook::COUNT,
 pub trait Copy {
     /// True if this copy is to handle the firing.
     fn handles(hook: Hook, firing: Firing) -> bool;
+
+    /// Where it counts.
+    fn slot(hook: Hook) -> u32;
 }
 
 /// The copy that is attached first.
@@ -34,6 +37,11 @@ impl Copy for First {
             unsafe { *handled = firing };
         }
         true
+    }
+
+    #[inline(always)]
+    fn slot(hook: Hook) -> u32 {
+        hook as u32
     }
 }
 
@@ -54,5 +62,10 @@ impl Copy for Again {
             }
             !is_done
         }
+    }
+
+    #[inline(always)]
+    fn slot(hook: Hook) -> u32 {
+        Hook::COUNT + hook as u32
     }
 }

@@ -91,11 +91,22 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     let Options { load, snapshot, duration, verify, filter } = options;
     let began = Deadline::now();
     let mut probes = loader::load(load)?;
-    let mut ledger = Ledger::new(sight(&probes.hooks));
+    let mut ledger = Ledger::new(sight(&probes));
     let mut warnings = std::mem::take(&mut probes.warnings);
     if snapshot {
         warnings.extend(take_snapshot(&mut probes, &mut ledger).await?);
     }
+    // Whatever happened before this moment is on the ring, and goes untold.
+    let begins = Instant(clock::monotonic_ns());
+    let mut foreign = None;
+    probes
+        .ring
+        .drain_all(|record| enter(record, &mut ledger, &mut Silence, &mut foreign))
+        .map_err(AgentError::Ring)?;
+    if let Some(error) = foreign {
+        return Err(AgentError::Foreign(error));
+    }
+    ledger.begin_telling();
     let mut reporter = Reporter {
         output,
         writer: Writer::start().map_err(AgentError::Write)?,
@@ -103,7 +114,7 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
         cgroups: CgroupNames { root: probes.cgroups.take(), known: HashMap::new() },
         totals: BTreeMap::new(),
     };
-    reporter.begin(&probes.hooks, warnings, &ledger);
+    reporter.begin(begins, &probes.hooks, warnings, &ledger);
     let mut session = Session {
         probes,
         ledger,
@@ -394,20 +405,19 @@ async fn take_snapshot(
         return Err(AgentError::Foreign(error));
     }
     problems.extend(taken.problems);
-    for held in &taken.held {
-        ledger.adopt(held);
-    }
+    ledger.adopt_all(&taken.held);
     ledger.end_snapshot();
     memory::trim();
     Ok(problems)
 }
 
-fn sight(hooks: &[HookStatus]) -> Sight {
-    let sees = |name: &str| hooks.iter().any(|hook| hook.name == name && hook.outcome.is_ok());
+fn sight(probes: &Probes) -> Sight {
+    let sees =
+        |name: &str| probes.hooks.iter().any(|hook| hook.name == name && hook.outcome.is_ok());
     Sight {
         ports_chosen: sees("sockops"),
         accepts: sees("sys_exit"),
-        time_waits: sees("timer_expire_entry"),
+        marks_connect: probes.marks_connect,
     }
 }
 
@@ -421,8 +431,7 @@ struct Reporter<'a> {
 }
 
 impl Reporter<'_> {
-    fn begin(&mut self, hooks: &[HookStatus], warnings: Vec<String>, ledger: &Ledger) {
-        let at = Instant(clock::monotonic_ns());
+    fn begin(&mut self, at: Instant, hooks: &[HookStatus], warnings: Vec<String>, ledger: &Ledger) {
         let Self { output, filter, cgroups, totals, writer: _ } = self;
         let mut held: Vec<&Lease> = ledger
             .leases()

@@ -75,7 +75,7 @@ fn after_bind(ctx: &SockContext, hook: Hook) -> i32 {
     if auto {
         let _ = AUTOBINDS.remove(cookie);
     }
-    emit::owned_fact(hook, FactKind::Bound, |fact| {
+    emit::owned_fact(hook as u32, FactKind::Bound, |fact| {
         // The kernel runs these programs with the socket itself as the context
         // (__cgroup_bpf_run_filter_sk, kernel/bpf/cgroup.c), so probed reads reach the fields
         // that `struct bpf_sock` does not have, the namespace above all.

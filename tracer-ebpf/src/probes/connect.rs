@@ -34,7 +34,7 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
     if sk.is_null() {
         return ALLOW;
     }
-    emit::fact(Hook::SockOps, kind, |fact| {
+    emit::fact(Hook::SockOps as u32, kind, |fact| {
         let sk = Sock(sk);
         sk.describe::<Typed>(fact);
         // SAFETY: the helper takes this program's context.

@@ -55,29 +55,35 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
     // connect() and listen() change the state in the calling process; everything else may happen
     // in a softirq, where the current process is a bystander.
     match new {
-        SYN_SENT => emit::owned_fact(Hook::SetState, FactKind::ConnectStart, |fact| {
+        SYN_SENT => emit::owned_fact(C::slot(Hook::SetState), FactKind::ConnectStart, |fact| {
             describe(sk, old, fact);
         }),
-        LISTEN => emit::owned_fact(Hook::SetState, FactKind::ListenStart, |fact| {
+        LISTEN => emit::owned_fact(C::slot(Hook::SetState), FactKind::ListenStart, |fact| {
             describe(sk, old, fact);
         }),
-        ESTABLISHED => emit::fact(Hook::SetState, FactKind::Established, |fact| {
+        ESTABLISHED => emit::fact(C::slot(Hook::SetState), FactKind::Established, |fact| {
             describe(sk, old, fact);
         }),
-        CLOSE => emit::fact(Hook::SetState, FactKind::Closed, |fact| {
+        CLOSE => emit::fact(C::slot(Hook::SetState), FactKind::Closed, |fact| {
             describe(sk, old, fact);
             fact.detail = field::<Typed, i32>(sk.0, layout!(sk_err));
             if bits::<Typed>(sk.0, layout!(sk_shutdown)) & 3 == 3 {
                 fact.flags |= flags::SHUTDOWN_BOTH;
             }
-            // tcp_sock lies beyond the end of `struct sock`, so no typed load reaches it.
-            if old == TcpState::FinWait2 as i32
-                && field::<Probed, i32>(sk.0, layout!(tcp_linger2)) < 0
-            {
-                fact.flags |= flags::LINGER2_NEGATIVE;
+            if field::<Typed, *const u8>(sk.0, layout!(sk_socket)).is_null() {
+                fact.flags |= flags::ORPHAN;
+            }
+            if old == TcpState::FinWait2 as i32 || old == TcpState::Closing as i32 {
+                // tcp_sock lies beyond the end of `struct sock`, so no typed load reaches it.
+                if field::<Probed, i32>(sk.0, layout!(tcp_linger2)) < 0 {
+                    fact.flags |= flags::LINGER2_NEGATIVE;
+                }
+                if sk.has_most_time_waits() {
+                    fact.flags |= flags::TIME_WAITS_FULL;
+                }
             }
         }),
-        _ => emit::fact(Hook::SetState, FactKind::Closing, |fact| describe(sk, new, fact)),
+        _ => emit::fact(C::slot(Hook::SetState), FactKind::Closing, |fact| describe(sk, new, fact)),
     }
     0
 }
@@ -89,7 +95,7 @@ fn destroys<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
         && sk.is_tcp::<Typed>()
         && C::handles(Hook::DestroySock, [sk.0 as u64, 0])
     {
-        emit::fact(Hook::DestroySock, FactKind::Destroyed, |fact| describe(sk, 0, fact));
+        emit::fact(C::slot(Hook::DestroySock), FactKind::Destroyed, |fact| describe(sk, 0, fact));
     }
     0
 }

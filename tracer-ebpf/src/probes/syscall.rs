@@ -44,7 +44,7 @@ fn accepted(fd: u32) {
         return;
     }
     let cookie = sk.existing_cookie::<Probed>();
-    emit::owned_fact(Hook::SysExit, FactKind::Accepted, |fact| {
+    emit::owned_fact(Hook::SysExit as u32, FactKind::Accepted, |fact| {
         sk.describe::<Probed>(fact);
         fact.cookie = cookie;
     });
@@ -60,7 +60,7 @@ fn bind_failed(regs: *const u8, result: i32) {
         return;
     }
     let address = field::<Typed, u64>(regs, layout!(regs_arg1)) as *const u8;
-    emit::owned_fact(Hook::SysExit, FactKind::BindFailed, |fact| {
+    emit::owned_fact(Hook::SysExit as u32, FactKind::BindFailed, |fact| {
         sk.describe::<Probed>(fact);
         fact.cookie = sk.existing_cookie::<Probed>();
         fact.detail = -result;

@@ -57,7 +57,7 @@ fn report<C: Copy>(timer: *const u8, hook: Hook, kind: FactKind) -> i32 {
     {
         return 0;
     }
-    emit::fact(hook, kind, |fact| {
+    emit::fact(C::slot(hook), kind, |fact| {
         let tw = Sock(timer.wrapping_sub(layout!(tw_timer) as usize));
         tw.describe::<Probed>(fact);
         fact.cookie = tw.existing_cookie::<Probed>();

@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     verify: Option<Duration>,
     /// Size of the ring buffer between kernel and agent, rounded up to a power of two
-    #[arg(long, value_name = "N", default_value_t = 8 << 20, value_parser = ring_bytes)]
+    #[arg(long, value_name = "N", default_value_t = 4 << 20, value_parser = ring_bytes)]
     ring_bytes: u32,
     /// Do not show what is held already
     #[arg(long)]

@@ -24,6 +24,9 @@ pub struct Resolved {
     pub syscall: Result<(), BtfError>,
     /// Tracing programs may ask for a socket's cookie (5.12).
     pub has_cookie_helper: bool,
+    /// Sockets whose port connect() chose are marked (`SOCK_CONNECT_BIND`, 6.18 and where it was
+    /// backported).
+    pub marks_connect: bool,
 }
 
 /// Looks every field up.
@@ -43,6 +46,10 @@ pub fn resolve(btf: &Btf) -> Resolved {
         files,
         syscall,
         has_cookie_helper: btf.has_function("bpf_get_socket_ptr_cookie"),
+        // The flag itself has no type; the bit that hands it to the TIME_WAIT came with it.
+        marks_connect: btf
+            .function_parameter("inet_twsk_put", 0)
+            .is_ok_and(|tw| tw.field("tw_connect_bind").is_ok()),
     }
 }
 
@@ -69,8 +76,27 @@ fn resolve_sock(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
         .into_iter()
         .find_map(|name| scalar(&net, name, 32).ok())
         .unwrap_or(ABSENT);
+    layout.sk_ipv6only = bitfield(&sock, "__sk_common.skc_ipv6only")?;
+    layout.sk_socket = sock.field("sk_socket")?.offset();
+    if resolve_death_row(&net, layout).is_err() {
+        layout.net_death_row = ABSENT;
+    }
     let tcp_sock = btf.function_parameter("tcp_mstamp_refresh", 0)?;
     layout.tcp_linger2 = scalar(&tcp_sock, "linger2", 32)?;
+    Ok(())
+}
+
+/// The count of TIME_WAITs and its limit, which tell why there is none where one was due.
+fn resolve_death_row(net: &Struct<'_>, layout: &mut Layout) -> Result<(), BtfError> {
+    let row = net.field("ipv4.tcp_death_row")?;
+    layout.net_death_row = row.offset();
+    layout.net_death_row_is_pointer = u32::from(row.bits() == usize::BITS);
+    let row = pointed(net, row, "ipv4.tcp_death_row")?;
+    match scalar(&row, "tw_refcount", 32) {
+        Ok(offset) => (layout.death_row_count, layout.death_row_bias) = (offset, 1),
+        Err(_) => layout.death_row_count = scalar(&row, "tw_count", 32)?,
+    }
+    layout.death_row_max = scalar(&row, "sysctl_max_tw_buckets", 32)?;
     Ok(())
 }
 

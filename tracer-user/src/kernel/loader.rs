@@ -94,6 +94,8 @@ pub struct Probes {
     /// Keeps the programs attached.
     ebpf: Ebpf,
     has_snapshot: bool,
+    /// Sockets whose port connect() chose are marked by this kernel.
+    pub marks_connect: bool,
 }
 
 /// What the user decides about loading.
@@ -127,8 +129,16 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
         (join(resolved), aya_btf, join(handler))
     });
     let resolved = resolved.map_err(LoadError::Btf)?;
-    let layout::Resolved { layout, sock, time_wait, task, files, syscall, has_cookie_helper } =
-        resolved;
+    let layout::Resolved {
+        layout,
+        sock,
+        time_wait,
+        task,
+        files,
+        syscall,
+        has_cookie_helper,
+        marks_connect,
+    } = resolved;
     sock.map_err(LoadError::Layout)?;
     let aya_btf = aya_btf.map_err(|error| LoadError::Object(error.into()))?;
 
@@ -198,7 +208,7 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
     let has_snapshot = is_attached(ITERATOR);
     drop(aya_btf);
     memory::trim();
-    Ok(Probes { ring, hooks, cgroups, warnings, ebpf, has_snapshot })
+    Ok(Probes { ring, hooks, cgroups, warnings, ebpf, has_snapshot, marks_connect })
 }
 
 impl Probes {

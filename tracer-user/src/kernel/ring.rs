@@ -108,7 +108,7 @@ impl Ring {
     /// If the kernel refuses to read the map.
     pub fn counters(&self) -> io::Result<HookCounters> {
         let mut sum = HookCounters::default();
-        for index in 0..Hook::COUNT {
+        for index in 0..Hook::COUNTER_SLOTS {
             let per_cpu = self.counters.get(&index, 0).map_err(io::Error::other)?;
             for [seen, emitted, ring_full] in per_cpu.iter() {
                 sum.seen += seen;

@@ -177,6 +177,7 @@ impl Message {
             cookie: Cookie(u64::from(high) << 32 | u64::from(low)),
             netns,
             family,
+            v6_only: false,
             local_addr: address(self.id.local_addr),
             local_port: port(self.id.local_port)?,
             peer: port(self.id.peer_port).map(|port| (address(self.id.peer_addr), port)),

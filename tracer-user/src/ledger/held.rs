@@ -13,6 +13,8 @@ pub struct Held {
     pub netns: Netns,
     /// The socket's family.
     pub family: Family,
+    /// An IPv6 socket that takes no IPv4.
+    pub v6_only: bool,
     /// Local address.
     pub local_addr: Addr,
     /// The held port.
@@ -41,16 +43,22 @@ impl Held {
     #[must_use]
     pub fn from_fact(fact: &Fact, owner: Option<Owner>) -> Option<Self> {
         let state = TcpState::from_u8(fact.state)?;
+        Some(Self { owner, ..Self::shown_by(fact, HeldBy::Socket(state))? })
+    }
+
+    /// The hold that a fact of any kind shows. `None` if it shows none.
+    pub(super) fn shown_by(fact: &Fact, by: HeldBy) -> Option<Self> {
         Some(Self {
             cookie: Cookie(fact.cookie),
             netns: Netns(fact.netns),
             family: if fact.flags & flags::IPV6 == 0 { Family::Ipv4 } else { Family::Ipv6 },
+            v6_only: fact.flags & flags::V6ONLY != 0,
             local_addr: Addr(fact.local_addr),
             local_port: port(fact.local_port)?,
             peer: port(fact.peer_port).map(|port| (Addr(fact.peer_addr), port)),
-            by: HeldBy::Socket(state),
+            by,
             userlocks: Some(fact.userlocks),
-            owner,
+            owner: None,
         })
     }
 }

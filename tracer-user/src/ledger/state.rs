@@ -27,8 +27,8 @@ pub struct Sight {
     pub ports_chosen: bool,
     /// [`FactKind::Accepted`] tells who accepted a connection.
     pub accepts: bool,
-    /// TIME_WAITs are seen.
-    pub time_waits: bool,
+    /// Sockets whose port connect() chose are marked in `sk_userlocks` (`SOCK_CONNECT_BIND`).
+    pub marks_connect: bool,
 }
 
 /// The ledger. See the [module](super).
@@ -62,7 +62,7 @@ const KILL_SETTLES_NS: u64 = 20_000_000;
 /// A timer that was due expires at once, unless its CPU is taken away (a virtual machine's may).
 const EXPIRY_SETTLES_NS: u64 = 1_000_000_000;
 /// How long the record of a new connection waits to learn who accepts it.
-const ACCEPT_SETTLES_NS: u64 = 20_000_000;
+const ACCEPT_SETTLES_NS: u64 = 60_000_000;
 
 #[derive(Debug)]
 struct Entry {
@@ -113,6 +113,28 @@ struct Tuple {
     netns: Netns,
     local: (Addr, Port),
     peer: (Addr, Port),
+}
+
+/// The addresses that a socket takes on its port.
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    addr: Addr,
+    v6_only: bool,
+}
+
+impl Claim {
+    /// True if two sockets of one port cannot both have what they claim, options aside
+    /// (`inet_rcv_saddr_equal`, net/ipv4/inet_connection_sock.c).
+    fn overlaps(self, other: Self) -> bool {
+        let takes_all_of_the_other = |claim: Self| claim.addr.is_unspecified() && !claim.v6_only;
+        match (self.addr.is_ipv4(), other.addr.is_ipv4()) {
+            (true, false) => takes_all_of_the_other(other),
+            (false, true) => takes_all_of_the_other(self),
+            _ => {
+                self.addr == other.addr || self.addr.is_unspecified() || other.addr.is_unspecified()
+            }
+        }
+    }
 }
 
 /// One of the two ways to hold a port.
@@ -240,15 +262,35 @@ impl Ledger {
         self.epoch = self.epoch.wrapping_add(1);
     }
 
+    /// Leaves untold what began before the tracer's first record, which shows it as held.
+    pub fn begin_telling(&mut self) {
+        self.accept_due.clear();
+        for (_, entry) in &mut self.leases {
+            entry.unannounced = false;
+        }
+    }
+
     /// Every fact of the snapshot's time is applied, and its holds are adopted.
     pub fn end_snapshot(&mut self) {
         self.ended = None;
     }
 
+    /// Takes what a snapshot found: listeners first, because they tell which connections were
+    /// accepted.
+    pub fn adopt_all(&mut self, held: &[Held]) {
+        let is_listener = |held: &&Held| held.by == HeldBy::Socket(TcpState::Listen);
+        for held in held.iter().filter(is_listener) {
+            self.adopt(held);
+        }
+        for held in held.iter().filter(|held| !is_listener(held)) {
+            self.adopt(held);
+        }
+    }
+
     /// Takes one hold that a snapshot found, and returns its place if it is new. Facts win: a hold
     /// that they have already told of gains only an owner, and one that they have ended is not
     /// taken.
-    pub fn adopt(&mut self, held: &Held) -> Option<u32> {
+    fn adopt(&mut self, held: &Held) -> Option<u32> {
         let hold = Hold::of(held)?;
         let known = match hold {
             Hold::Socket(cookie) => self.socket_lease(cookie),
@@ -272,6 +314,7 @@ impl Ledger {
             cookie: held.cookie,
             netns: held.netns,
             family: held.family,
+            v6_only: held.v6_only,
             local_addr: held.local_addr,
             local_port: held.local_port,
             peer: held.peer,
@@ -290,6 +333,7 @@ struct NewLease {
     cookie: Cookie,
     netns: Netns,
     family: Family,
+    v6_only: bool,
     local_addr: Addr,
     local_port: Port,
     peer: Option<(Addr, Port)>,
@@ -306,6 +350,7 @@ impl NewLease {
             cookie: Cookie(fact.cookie),
             netns: Netns(fact.netns),
             family: family(fact),
+            v6_only: fact.flags & flags::V6ONLY != 0,
             local_addr: Addr(fact.local_addr),
             local_port: port(fact.local_port)?,
             peer: peer(fact),
@@ -340,7 +385,11 @@ impl Ledger {
         let holder = (fact.detail == libc::EADDRINUSE)
             .then(|| port(fact.local_port))
             .flatten()
-            .and_then(|port| self.holder(netns, port, wanted, Cookie(fact.cookie)));
+            .and_then(|port| {
+                let v6_only = fact.flags & flags::V6ONLY != 0;
+                let claim = Claim { addr: wanted, v6_only };
+                self.holder(netns, port, claim, Cookie(fact.cookie))
+            });
         let cause = match fact.detail {
             libc::EADDRINUSE if fact.local_port != 0 => Some(Cause::PortHeld),
             libc::EADDRINUSE => None,
@@ -408,7 +457,8 @@ impl Ledger {
             return;
         }
         let pending = self.pending.remove(&cookie);
-        let Some(new) = NewLease::from_fact(fact, Kind::Connect, Phase::Connecting) else {
+        let kind = if fact.userlocks & BINDPORT_LOCK == 0 { Kind::Connect } else { Kind::Bind };
+        let Some(new) = NewLease::from_fact(fact, kind, Phase::Connecting) else {
             return;
         };
         let owner = pending.and_then(|pending| pending.owner);
@@ -463,7 +513,7 @@ impl Ledger {
         let Some(new) = NewLease::from_fact(fact, Kind::Accept, Phase::Established) else {
             return;
         };
-        let listener = self.listener(new.netns, new.local_port, new.local_addr);
+        let listener = self.listener(new.netns, new.local_port, new.family, new.local_addr);
         let owner = listener.and_then(|index| self.leases[index as usize].lease.owner);
         let index = self.insert(NewLease { owner, acquired: Some(at), ..new }, true, false);
         let entry = &mut self.leases[index as usize];
@@ -531,6 +581,7 @@ impl Ledger {
             return;
         }
         entry.lease.phase = Phase::Listen;
+        entry.lease.peer = None;
         let key = (entry.lease.netns, entry.lease.local_port);
         self.listeners.entry(key).or_default().push(index);
         self.tell(index, at, Change::Listen, sink);
@@ -592,6 +643,11 @@ impl Ledger {
         if !entry.held_by_time_wait {
             entry.close_reason = Some(reason);
             entry.lease.phase = Phase::Bound;
+            entry.lease.closing = entry.lease.closing.or(entry.lease.established.map(|_| at));
+            if fact.userlocks & BINDADDR_LOCK == 0 {
+                // The address was connect()'s (tcp_disconnect, net/ipv4/tcp.c).
+                entry.lease.local_addr = Addr::unspecified(entry.lease.family);
+            }
         }
     }
 
@@ -662,7 +718,12 @@ impl Ledger {
                 .find(|other| other.id != lease.id && other.peer == Some(peer))
                 .copied(),
             _ => self
-                .holder(lease.netns, lease.local_port, lease.local_addr, lease.cookie)
+                .holder(
+                    lease.netns,
+                    lease.local_port,
+                    Claim { addr: lease.local_addr, v6_only: lease.v6_only },
+                    lease.cookie,
+                )
                 .map(|index| self.leases[index as usize].lease),
         };
         sink.failure(Failure {
@@ -697,13 +758,11 @@ impl Ledger {
 
     /// Enters a lease that began before our time.
     fn discover(&mut self, fact: &Fact, phase: Phase) -> Option<u32> {
-        let held = Held {
-            by: HeldBy::Socket(match phase {
-                Phase::Established => TcpState::Established,
-                _ => TcpState::Close,
-            }),
-            ..Held::from_fact(fact, None)?
+        let state = match phase {
+            Phase::Established => TcpState::Established,
+            _ => TcpState::Close,
         };
+        let held = Held::shown_by(fact, HeldBy::Socket(state))?;
         let kind = self.guess_kind(&held, phase);
         let new = NewLease::from_fact(fact, kind, phase)?;
         Some(self.insert(new, true, false))
@@ -716,7 +775,7 @@ impl Ledger {
         let at = Instant(fact.time_ns);
         let cookie = Cookie(fact.cookie);
         let substate = substate(fact);
-        let Some(tuple) = tuple(fact) else { return };
+        let Some(tuple) = time_wait_tuple(fact) else { return };
         if let Some(index) = self.time_wait_lease(cookie, &tuple) {
             // Armed anew: the cancellation was part of it.
             self.uncancel(index);
@@ -730,17 +789,9 @@ impl Ledger {
         let index = match self.socket_lease(cookie) {
             Some(index) => index,
             None => {
-                let held = Held {
-                    cookie,
-                    netns: tuple.netns,
-                    family: family(fact),
-                    local_addr: tuple.local.0,
-                    local_port: tuple.local.1,
-                    peer: Some(tuple.peer),
-                    by: HeldBy::TimeWait(substate),
-                    userlocks: None,
-                    owner: None,
-                };
+                let by = HeldBy::TimeWait(substate);
+                let Some(held) = Held::shown_by(fact, by) else { return };
+                let held = Held { userlocks: None, ..held };
                 let phase = Phase::TimeWait(substate);
                 let kind = self.guess_kind(&held, phase);
                 let Some(new) = NewLease::from_fact(fact, kind, phase) else { return };
@@ -758,7 +809,7 @@ impl Ledger {
 
     fn time_wait_cancel(&mut self, fact: &Fact) {
         let at = Instant(fact.time_ns);
-        let Some(tuple) = tuple(fact) else { return };
+        let Some(tuple) = time_wait_tuple(fact) else { return };
         let cookie = Cookie(fact.cookie);
         let Some(index) = self.time_wait_lease(cookie, &tuple) else {
             if let Some(ended) = &mut self.ended {
@@ -782,7 +833,7 @@ impl Ledger {
 
     fn time_wait_expire(&mut self, fact: &Fact, sink: &mut impl Sink) {
         let at = Instant(fact.time_ns);
-        let Some(tuple) = tuple(fact) else { return };
+        let Some(tuple) = time_wait_tuple(fact) else { return };
         let cookie = Cookie(fact.cookie);
         match self.time_wait_lease(cookie, &tuple) {
             Some(index) => self.end_time_wait(index, at, Reason::TimeWaitExpired, sink),
@@ -821,10 +872,12 @@ impl Ledger {
         if let (Some(ended), Some(tuple)) = (&mut self.ended, lease_tuple(&entry.lease)) {
             ended.insert(Hold::TimeWait(entry.lease.cookie, tuple));
         }
-        if entry.held_by_socket {
+        if entry.held_by_socket && entry.lease.kind == Kind::Bind {
             // The socket is still open, and bound to the port.
             entry.lease.phase = Phase::Bound;
         } else {
+            // Any other socket let go when its TIME_WAIT began, even if that fact was lost.
+            entry.held_by_socket = false;
             // What was cancelled is known to have ended only later: the socket may have been last.
             let last = entry.socket_end.filter(|(socket_at, _)| *socket_at > at);
             let (at, reason) = last.unwrap_or((at, reason));
@@ -835,13 +888,14 @@ impl Ledger {
     /// Leaves the lease to its TIME_WAIT and gives the socket, which holds the port as well, one
     /// of its own.
     fn part(&mut self, index: u32, at: Instant, sink: &mut impl Sink) -> u32 {
-        let Lease { cookie, netns, family, local_addr, local_port, kind, owner, .. } =
+        let Lease { cookie, netns, family, v6_only, local_addr, local_port, kind, owner, .. } =
             self.leases[index as usize].lease;
         self.drop_socket_hold(index, at, Reason::Closed, sink);
         let new = NewLease {
             cookie,
             netns,
             family,
+            v6_only,
             local_addr,
             local_port,
             peer: None,
@@ -861,6 +915,7 @@ impl Ledger {
             cookie,
             netns,
             family,
+            v6_only,
             local_addr,
             local_port,
             peer,
@@ -879,6 +934,7 @@ impl Ledger {
                 netns,
                 kind,
                 family,
+                v6_only,
                 local_addr,
                 local_port,
                 peer,
@@ -983,7 +1039,7 @@ impl Ledger {
         }
         let lease = entry.lease;
         let listener = self
-            .listener(lease.netns, lease.local_port, lease.local_addr)
+            .listener(lease.netns, lease.local_port, lease.family, lease.local_addr)
             .map(|listener| self.leases[listener as usize].lease.cookie);
         sink.lease(LeaseEvent {
             at: lease.acquired.unwrap_or(Instant(0)),
@@ -1004,11 +1060,14 @@ impl Ledger {
     }
 
     /// The listener that a connection to this address belongs to; `None` if several share it.
-    fn listener(&self, netns: Netns, port: Port, local: Addr) -> Option<u32> {
+    fn listener(&self, netns: Netns, port: Port, family: Family, local: Addr) -> Option<u32> {
         let listeners = self.listeners.get(&(netns, port))?;
-        let bound_to = |listener: u32| self.leases[listener as usize].lease.local_addr;
+        // A child is of its listener's family, also if its addresses are IPv4-mapped.
         let unique = |matches: &dyn Fn(Addr) -> bool| {
-            let mut found = listeners.iter().filter(|listener| matches(bound_to(**listener)));
+            let mut found = listeners.iter().filter(|listener| {
+                let lease = &self.leases[**listener as usize].lease;
+                lease.family == family && matches(lease.local_addr)
+            });
             match (found.next(), found.next()) {
                 (Some(only), None) => Some(Some(*only)),
                 (Some(_), Some(_)) => Some(None),
@@ -1021,13 +1080,11 @@ impl Ledger {
     }
 
     /// The lease that keeps somebody from binding this address and port.
-    fn holder(&self, netns: Netns, port: Port, wanted: Addr, not: Cookie) -> Option<u32> {
+    fn holder(&self, netns: Netns, port: Port, wanted: Claim, not: Cookie) -> Option<u32> {
         let first = self.ports.get(netns, port).first;
         let overlaps = |lease: &Lease| {
-            lease.cookie != not
-                && (wanted.is_unspecified()
-                    || lease.local_addr.is_unspecified()
-                    || lease.local_addr == wanted)
+            let claim = Claim { addr: lease.local_addr, v6_only: lease.v6_only };
+            lease.cookie != not && claim.overlaps(wanted)
         };
         // A listener or bound socket is what the user looks for, rather than one of its children.
         let rank = |phase: Phase| match phase {
@@ -1060,6 +1117,8 @@ impl Ledger {
             Phase::Bound => Kind::BindAuto,
             _ if locks & CONNECT_BIND != 0 => Kind::Connect,
             _ if has_listener => Kind::Accept,
+            Phase::TimeWait(_) => Kind::Connect,
+            _ if self.sight.marks_connect && held.userlocks.is_some() => Kind::BindAuto,
             _ => Kind::Connect,
         }
     }
@@ -1104,20 +1163,27 @@ fn close_reason(fact: &Fact, old: Option<TcpState>) -> Reason {
         0 => {}
         _ => return Reason::Failed,
     }
+    // tcp_disconnect and __tcp_close store the state before they send the reset and before they set
+    // the error; only a close() has shut both halves by then. A connection that nobody has accepted
+    // is reset with its listener (inet_csk_listen_stop).
+    let abandoned = if is_shut || fact.flags & flags::ORPHAN != 0 {
+        Reason::ResetOut
+    } else {
+        Reason::Disconnected
+    };
     match old {
-        // tcp_disconnect and __tcp_close store the state before they send the reset and before
-        // they set the error; only a close() has shut both halves by then.
-        Some(TcpState::Established | TcpState::CloseWait | TcpState::FinWait1) => {
-            if is_shut {
+        Some(TcpState::Established | TcpState::CloseWait | TcpState::FinWait1) => abandoned,
+        Some(TcpState::SynSent) if !is_shut => Reason::Disconnected,
+        // With a TIME_WAIT the lease goes on, and this reason is not used.
+        Some(TcpState::FinWait2 | TcpState::Closing) => {
+            if fact.flags & flags::LINGER2_NEGATIVE != 0 {
                 Reason::ResetOut
+            } else if fact.flags & flags::TIME_WAITS_FULL != 0 {
+                Reason::TimeWaitOverflow
             } else {
-                Reason::Disconnected
+                abandoned
             }
         }
-        Some(TcpState::SynSent) if !is_shut => Reason::Disconnected,
-        Some(TcpState::FinWait2) if fact.flags & flags::LINGER2_NEGATIVE != 0 => Reason::ResetOut,
-        // With a TIME_WAIT the lease goes on, and this reason is not used.
-        Some(TcpState::FinWait2 | TcpState::Closing) => Reason::TimeWaitOverflow,
         _ => Reason::Closed,
     }
 }
@@ -1155,6 +1221,12 @@ fn tuple(fact: &Fact) -> Option<Tuple> {
         local: (Addr(fact.local_addr), port(fact.local_port)?),
         peer: peer(fact)?,
     })
+}
+
+/// The connection of a TIME_WAIT. One without a cookie comes from before our time, when nobody had
+/// asked for its socket's: it gets one when a snapshot lists it, by which later facts know it.
+fn time_wait_tuple(fact: &Fact) -> Option<Tuple> {
+    (fact.cookie != 0).then(|| tuple(fact)).flatten()
 }
 
 fn held_tuple(held: &Held) -> Option<Tuple> {

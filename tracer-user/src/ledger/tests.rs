@@ -13,7 +13,7 @@ use super::{
 
 const LOCAL: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
 const NETNS: u32 = 4_026_531_840;
-const SIGHT: Sight = Sight { ports_chosen: true, accepts: true, time_waits: true };
+const SIGHT: Sight = Sight { ports_chosen: true, accepts: true, marks_connect: true };
 /// Between two operations: enough for a killed TIME_WAIT to be settled.
 const STEP_NS: u64 = 50_000_000;
 
@@ -51,6 +51,7 @@ impl Kernel {
 
     fn fact(&mut self, kind: FactKind, cookie: u64, port: u16, peer: u16) -> &mut Fact {
         self.now += 1;
+        let userlocks = self.userlocks(cookie);
         self.facts.push(Fact {
             time_ns: self.now,
             cookie,
@@ -63,9 +64,14 @@ impl Kernel {
             kind: kind as u8,
             flags: 0,
             state: 0,
-            userlocks: 0,
+            userlocks,
         });
         self.facts.last_mut().expect("it was just pushed")
+    }
+
+    /// `SOCK_BINDPORT_LOCK` of a socket whose bind() was told its port.
+    fn userlocks(&self, cookie: u64) -> u8 {
+        if self.sockets.get(&cookie).is_some_and(|socket| socket.locked) { 8 } else { 0 }
     }
 
     fn cookie(&mut self) -> u64 {
@@ -267,11 +273,12 @@ impl Kernel {
             cookie: Cookie(cookie),
             netns: Netns(NETNS),
             family: Family::Ipv4,
+            v6_only: false,
             local_addr: Addr(mapped(LOCAL)),
             local_port: Port(port),
             peer: (peer != 0).then_some((Addr(mapped(LOCAL)), Port(peer))),
             by,
-            userlocks: Some(0),
+            userlocks: Some(self.userlocks(cookie)),
             owner: None,
         };
         let sockets = self.sockets.iter().map(|(cookie, socket)| {
@@ -373,9 +380,7 @@ proptest! {
                 snapshot = kernel.snapshot();
             }
             if at == merged {
-                for held in &snapshot {
-                    ledger.adopt(held);
-                }
+                ledger.adopt_all(&snapshot);
                 ledger.end_snapshot();
             }
             let Some((operation, choice)) = steps.get(at) else { break };

@@ -41,6 +41,21 @@ pub struct LeaseId(pub u64);
 pub struct Addr(pub Address);
 
 impl Addr {
+    /// The wildcard of a family.
+    #[must_use]
+    pub fn unspecified(family: Family) -> Self {
+        match family {
+            Family::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::Ipv6 => IpAddr::from(Ipv6Addr::UNSPECIFIED).into(),
+        }
+    }
+
+    /// An IPv4 address, or one in IPv4-mapped form.
+    #[must_use]
+    pub fn is_ipv4(self) -> bool {
+        self.ip().is_ipv4()
+    }
+
     /// Neither 0.0.0.0 nor :: binds a socket to an address.
     #[must_use]
     pub fn is_unspecified(self) -> bool {
@@ -188,6 +203,8 @@ pub struct Lease {
     pub kind: Kind,
     /// The socket's family.
     pub family: Family,
+    /// An IPv6 socket that takes no IPv4 (`IPV6_V6ONLY`).
+    pub v6_only: bool,
     /// Local address; unspecified for a wildcard.
     pub local_addr: Addr,
     /// The held port.

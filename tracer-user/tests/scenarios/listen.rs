@@ -1,8 +1,11 @@
 //! Ports of servers.
 
-use std::io::ErrorKind;
+use std::{
+    io::ErrorKind,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
-use crate::support::{Pair, Tracer, addr, cookie, for_each_net};
+use crate::support::{Net, Pair, Tracer, addr, cookie, for_each_net, is, sandbox};
 
 #[test]
 fn listen_on_an_unbound_socket_takes_a_port() {
@@ -84,5 +87,55 @@ fn two_listeners_of_one_port_leave_the_connections_listener_open() {
         let server_cookie = cookie(&pair.server);
         let story = tracer.finish();
         assert!(story.the(server_cookie, "accept")["listener"].is_null());
+    });
+}
+
+/// What most servers do: one wildcard listener for each family.
+#[test]
+fn listeners_of_both_families_are_told_apart() {
+    let Some(sandbox) = sandbox() else { return };
+    let tracer = Tracer::start(&sandbox);
+    let [four, six] = [Net::V4, Net::V6].map(|net| {
+        let socket = net.socket();
+        let wildcard = if let Net::V4 = net {
+            SocketAddr::from((Ipv4Addr::UNSPECIFIED, 20_000))
+        } else {
+            socket.set_only_v6(true).expect("IPV6_V6ONLY");
+            SocketAddr::from((Ipv6Addr::UNSPECIFIED, 20_000))
+        };
+        socket.bind(&wildcard.into()).expect("the families do not overlap");
+        socket.listen(16).expect("it listens");
+        socket
+    });
+    let connections = [(Net::V4, &four), (Net::V6, &six)].map(|(net, listener)| {
+        let client = net.socket();
+        client.connect(&net.at(20_000).into()).expect("it connects");
+        let (server, _) = listener.accept().expect("it is accepted");
+        (cookie(&server), cookie(listener), client, server)
+    });
+    let rival = Net::V4.socket();
+    rival.bind(&Net::V4.at(20_000).into()).expect_err("the wildcard is in the way");
+    let rival_cookie = cookie(&rival);
+    let story = tracer.finish();
+    for (server, listener, ..) in &connections {
+        assert_eq!(story.the(*server, "accept")["listener"], *listener);
+    }
+    assert_eq!(story.the(rival_cookie, "fail")["holder"]["cookie"], cookie(&four));
+}
+
+#[test]
+fn a_connection_whose_listener_closes_before_accept_is_reset() {
+    for_each_net(|net, sandbox| {
+        let mut tracer = Tracer::start(sandbox);
+        let listener = net.listener();
+        let client = net.socket();
+        client.connect(&addr(&listener).into()).expect("the backlog has room");
+        let accept = tracer.wait_for("accept", |record| record["type"] == "accept");
+        let client_cookie = cookie(&client);
+        drop(listener);
+        tracer.wait_for("release", is(client_cookie, "release:reset_in"));
+        let story = tracer.finish();
+        let server = accept["cookie"].as_u64().expect("a number");
+        assert_eq!(story.the(server, "release")["reason"], "reset_out");
     });
 }

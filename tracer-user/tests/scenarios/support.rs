@@ -56,10 +56,15 @@ impl Tracer {
         let stdout = child.stdout.take().expect("its output is piped");
         let (sender, lines) = channel();
         thread::spawn(move || {
-            for line in BufReader::new(stdout).lines() {
-                let line = line.expect("the tracer writes UTF-8");
+            let mut reader = BufReader::new(stdout);
+            let mut line = String::new();
+            // A tracer that is killed leaves half a line at the end.
+            while reader.read_line(&mut line).expect("the tracer writes UTF-8") > 0
+                && line.ends_with('\n')
+            {
                 let record = serde_json::from_str(&line)
                     .unwrap_or_else(|error| panic!("{line} is not JSON: {error}"));
+                line.clear();
                 if sender.send(record).is_err() {
                     return;
                 }

@@ -16,7 +16,9 @@ use tracer_user::kernel::clock;
 
 use crate::{
     connect::one_port,
-    support::{Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, sandbox},
+    support::{
+        Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, reset_on_close, sandbox,
+    },
 };
 
 /// Longer than a TIME_WAIT: 60 s and what the timer wheel rounds up (at most 4 s).
@@ -215,6 +217,53 @@ fn an_orphan_whose_peer_never_closes_is_let_go_after_fin_timeout() {
             ]
         );
         drop(server);
+    });
+}
+
+#[test]
+fn without_room_for_a_time_wait_the_port_is_free_at_once() {
+    for_each_net(|net, sandbox| {
+        sandbox.set("ipv4/tcp_max_tw_buckets", "0").expect("the setting exists");
+        let mut tracer = Tracer::start(sandbox);
+        let listener = net.listener();
+        let Pair { client, server } = Pair::connect(net.socket(), &listener);
+        let client_cookie = cookie(&client);
+        drop(client);
+        read_to_end(&server);
+        drop(server);
+        tracer.wait_for("release", is(client_cookie, "release:time_wait_overflow"));
+        tracer.finish();
+    });
+}
+
+/// Half-closed connections that end without a TIME_WAIT although there is room for one.
+#[test]
+fn an_abandoned_half_closed_connection_is_no_overflow() {
+    for_each_net(|net, sandbox| {
+        let mut tracer = Tracer::start(sandbox);
+        let listener = net.listener();
+        let half_closed = || {
+            let pair = Pair::connect(net.socket(), &listener);
+            pair.client.shutdown(Shutdown::Write).expect("half a close");
+            read_to_end(&pair.server);
+            pair
+        };
+        let reset = half_closed();
+        let dissolved = half_closed();
+        let cookies = [&reset, &dissolved].map(|pair| cookie(&pair.client));
+        // The peer's ACK of the FIN makes it FIN_WAIT2; data of the peer carries one.
+        for pair in [&reset, &dissolved] {
+            pair.server.send(b"x").expect("it is sent");
+            let mut buffer = [std::mem::MaybeUninit::uninit(); 1];
+            pair.client.recv(&mut buffer).expect("it arrives");
+        }
+        reset_on_close(&reset.client);
+        drop(reset.client);
+        rustix::net::connect_unspec(&dissolved.client).expect("AF_UNSPEC dissolves it");
+        let [reset_cookie, dissolved_cookie] = cookies;
+        tracer.wait_for("release", is(reset_cookie, "release:reset_out"));
+        tracer.wait_for("release", is(dissolved_cookie, "release:disconnected"));
+        tracer.finish();
     });
 }
 

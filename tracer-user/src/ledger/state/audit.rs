@@ -4,7 +4,7 @@
 //! since [`Ledger::begin_snapshot`] is therefore not held against either side, and what remains is
 //! only believed when a second snapshot shows the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, hash_map::Entry};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -77,25 +77,30 @@ impl Differences {
 impl Ledger {
     /// Compares with a snapshot that was taken since [`begin_snapshot`](Self::begin_snapshot),
     /// after every fact of its time was applied. Of the `unlisted` namespaces it shows only a part.
-    /// A lease whose owner was not seen gains that of the snapshot.
+    /// Owners are corrected at once: a lease whose owner was not seen gains one, and one whose
+    /// owner has handed it on (to a child that outlives it, or by `SCM_RIGHTS`) gets who has it.
     #[must_use]
     pub fn compare(&mut self, held: &[Held], unlisted: &BTreeSet<Netns>) -> Differences {
         let mut differences = Differences { leases: self.len(), ..Differences::default() };
-        let mut seen = FxHashSet::with_capacity_and_hasher(held.len(), rustc_hash::FxBuildHasher);
+        let mut seen = FxHashMap::with_capacity_and_hasher(held.len(), rustc_hash::FxBuildHasher);
         let mut matched = FxHashSet::default();
         for held in held {
             let Some(hold) = Hold::of(held) else { continue };
-            if !seen.insert(hold) {
-                continue;
+            match seen.entry(hold) {
+                Entry::Vacant(place) => {
+                    place.insert(held.owner.into_iter().collect::<Vec<_>>());
+                }
+                Entry::Occupied(mut owners) => {
+                    owners.get_mut().extend(held.owner);
+                    continue;
+                }
             }
             let index = match hold {
                 Hold::Socket(cookie) => self.socket_lease(cookie),
                 Hold::TimeWait(cookie, tuple) => self.time_wait_lease(cookie, &tuple),
             };
             if let Some(index) = index {
-                matched.insert(index);
-                let lease = &mut self.leases[index as usize].lease;
-                lease.owner = lease.owner.or(held.owner);
+                matched.insert((index, hold));
                 if !self.agrees(index, held) {
                     let id = self.leases[index as usize].lease.id;
                     differences.missing.insert(hold, *held);
@@ -105,7 +110,17 @@ impl Ledger {
                 differences.missing.insert(hold, *held);
             }
         }
-        differences.kernel = matched.len() + differences.missing.len() - differences.extra.len();
+        let leases: FxHashSet<u32> = matched.iter().map(|(index, _)| *index).collect();
+        differences.kernel = leases.len() + differences.missing.len() - differences.extra.len();
+        for (index, hold) in matched {
+            let owner = &mut self.leases[index as usize].lease.owner;
+            let holders = seen.get(&hold).map(Vec::as_slice).unwrap_or_default();
+            let is_among_them =
+                owner.is_some_and(|owner| holders.iter().any(|holder| holder.pid == owner.pid));
+            if !is_among_them && let Some(holder) = holders.first() {
+                *owner = Some(*holder);
+            }
+        }
         for (_, entry) in &self.leases {
             let lease = &entry.lease;
             if entry.changed == self.epoch || unlisted.contains(&lease.netns) {
@@ -116,7 +131,7 @@ impl Ledger {
                 .filter(|_| entry.held_by_time_wait && entry.cancel.is_none())
                 .map(|tuple| Hold::TimeWait(lease.cookie, tuple));
             for hold in socket.into_iter().chain(time_wait) {
-                if !seen.contains(&hold) {
+                if !seen.contains_key(&hold) {
                     differences.extra.insert(hold, lease.id);
                 }
             }
