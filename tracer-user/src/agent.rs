@@ -504,6 +504,7 @@ impl Sink for Reporter<'_> {
 
     fn failure(&mut self, failure: Failure<'_>) {
         let Self { output, filter, cgroups, totals, writer: _ } = self;
+        let holder_cgroup = failure.holder.and_then(|holder| cgroups.of_lease(holder)).cloned();
         let cgroup = failure.owner.and_then(|owner| cgroups.get(owner.cgroup_id));
         let subject = Subject {
             record: "fail",
@@ -521,7 +522,7 @@ impl Sink for Reporter<'_> {
         };
         if filter.admits(&subject) {
             *totals.entry("fail").or_default() += 1;
-            output.failure(&failure, cgroup);
+            output.failure(&failure, cgroup, holder_cgroup.as_ref());
         }
     }
 }

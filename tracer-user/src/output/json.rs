@@ -130,7 +130,12 @@ impl Output for Json {
         self.write_lease(names::change(&change), at, lease, cgroup, details);
     }
 
-    fn failure(&mut self, failure: &Failure<'_>, cgroup: Option<&Cgroup>) {
+    fn failure(
+        &mut self,
+        failure: &Failure<'_>,
+        cgroup: Option<&Cgroup>,
+        holder_cgroup: Option<&Cgroup>,
+    ) {
         #[derive(Serialize)]
         struct Details<'a> {
             op: &'static str,
@@ -179,7 +184,7 @@ impl Output for Json {
             requested_addr: local_addr.ip(),
             requested_port: local_port,
             cause: cause.map(names::cause),
-            holder: holder.map(Holder::of),
+            holder: holder.map(|lease| Holder::of(lease, holder_cgroup)),
             search_us: search_ns.map(microseconds),
         };
         self.write("fail", at, Some(netns.0), Subject { who, rest });
@@ -332,8 +337,8 @@ struct Holder<'a> {
 }
 
 impl<'a> Holder<'a> {
-    fn of(lease: &'a Lease) -> Self {
-        Self { who: Who::of(lease, None), phase: names::phase(lease.phase) }
+    fn of(lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Self {
+        Self { who: Who::of(lease, cgroup), phase: names::phase(lease.phase) }
     }
 }
 

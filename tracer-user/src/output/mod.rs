@@ -90,7 +90,12 @@ pub trait Output {
     /// A change of a lease.
     fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>);
     /// A call that got no port.
-    fn failure(&mut self, failure: &Failure<'_>, cgroup: Option<&Cgroup>);
+    fn failure(
+        &mut self,
+        failure: &Failure<'_>,
+        cgroup: Option<&Cgroup>,
+        holder_cgroup: Option<&Cgroup>,
+    );
     /// Facts were lost.
     fn loss(&mut self, at: Instant, loss: &Loss);
     /// The ledger was compared with the kernel.

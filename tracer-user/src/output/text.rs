@@ -134,7 +134,12 @@ impl Output for Text {
         self.line(&Self::of_lease(lease, at, names::change(&change), detail));
     }
 
-    fn failure(&mut self, failure: &Failure<'_>, _cgroup: Option<&Cgroup>) {
+    fn failure(
+        &mut self,
+        failure: &Failure<'_>,
+        _cgroup: Option<&Cgroup>,
+        _holder_cgroup: Option<&Cgroup>,
+    ) {
         let cause = failure.cause.map(|cause| names::cause(cause).replace('_', " "));
         let holder = failure.holder.map(|holder| {
             let who = holder.owner.as_ref().map_or_else(
