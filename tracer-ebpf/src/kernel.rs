@@ -19,9 +19,10 @@ use tracer_ebpf::{ABSENT, Address, BitField, Fact, Layout, Owner, flags, mapped}
 // SAFETY: a Layout is made of integers only.
 pub static LAYOUT: Global<Layout> = Global::new(unsafe { core::mem::zeroed() });
 
-/// Non-zero if tracing programs may call `bpf_get_socket_cookie` (5.12).
+/// Non-zero if tracing programs may call `bpf_get_socket_cookie` (5.12). Where they may not, the
+/// programs of the cgroup give every socket its cookie before a tracepoint needs it.
 #[unsafe(no_mangle)]
-static COOKIE_HELPER: Global<u32> = Global::new(0);
+pub static COOKIE_HELPER: Global<u32> = Global::new(0);
 
 /// Reads one field of [`LAYOUT`], so that the verifier sees one constant and not a copied struct.
 macro_rules! layout {

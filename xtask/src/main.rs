@@ -5,6 +5,7 @@ mod build_ebpf;
 mod fingerprint;
 mod run;
 mod test;
+mod vm;
 mod workspace;
 
 use clap::Parser;
@@ -18,12 +19,18 @@ enum Task {
     Run(run::Args),
     /// Run all tests, with those that need root and this kernel.
     Test(test::Args),
+    /// Run the scenarios on other kernels, in virtual machines.
+    Vm(vm::Args),
 }
 
 fn main() -> anyhow::Result<()> {
+    if vm::init::is_it() {
+        vm::init::run();
+    }
     match Task::parse() {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Run(args) => run::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Vm(args) => vm::run(&args),
     }
 }

@@ -22,6 +22,15 @@ static AUTOBINDS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(4096, 0);
 const ALLOW: i32 = 1;
 const IPPROTO_TCP: u32 = 6;
 
+/// The creation of a socket. Loaded only where tracing programs cannot give a socket its cookie
+/// (before 5.12): it gets one at birth.
+#[cgroup_sock(sock_create)]
+fn sock_create(ctx: SockContext) -> i32 {
+    // SAFETY: the helper takes this program's context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    ALLOW
+}
+
 /// Before an IPv4 bind() (`inet_bind_sk`, net/ipv4/af_inet.c).
 #[cgroup_sock_addr(bind4)]
 fn bind4(ctx: SockAddrContext) -> i32 {

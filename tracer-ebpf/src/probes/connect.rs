@@ -2,7 +2,10 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB},
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_TCP_LISTEN_CB,
+    },
     helpers::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock},
     macros::sock_ops,
     programs::SockOpsContext,
@@ -11,7 +14,7 @@ use tracer_ebpf::{FactKind, Hook};
 
 use crate::{
     emit,
-    kernel::{Sock, Typed},
+    kernel::{COOKIE_HELPER, Sock, Typed},
 };
 
 /// `tcp_connect` (net/ipv4/tcp_output.c) calls this when the port is held and the SYN is not yet
@@ -22,6 +25,13 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
     let kind = match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => FactKind::PortChosen,
         BPF_SOCK_OPS_TCP_LISTEN_CB => FactKind::Listening,
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB if COOKIE_HELPER.load() == 0 => {
+            // A new connection, just before it becomes ESTABLISHED (tcp_rcv_state_process,
+            // net/ipv4/tcp_input.c).
+            // SAFETY: the helper takes this program's context.
+            unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+            return ALLOW;
+        }
         _ => return ALLOW,
     };
     // SAFETY: the field is part of the context's user API since 5.3; the verifier checks it.

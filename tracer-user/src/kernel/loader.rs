@@ -178,6 +178,9 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
     attacher.tracepoint_twice("inet_sock_set_state", &task, "everything");
     let cgroups = match cgroups {
         Ok(root) => {
+            if !has_cookie_helper {
+                attacher.sock_create(&root);
+            }
             attacher.sock_ops(&root);
             attacher.post_bind(&root, &task);
             Some(root)
@@ -316,6 +319,16 @@ impl Attacher<'_> {
     fn sock_ops(&mut self, root: &CgroupRoot) {
         self.attempt("sockops", "cgroup", SOCK_OPS_LOSS, Ok(()), |ebpf| {
             let program: &mut SockOps = program(ebpf, "sock_ops")?;
+            program.load()?;
+            program.attach(root, ATTACH_MODE).map(|_| ())
+        });
+    }
+
+    /// For kernels whose tracing programs cannot give a socket its cookie.
+    fn sock_create(&mut self, root: &CgroupRoot) {
+        let loss = "sockets are told apart only once the kernel has given them a cookie";
+        self.attempt("sock_create", "cgroup", loss, Ok(()), |ebpf| {
+            let program: &mut CgroupSock = program(ebpf, "sock_create")?;
             program.load()?;
             program.attach(root, ATTACH_MODE).map(|_| ())
         });

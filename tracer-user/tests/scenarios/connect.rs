@@ -11,9 +11,6 @@ use crate::support::{
 #[test]
 fn a_connection_closed_by_the_client_is_told_from_connect_to_time_wait() {
     for_each_net(|net, sandbox| {
-        // Far enough from the sixty seconds of TIME_WAIT for the timer to change its slot, which is
-        // what shows the change of the substate.
-        sandbox.set("ipv4/tcp_fin_timeout", "30").expect("the setting exists");
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
         let Pair { client, server } = Pair::connect(net.socket(), &listener);
@@ -61,9 +58,6 @@ fn a_connection_closed_by_the_client_is_told_from_connect_to_time_wait() {
 #[test]
 fn the_port_of_a_client_whose_server_closed_first_is_free_at_once() {
     for_each_net(|net, sandbox| {
-        // Far enough from the sixty seconds of TIME_WAIT for the timer to change its slot, which is
-        // what shows the change of the substate.
-        sandbox.set("ipv4/tcp_fin_timeout", "30").expect("the setting exists");
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
         let Pair { client, server } = Pair::connect(net.socket(), &listener);

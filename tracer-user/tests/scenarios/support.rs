@@ -15,8 +15,8 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracer_user::kernel::sandbox::Sandbox;
 
-/// How long an event may take that the kernel does not delay.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long an event may take that the kernel does not delay. An emulated machine is slow.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Enters a new namespace; `None`, said aloud, if this process may not.
 pub fn sandbox() -> Option<Sandbox> {
@@ -25,7 +25,12 @@ pub fn sandbox() -> Option<Sandbox> {
         return None;
     }
     match Sandbox::enter_new() {
-        Ok(sandbox) => Some(sandbox),
+        Ok(sandbox) => {
+            // Far enough from the sixty seconds of TIME_WAIT for the timer to change its slot when
+            // a FIN_WAIT2 becomes one: without that there is no event to wait for.
+            sandbox.set("ipv4/tcp_fin_timeout", "30").expect("the setting exists");
+            Some(sandbox)
+        }
         Err(error) => {
             println!("skipped: no network namespace can be made here: {error}");
             None
@@ -73,6 +78,17 @@ impl Tracer {
         let mut tracer = Self { child, lines, seen: Vec::new() };
         tracer.wait_for("start", |record| record["type"] == "start");
         tracer
+    }
+
+    /// True if the hook is attached; says that the test skips if it is not.
+    pub fn sees(&mut self, hook: &str) -> bool {
+        let start = self.wait_for("start", |record| record["type"] == "start");
+        let how = start["hooks"][hook].as_str().unwrap_or("not attached: unknown").to_owned();
+        let is_attached = !how.starts_with("not attached");
+        if !is_attached {
+            println!("skipped: the hook {hook} is {how}");
+        }
+        is_attached
     }
 
     /// Waits for a record that came or comes.

@@ -198,7 +198,7 @@ fn a_reader_that_goes_away_ends_it_quietly() {
         return;
     }
     let mut child = Command::new(BINARY)
-        .args(["-o", "json"])
+        .args(["-o", "json", "--quiet"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

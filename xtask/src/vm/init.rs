@@ -1,0 +1,64 @@
+//! What runs as the first process of the virtual machine.
+
+use std::{
+    fs::{self, File},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+use rustix::{
+    mount::{MountFlags, mount},
+    system::{RebootCommand, finit_module, reboot},
+};
+
+/// Where the initramfs keeps modules, numbered in the order of loading.
+pub const MODULES: &str = "/modules";
+/// The file that names the tests' binary.
+pub const TESTS: &str = "/tests";
+/// Begins the last line.
+pub const FINISHED: &str = "vm: finished: ";
+/// Begins the line that names the kernel.
+pub const RELEASE: &str = "vm: Linux ";
+
+/// True in the virtual machine.
+pub fn is_it() -> bool {
+    std::process::id() == 1 && fs::exists(TESTS).unwrap_or(false)
+}
+
+/// Runs the tests and switches the machine off.
+pub fn run() -> ! {
+    match run_tests() {
+        Ok(outcome) => println!("{FINISHED}{outcome}"),
+        Err(error) => println!("vm: {error:#}"),
+    }
+    rustix::fs::sync();
+    let _ = reboot(RebootCommand::PowerOff);
+    // The first process must not end: the kernel would panic, which ends the machine as well.
+    std::process::exit(1);
+}
+
+fn run_tests() -> Result<String> {
+    for (kind, target) in
+        [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")]
+    {
+        mount(kind, target, kind, MountFlags::empty(), None)
+            .with_context(|| format!("cannot mount {target}"))?;
+    }
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    println!("{RELEASE}{}", release.trim());
+    for index in 0.. {
+        let Ok(module) = File::open(format!("{MODULES}/{index}")) else { break };
+        if let Err(error) = finit_module(&module, c"", 0) {
+            println!("vm: module {index} is not loaded: {error}");
+        }
+    }
+    let tests = fs::read_to_string(TESTS)?;
+    let mut command = Command::new(&tests);
+    // An emulated processor is some twenty times slower: more tests at once only wait longer.
+    command.env("RUST_TEST_THREADS", "2").env("PATH", "/usr/bin:/bin");
+    let arguments = fs::read_to_string("/proc/cmdline")?;
+    let filter = arguments.split_whitespace().find_map(|word| word.strip_prefix("portlife.test="));
+    command.args(filter).arg("--show-output");
+    let status = command.status().with_context(|| format!("cannot run {tests}"))?;
+    Ok(status.to_string())
+}
