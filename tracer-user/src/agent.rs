@@ -195,6 +195,10 @@ impl Session<'_> {
                 // Better that the ring overflows, which is counted and healed, than memory.
                 continue;
             }
+            #[cfg(feature = "debug-log")]
+            if let Some(log) = &mut self.probes.log {
+                log.flush();
+            }
             let drained = self.drain()?;
             idle_drains = if drained == 0 { idle_drains + 1 } else { 0 };
             // Once more after the last fact, for what was lost with it.

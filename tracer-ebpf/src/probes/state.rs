@@ -52,6 +52,8 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
     {
         return 0;
     }
+    #[cfg(feature = "debug-log")]
+    aya_log_ebpf::debug!(ctx, "port {}: state {} to {}", sk.num::<Typed>(), old, new);
     // connect() and listen() change the state in the calling process; everything else may happen
     // in a softirq, where the current process is a bystander.
     match new {

@@ -91,6 +91,9 @@ pub struct Probes {
     pub cgroups: Option<CgroupRoot>,
     /// What else is missing, in sentences.
     pub warnings: Vec<String>,
+    /// What the programs log.
+    #[cfg(feature = "debug-log")]
+    pub log: Option<super::debug_log::ProgramLog>,
     /// Keeps the programs attached.
     ebpf: Ebpf,
     has_snapshot: bool,
@@ -152,6 +155,12 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
         .override_global("NR_BIND", &(libc::SYS_bind as u64), true)
         .override_global("NR_ACCEPT", &(libc::SYS_accept as u64), true)
         .override_global("NR_ACCEPT4", &(libc::SYS_accept4 as u64), true)
+        // Off unless asked for: without this the level would be "everything".
+        .override_global(
+            "AYA_LOG_LEVEL",
+            &u8::from(cfg!(feature = "debug-log")).wrapping_mul(5),
+            false,
+        )
         .map_max_entries("EVENTS", options.ring_bytes)
         .load(OBJECT)
         .map_err(|error| LoadError::Object(error.into()))?;
@@ -211,7 +220,19 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
     let has_snapshot = is_attached(ITERATOR);
     drop(aya_btf);
     memory::trim();
-    Ok(Probes { ring, hooks, cgroups, warnings, ebpf, has_snapshot, marks_connect })
+    #[cfg(feature = "debug-log")]
+    let log = super::debug_log::start(&mut ebpf);
+    Ok(Probes {
+        #[cfg(feature = "debug-log")]
+        log,
+        ring,
+        hooks,
+        cgroups,
+        warnings,
+        ebpf,
+        has_snapshot,
+        marks_connect,
+    })
 }
 
 impl Probes {

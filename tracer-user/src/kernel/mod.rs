@@ -10,6 +10,8 @@ pub mod btf;
 pub mod capability;
 pub mod cgroup;
 pub mod clock;
+#[cfg(feature = "debug-log")]
+pub mod debug_log;
 pub mod kallsyms;
 pub mod layout;
 pub mod loader;
