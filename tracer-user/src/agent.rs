@@ -24,8 +24,7 @@ use crate::{
         snapshot::{self, Snapshot},
     },
     ledger::{
-        Differences, Failure, Instant, Kind, Lease, LeaseEvent, Ledger, Operation, Sight, Silence,
-        Sink,
+        Differences, Failure, Instant, Kind, Lease, LeaseEvent, Ledger, Operation, Silence, Sink,
     },
     output::{Cgroup, HookReport, Loss, Output, Place, Start, Summary, names, writer::Writer},
 };
@@ -91,7 +90,7 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     let Options { load, snapshot, duration, verify, filter } = options;
     let began = Deadline::now();
     let mut probes = loader::load(load)?;
-    let mut ledger = Ledger::new(sight(&probes));
+    let mut ledger = Ledger::new(probes.sight());
     let mut warnings = std::mem::take(&mut probes.warnings);
     if snapshot {
         warnings.extend(take_snapshot(&mut probes, &mut ledger).await?);
@@ -413,16 +412,6 @@ async fn take_snapshot(
     ledger.end_snapshot();
     memory::trim();
     Ok(problems)
-}
-
-fn sight(probes: &Probes) -> Sight {
-    let sees =
-        |name: &str| probes.hooks.iter().any(|hook| hook.name == name && hook.outcome.is_ok());
-    Sight {
-        ports_chosen: sees("sockops"),
-        accepts: sees("sys_exit"),
-        marks_connect: probes.marks_connect,
-    }
 }
 
 /// Shows what the filter admits.

@@ -27,6 +27,7 @@ use super::{
     kallsyms, layout, memory,
     ring::Ring,
 };
+use crate::ledger::Sight;
 
 /// The object that `cargo xtask build-ebpf` made, embedded.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portlife.bpf.o"));
@@ -98,7 +99,7 @@ pub struct Probes {
     ebpf: Ebpf,
     has_snapshot: bool,
     /// Sockets whose port connect() chose are marked by this kernel.
-    pub marks_connect: bool,
+    marks_connect: bool,
 }
 
 /// What the user decides about loading.
@@ -253,16 +254,30 @@ impl Probes {
 }
 
 impl Probes {
+    /// What the ledger can rely on, by the hooks that are attached.
+    #[must_use]
+    pub fn sight(&self) -> Sight {
+        Sight {
+            ports_chosen: self.is_attached("sockops"),
+            accepts: self.is_attached("sys_exit"),
+            marks_connect: self.marks_connect,
+        }
+    }
+
+    fn is_attached(&self, name: &str) -> bool {
+        self.hooks.iter().any(|hook| hook.name == name && hook.outcome.is_ok())
+    }
+
     /// Firings of hooks that no program saw: the kernel skips a program that would interrupt
     /// itself on its CPU (`recursion_misses`, since 5.12). Where a second copy is attached one of
     /// the two sees every firing.
     #[must_use]
     pub fn unseen_firings(&self) -> u64 {
-        let is_attached =
-            |name: &str| self.hooks.iter().any(|hook| hook.name == name && hook.outcome.is_ok());
         let has_both = |name: &str| {
             AGAIN.iter().any(|(first, again)| {
-                (*first == name || *again == name) && is_attached(first) && is_attached(again)
+                (*first == name || *again == name)
+                    && self.is_attached(first)
+                    && self.is_attached(again)
             })
         };
         self.ebpf
