@@ -7,6 +7,10 @@ use zerocopy::{Immutable, IntoBytes};
 /// Only optional fields may be absent; a hook whose mandatory fields are missing is not loaded.
 pub const ABSENT: u32 = u32::MAX;
 
+/// Network namespaces that the programs can be told to report alone. More are filtered by the
+/// agent.
+pub const NETNS_WANTED_MOST: usize = 4;
+
 /// Where a bitfield lives: `(byte at offset >> shift) & mask`.
 ///
 /// Plain one-byte fields are the case `shift = 0`, `mask = 0xff`. Bitfields that straddle a byte

@@ -24,11 +24,23 @@ pub enum Hook {
     PostBind6 = 7,
     /// `tp_btf/sys_exit`.
     SysExit = 8,
+    /// `fexit/inet_bind`.
+    Bind4Exit = 9,
+    /// `fexit/inet6_bind`.
+    Bind6Exit = 10,
+    /// `fexit/inet_csk_accept`.
+    AcceptExit = 11,
+    /// `fentry/inet_twsk_hashdance_schedule`, `fentry/inet_twsk_hashdance` before 6.12.
+    TimeWaitHash = 12,
+    /// `fentry/__inet_twsk_schedule`.
+    TimeWaitSchedule = 13,
+    /// `fentry/inet_twsk_kill`.
+    TimeWaitKill = 14,
 }
 
 impl Hook {
     /// All hooks, in index order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 15] = [
         Self::SetState,
         Self::DestroySock,
         Self::TimerStart,
@@ -38,6 +50,12 @@ impl Hook {
         Self::PostBind4,
         Self::PostBind6,
         Self::SysExit,
+        Self::Bind4Exit,
+        Self::Bind6Exit,
+        Self::AcceptExit,
+        Self::TimeWaitHash,
+        Self::TimeWaitSchedule,
+        Self::TimeWaitKill,
     ];
     /// Number of hooks.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -49,17 +67,19 @@ impl Hook {
 
 /// What one hook did on one CPU since it was attached.
 ///
-/// `seen = emitted + ring_full` holds at any quiet moment. Firings that concern no port (another
+/// `seen = filtered + emitted + ring_full` holds at any quiet moment. Firings that concern no port (another
 /// protocol, a transition that the ledger does not need, a foreign timer) are not seen.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
 pub struct HookCounters {
     /// Firings that concerned a port.
     pub seen: u64,
+    /// Those that the user does not want to hear of.
+    pub filtered: u64,
     /// Facts submitted to the ring buffer.
     pub emitted: u64,
     /// Facts lost because the ring buffer had no room.
     pub ring_full: u64,
 }
 
-const _: () = assert!(size_of::<HookCounters>() == 24);
+const _: () = assert!(size_of::<HookCounters>() == 32);

@@ -6,9 +6,9 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray, RingBuf},
 };
-use tracer_ebpf::{Fact, FactKind, Hook, HookCounters, OwnedFact, flags};
+use tracer_ebpf::{Fact, FactKind, Hook, HookCounters, NETNS_WANTED_MOST, OwnedFact, flags};
 
-use crate::kernel;
+use crate::kernel::{self, Memory, Sock};
 
 /// Facts, in the order in which the hooks reserved them. The agent sets the size at load.
 #[map]
@@ -30,34 +30,41 @@ static WAKE_BYTES: Global<u64> = Global::new(0);
 /// step over it, narrow enough that a full ring is not a storm of wakeups.
 const WAKE_BAND_BYTES: u64 = 4096;
 
-/// Writes a fact without an owner, counted in this slot.
+/// Inodes of the network namespaces that the user wants to hear of, zero-padded. None: all.
+#[unsafe(no_mangle)]
+static NETNS_WANTED: Global<[u32; NETNS_WANTED_MOST]> = Global::new([0; NETNS_WANTED_MOST]);
+
+/// Writes a fact about a socket, without an owner, counted in this slot. `fill` adds what the
+/// [common part](Sock::describe) does not tell.
 #[inline(always)]
-pub fn fact(slot: u32, kind: FactKind, fill: impl FnOnce(&mut Fact)) {
-    submit::<Fact>(slot, |record| {
+pub fn fact<M: Memory>(slot: u32, kind: FactKind, sk: Sock, fill: impl FnOnce(&mut Fact)) {
+    submit::<M, Fact>(slot, sk, |record| {
         // SAFETY: `record` points to reserved ring memory of the size of a Fact, in which every
         // bit pattern is a Fact.
         let fact = unsafe { &mut *record };
         fact.kind = kind as u8;
         fact.flags = 0;
+        sk.describe::<M>(fact);
         fill(fact);
     });
 }
 
-/// Writes a fact and the process in whose context it arose.
+/// Writes a fact about a socket, and the process in whose context it arose.
 #[inline(always)]
-pub fn owned_fact(slot: u32, kind: FactKind, fill: impl FnOnce(&mut Fact)) {
-    submit::<OwnedFact>(slot, |record| {
+pub fn owned_fact<M: Memory>(slot: u32, kind: FactKind, sk: Sock, fill: impl FnOnce(&mut Fact)) {
+    submit::<M, OwnedFact>(slot, sk, |record| {
         // SAFETY: as above, for an OwnedFact.
         let OwnedFact { fact, owner } = unsafe { &mut *record };
         fact.kind = kind as u8;
         fact.flags = flags::OWNER;
+        sk.describe::<M>(fact);
         fill(fact);
         kernel::current_owner(owner);
     });
 }
 
 #[inline(always)]
-fn submit<R: 'static>(slot: u32, write: impl FnOnce(*mut R)) {
+fn submit<M: Memory, R: 'static>(slot: u32, sk: Sock, write: impl FnOnce(*mut R)) {
     let Some(counters) = COUNTERS.get_ptr_mut(slot) else {
         return;
     };
@@ -66,13 +73,26 @@ fn submit<R: 'static>(slot: u32, write: impl FnOnce(*mut R)) {
     // adding in the plain way.
     let counters = unsafe { &mut *counters };
     counters.seen += 1;
-    if let Some(mut entry) = EVENTS.reserve::<R>(0) {
+    if !is_wanted::<M>(sk) {
+        counters.filtered += 1;
+    } else if let Some(mut entry) = EVENTS.reserve::<R>(0) {
         write(entry.as_mut_ptr());
         entry.submit(wakeup_flags());
         counters.emitted += 1;
     } else {
         counters.ring_full += 1;
     }
+}
+
+#[inline(always)]
+fn is_wanted<M: Memory>(sk: Sock) -> bool {
+    let wanted = NETNS_WANTED.load();
+    // The verifier knows the value, and removes the rest where there is nothing to filter.
+    if wanted[0] == 0 {
+        return true;
+    }
+    let netns = sk.netns::<M>();
+    wanted.iter().any(|inode| *inode == netns)
 }
 
 /// A wakeup costs eight times as much as all the rest of a fact, so there is one only if the

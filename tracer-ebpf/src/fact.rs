@@ -29,6 +29,9 @@ pub mod flags {
     pub const TIMER_DUE: u8 = 1 << 4;
     /// Of a TIME_WAIT: the network namespace is being torn down.
     pub const NETNS_DYING: u8 = 1 << 5;
+    /// Of a TIME_WAIT's start: it is certain that it had started before. Without this flag it may
+    /// have.
+    pub const REARMED: u8 = 1 << 7;
     /// Of a socket: it is IPv6 only (`IPV6_V6ONLY`).
     pub const V6ONLY: u8 = 1 << 6;
     /// Of a transition to CLOSE: the namespace has all the TIME_WAITs that it may have

@@ -9,7 +9,7 @@ use aya_ebpf::{
     Global,
     helpers::{
         bpf_get_current_cgroup_id, bpf_get_current_task, bpf_get_current_uid_gid,
-        bpf_get_socket_cookie, bpf_probe_read_kernel,
+        bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_probe_read_user,
     },
 };
 use tracer_ebpf::{ABSENT, Address, BitField, Fact, Layout, Owner, flags, mapped};
@@ -71,6 +71,17 @@ impl Memory for Probed {
     }
 }
 
+/// Reads memory of the current process.
+pub struct User;
+
+impl Memory for User {
+    #[inline(always)]
+    fn read<T: Copy>(pointer: *const u8) -> T {
+        // SAFETY: as for `Probed`.
+        unsafe { bpf_probe_read_user(pointer.cast::<T>()).unwrap_or_else(|_| core::mem::zeroed()) }
+    }
+}
+
 /// The field at `offset` of a structure.
 #[inline(always)]
 pub fn field<M: Memory, T: Copy>(base: *const u8, offset: u32) -> T {
@@ -129,7 +140,12 @@ impl Sock {
         unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
     }
 
-    /// The network namespace's inode, and the namespace.
+    /// The inode of the network namespace.
+    #[inline(always)]
+    pub fn netns<M: Memory>(self) -> u32 {
+        field::<M, u32>(self.net::<M>(), layout!(net_inum))
+    }
+
     #[inline(always)]
     fn net<M: Memory>(self) -> *const u8 {
         field::<M, *const u8>(self.0, layout!(sk_net))
@@ -141,7 +157,7 @@ impl Sock {
     pub fn describe<M: Memory>(self, fact: &mut Fact) {
         fact.time_ns = now_ns();
         fact.cookie = 0;
-        fact.netns = field::<M, u32>(self.net::<M>(), layout!(net_inum));
+        fact.netns = self.netns::<M>();
         fact.local_port = self.num::<M>();
         fact.peer_port = u16::from_be(field::<M, u16>(self.0, layout!(sk_dport)));
         fact.detail = 0;

@@ -14,7 +14,7 @@ mod config;
 mod counters;
 mod fact;
 
-pub use config::{ABSENT, BitField, Layout};
+pub use config::{ABSENT, BitField, Layout, NETNS_WANTED_MOST};
 pub use counters::{Hook, HookCounters};
 pub use fact::{
     Address, DecodeError, Fact, FactKind, OwnedFact, Owner, TcpState, decode, flags, mapped,

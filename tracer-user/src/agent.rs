@@ -19,7 +19,7 @@ use crate::{
     kernel::{
         cgroup::{CgroupRoot, container_of},
         clock,
-        loader::{self, HookStatus, LoadError, LoadOptions, Probes},
+        loader::{self, HookStatus, LoadError, LoadOptions, Outcome, Probes, Scope},
         memory,
         snapshot::{self, Snapshot},
     },
@@ -89,11 +89,12 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
     let Options { load, snapshot, duration, verify, filter } = options;
     let began = Deadline::now();
-    let mut probes = loader::load(load)?;
+    let scope = load.scope;
+    let mut probes = loader::load(&load)?;
     let mut ledger = Ledger::new(probes.sight());
     let mut warnings = std::mem::take(&mut probes.warnings);
     if snapshot {
-        warnings.extend(take_snapshot(&mut probes, &mut ledger).await?);
+        warnings.extend(take_snapshot(&mut probes, &mut ledger, scope).await?);
     }
     // Whatever happened before this moment is on the ring, and goes untold.
     let begins = Instant(clock::monotonic_ns());
@@ -116,6 +117,7 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     reporter.begin(begins, &probes.hooks, warnings, &ledger);
     let mut session = Session {
         probes,
+        scope,
         ledger,
         reporter,
         losses: Losses::default(),
@@ -149,6 +151,8 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
 /// Tracing under way.
 struct Session<'a> {
     probes: Probes,
+    /// What the programs report, and snapshots must show.
+    scope: Scope,
     ledger: Ledger,
     reporter: Reporter<'a>,
     losses: Losses,
@@ -280,8 +284,9 @@ impl Session<'_> {
         let lost = self.losses.total();
         // Without the iterator what processes hold is still found, but for bound sockets.
         let files = self.probes.open_files().and_then(Result::ok);
+        let scope = self.scope;
         self.ledger.begin_snapshot();
-        let taking = tokio::task::spawn_blocking(|| snapshot::take(files));
+        let taking = tokio::task::spawn_blocking(move || snapshot::take(files, scope));
         self.audit = Some(Audit { taking, earlier, lost });
     }
 
@@ -331,6 +336,7 @@ impl Session<'_> {
             at,
             totals: std::mem::take(&mut self.reporter.totals),
             facts_seen: counters.seen,
+            facts_filtered: counters.filtered,
             facts_received: self.probes.ring.received(),
             lost: self.losses.total(),
             duration_s: began.elapsed().as_secs_f64(),
@@ -382,6 +388,7 @@ fn enter(
 async fn take_snapshot(
     probes: &mut Probes,
     ledger: &mut Ledger,
+    scope: Scope,
 ) -> Result<Vec<String>, AgentError> {
     let mut problems = Vec::new();
     let files = probes.open_files().and_then(|files| {
@@ -389,7 +396,7 @@ async fn take_snapshot(
     });
     let mut foreign = None;
     ledger.begin_snapshot();
-    let mut taking = tokio::task::spawn_blocking(|| snapshot::take(files));
+    let mut taking = tokio::task::spawn_blocking(move || snapshot::take(files, scope));
     let taken = loop {
         probes.ring.drain(usize::MAX, |record| {
             enter(record, ledger, &mut Silence, &mut foreign);
@@ -434,10 +441,7 @@ impl Reporter<'_> {
             })
             .collect();
         held.sort_by_key(|lease| (lease.netns, lease.local_port, lease.id));
-        let hooks = hooks.iter().map(|hook| HookReport {
-            name: hook.name,
-            outcome: hook.outcome.clone().map_err(|refusal| (refusal.reason, refusal.loss)),
-        });
+        let hooks = hooks.iter().map(HookReport::from);
         output.start(&Start {
             at,
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
@@ -472,6 +476,17 @@ impl Reporter<'_> {
             eprintln!("portlife: the reader of stdout does not read: the last records are lost");
         }
         Ok(())
+    }
+}
+
+impl From<&HookStatus> for HookReport {
+    fn from(hook: &HookStatus) -> Self {
+        let (outcome, loss) = match &hook.outcome {
+            Outcome::Attached(how) => (Ok(*how), None),
+            Outcome::Replaced { reason, by } => (Err(format!("{reason}; {by} instead")), None),
+            Outcome::Missing { reason, loss } => (Err(reason.clone()), Some(*loss)),
+        };
+        Self { name: hook.name, outcome, loss }
     }
 }
 

@@ -3,15 +3,15 @@
 use aya_ebpf::{
     EbpfContext,
     helpers::bpf_get_socket_cookie,
-    macros::{cgroup_sock, cgroup_sock_addr, map},
+    macros::{cgroup_sock, cgroup_sock_addr, fexit, map},
     maps::LruHashMap,
-    programs::{SockAddrContext, SockContext},
+    programs::{FExitContext, SockAddrContext, SockContext},
 };
-use tracer_ebpf::{FactKind, Hook};
+use tracer_ebpf::{Address, Fact, FactKind, Hook, flags, mapped};
 
 use crate::{
     emit,
-    kernel::{Probed, Sock},
+    kernel::{Memory, Probed, Sock, Typed, field, layout},
 };
 
 /// Sockets, by cookie, whose bind() asked for port 0 and is under way. A failed bind() leaves its
@@ -55,6 +55,61 @@ fn post_bind6(ctx: SockContext) -> i32 {
     after_bind(&ctx, Hook::PostBind6)
 }
 
+/// The end of an IPv4 bind() (`inet_bind`, net/ipv4/af_inet.c), which returns 0 or -errno.
+#[fexit(function = "inet_bind")]
+fn bind4_exit(ctx: FExitContext) -> i32 {
+    bind_returned(&ctx, Hook::Bind4Exit)
+}
+
+/// The end of an IPv6 bind() (`inet6_bind`, net/ipv6/af_inet6.c).
+#[fexit(function = "inet6_bind")]
+fn bind6_exit(ctx: FExitContext) -> i32 {
+    bind_returned(&ctx, Hook::Bind6Exit)
+}
+
+/// Writes that bind() failed in the current process. `M` reads the socket, `A` the address that
+/// was asked for.
+#[inline(always)]
+pub fn failed<M: Memory, A: Memory>(slot: u32, sk: Sock, errno: i32, address: *const u8) {
+    emit::owned_fact::<M>(slot, FactKind::BindFailed, sk, |fact| {
+        fact.cookie = sk.existing_cookie::<M>();
+        fact.detail = errno;
+        requested::<A>(address, fact);
+    });
+}
+
+/// Replaces the local address and port by the requested ones: after a failure the kernel has
+/// already cleared what it had stored.
+#[inline(always)]
+fn requested<A: Memory>(address: *const u8, fact: &mut Fact) {
+    const AF_INET6: u16 = 10;
+    // struct sockaddr_in: family, port, address.
+    let family = field::<A, u16>(address, 0);
+    fact.local_port = u16::from_be(field::<A, u16>(address, 2));
+    if family == AF_INET6 {
+        // struct sockaddr_in6: family, port, flow information, address.
+        fact.flags |= flags::IPV6;
+        fact.local_addr = field::<A, Address>(address, 8);
+    } else {
+        fact.local_addr = mapped(field::<A, u32>(address, 4));
+    }
+}
+
+#[inline(always)]
+fn bind_returned(ctx: &FExitContext, hook: Hook) -> i32 {
+    // int inet_bind(struct socket *sock, struct sockaddr *uaddr, int addr_len): the result stands
+    // behind the arguments.
+    let result: i32 = ctx.arg(3);
+    if result < 0 {
+        let socket: *const u8 = ctx.arg(0);
+        let sk = Sock(field::<Typed, *const u8>(socket, layout!(socket_sk)));
+        if sk.is_tcp::<Typed>() {
+            failed::<Typed, Probed>(hook as u32, sk, -result, ctx.arg(1));
+        }
+    }
+    0
+}
+
 #[inline(always)]
 fn before_bind(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the fields are part of the context's user API; the verifier checks them.
@@ -84,11 +139,11 @@ fn after_bind(ctx: &SockContext, hook: Hook) -> i32 {
     if auto {
         let _ = AUTOBINDS.remove(cookie);
     }
-    emit::owned_fact(hook as u32, FactKind::Bound, |fact| {
-        // The kernel runs these programs with the socket itself as the context
-        // (__cgroup_bpf_run_filter_sk, kernel/bpf/cgroup.c), so probed reads reach the fields
-        // that `struct bpf_sock` does not have, the namespace above all.
-        Sock(ctx.as_ptr().cast_const().cast()).describe::<Probed>(fact);
+    // The kernel runs these programs with the socket itself as the context
+    // (__cgroup_bpf_run_filter_sk, kernel/bpf/cgroup.c), so probed reads reach the fields that
+    // `struct bpf_sock` does not have, the namespace above all.
+    let sk = Sock(ctx.as_ptr().cast_const().cast());
+    emit::owned_fact::<Probed>(hook as u32, FactKind::Bound, sk, |fact| {
         fact.cookie = cookie;
         fact.detail = i32::from(auto);
     });

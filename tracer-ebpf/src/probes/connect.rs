@@ -44,9 +44,8 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
     if sk.is_null() {
         return ALLOW;
     }
-    emit::fact(Hook::SockOps as u32, kind, |fact| {
-        let sk = Sock(sk);
-        sk.describe::<Typed>(fact);
+    let sk = Sock(sk);
+    emit::fact::<Typed>(Hook::SockOps as u32, kind, sk, |fact| {
         // SAFETY: the helper takes this program's context.
         fact.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
         fact.userlocks = sk.userlocks::<Typed>();

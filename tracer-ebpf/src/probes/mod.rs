@@ -1,5 +1,6 @@
 //! The programs, one file for each kernel subject.
 
+mod accept;
 mod bind;
 mod connect;
 mod snapshot;

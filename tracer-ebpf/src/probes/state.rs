@@ -57,17 +57,23 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
     // connect() and listen() change the state in the calling process; everything else may happen
     // in a softirq, where the current process is a bystander.
     match new {
-        SYN_SENT => emit::owned_fact(C::slot(Hook::SetState), FactKind::ConnectStart, |fact| {
-            describe(sk, old, fact);
-        }),
-        LISTEN => emit::owned_fact(C::slot(Hook::SetState), FactKind::ListenStart, |fact| {
-            describe(sk, old, fact);
-        }),
-        ESTABLISHED => emit::fact(C::slot(Hook::SetState), FactKind::Established, |fact| {
-            describe(sk, old, fact);
-        }),
-        CLOSE => emit::fact(C::slot(Hook::SetState), FactKind::Closed, |fact| {
-            describe(sk, old, fact);
+        SYN_SENT => {
+            emit::owned_fact::<Typed>(C::slot(Hook::SetState), FactKind::ConnectStart, sk, |fact| {
+                identify(sk, old, fact);
+            })
+        }
+        LISTEN => {
+            emit::owned_fact::<Typed>(C::slot(Hook::SetState), FactKind::ListenStart, sk, |fact| {
+                identify(sk, old, fact);
+            })
+        }
+        ESTABLISHED => {
+            emit::fact::<Typed>(C::slot(Hook::SetState), FactKind::Established, sk, |fact| {
+                identify(sk, old, fact);
+            })
+        }
+        CLOSE => emit::fact::<Typed>(C::slot(Hook::SetState), FactKind::Closed, sk, |fact| {
+            identify(sk, old, fact);
             fact.detail = field::<Typed, i32>(sk.0, layout!(sk_err));
             if bits::<Typed>(sk.0, layout!(sk_shutdown)) & 3 == 3 {
                 fact.flags |= flags::SHUTDOWN_BOTH;
@@ -85,7 +91,9 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
                 }
             }
         }),
-        _ => emit::fact(C::slot(Hook::SetState), FactKind::Closing, |fact| describe(sk, new, fact)),
+        _ => emit::fact::<Typed>(C::slot(Hook::SetState), FactKind::Closing, sk, |fact| {
+            identify(sk, new, fact)
+        }),
     }
     0
 }
@@ -97,14 +105,15 @@ fn destroys<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
         && sk.is_tcp::<Typed>()
         && C::handles(Hook::DestroySock, [sk.0 as u64, 0])
     {
-        emit::fact(C::slot(Hook::DestroySock), FactKind::Destroyed, |fact| describe(sk, 0, fact));
+        emit::fact::<Typed>(C::slot(Hook::DestroySock), FactKind::Destroyed, sk, |fact| {
+            identify(sk, 0, fact);
+        });
     }
     0
 }
 
 #[inline(always)]
-fn describe(sk: Sock, state: i32, fact: &mut Fact) {
-    sk.describe::<Typed>(fact);
+fn identify(sk: Sock, state: i32, fact: &mut Fact) {
     fact.cookie = sk.cookie();
     fact.state = state as u8;
     fact.userlocks = sk.userlocks::<Typed>();

@@ -3,14 +3,12 @@
 //! Any program here slows every system call of the host by some tens of nanoseconds, because the
 //! kernel then takes its slow path. It is loaded only where no function hook can do the work.
 
-use aya_ebpf::{
-    Global, helpers::bpf_probe_read_user, macros::btf_tracepoint, programs::BtfTracePointContext,
-};
-use tracer_ebpf::{Address, Fact, FactKind, Hook, flags, mapped};
+use aya_ebpf::{Global, macros::btf_tracepoint, programs::BtfTracePointContext};
+use tracer_ebpf::Hook;
 
 use crate::{
-    emit,
-    kernel::{Probed, Typed, current_socket, field, layout},
+    kernel::{Probed, Typed, User, current_socket, field, layout},
+    probes::{accept, bind},
 };
 
 /// The architecture's numbers of the system calls.
@@ -43,11 +41,7 @@ fn accepted(fd: u32) {
     if sk.0.is_null() || !sk.is_tcp::<Probed>() {
         return;
     }
-    let cookie = sk.existing_cookie::<Probed>();
-    emit::owned_fact(Hook::SysExit as u32, FactKind::Accepted, |fact| {
-        sk.describe::<Probed>(fact);
-        fact.cookie = cookie;
-    });
+    accept::accepted::<Probed>(Hook::SysExit as u32, sk);
 }
 
 #[inline(always)]
@@ -60,37 +54,5 @@ fn bind_failed(regs: *const u8, result: i32) {
         return;
     }
     let address = field::<Typed, u64>(regs, layout!(regs_arg1)) as *const u8;
-    emit::owned_fact(Hook::SysExit as u32, FactKind::BindFailed, |fact| {
-        sk.describe::<Probed>(fact);
-        fact.cookie = sk.existing_cookie::<Probed>();
-        fact.detail = -result;
-        requested(address, fact);
-    });
-}
-
-/// Replaces the local address and port by the requested ones: after a failure the kernel has
-/// already cleared what it had stored.
-#[inline(always)]
-fn requested(address: *const u8, fact: &mut Fact) {
-    const AF_INET6: u16 = 10;
-    // struct sockaddr_in: family, port, address.
-    let family: u16 = user(address, 0);
-    fact.local_port = u16::from_be(user(address, 2));
-    if family == AF_INET6 {
-        // struct sockaddr_in6: family, port, flow information, address.
-        fact.flags |= flags::IPV6;
-        fact.local_addr = user::<Address>(address, 8);
-    } else {
-        fact.local_addr = mapped(user(address, 4));
-    }
-}
-
-/// Reads memory of the process; zero if that is not possible.
-#[inline(always)]
-fn user<T: Copy>(base: *const u8, offset: usize) -> T {
-    // SAFETY: the helper checks the address; T is an integer or an array of them.
-    unsafe {
-        bpf_probe_read_user(base.wrapping_add(offset).cast::<T>())
-            .unwrap_or_else(|_| core::mem::zeroed())
-    }
+    bind::failed::<Probed, User>(Hook::SysExit as u32, sk, -result, address);
 }

@@ -1,19 +1,59 @@
-//! The life of a TIME_WAIT, from the timer that ends it.
+//! The life of a TIME_WAIT: from the functions that every one passes through, or from the timer
+//! that ends it.
 //!
 //! Every `inet_timewait_sock` has a timer whose function is `tw_timer_handler`
 //! (net/ipv4/inet_timewait_sock.c); no other timer has it. Its start, cancellation and expiry are
 //! the birth, the re-arming or killing, and the end of the TIME_WAIT.
 
 use aya_ebpf::{
-    Global, helpers::bpf_jiffies64, macros::btf_tracepoint, programs::BtfTracePointContext,
+    Global,
+    helpers::bpf_jiffies64,
+    macros::{btf_tracepoint, fentry},
+    programs::{BtfTracePointContext, FEntryContext},
 };
 use tracer_ebpf::{FactKind, Hook, flags};
 
 use crate::{
     emit,
-    kernel::{Probed, Sock, Typed, field, layout},
+    kernel::{Memory, Probed, Sock, Typed, field, layout},
     twice::{Again, Copy, First},
 };
+
+/// A TIME_WAIT takes its socket's place: `inet_twsk_hashdance_schedule(tw, sk, ..)`, which was
+/// `inet_twsk_hashdance` before 6.12 (net/ipv4/inet_timewait_sock.c).
+#[fentry(function = "inet_twsk_hashdance_schedule")]
+fn time_wait_hash(ctx: FEntryContext) -> i32 {
+    report::<Typed>(Hook::TimeWaitHash as u32, FactKind::TimeWaitStart, Sock(ctx.arg(0)), 0);
+    0
+}
+
+/// `__inet_twsk_schedule(tw, timeo, rearm)`: called to re-arm whenever a segment of the old
+/// connection arrives, the peer's FIN above all, which makes a FIN_WAIT2 a TIME_WAIT
+/// (`tcp_timewait_state_process`, net/ipv4/tcp_minisocks.c).
+#[fentry(function = "__inet_twsk_schedule")]
+fn time_wait_schedule(ctx: FEntryContext) -> i32 {
+    if ctx.arg::<u8>(2) & 1 != 0 {
+        let tw = Sock(ctx.arg(0));
+        let slot = Hook::TimeWaitSchedule as u32;
+        report::<Typed>(slot, FactKind::TimeWaitStart, tw, flags::REARMED);
+    }
+    0
+}
+
+/// `inet_twsk_kill(tw)`: the TIME_WAIT lets go of its port, for whatever reason. Its timer was due
+/// if it has expired.
+#[fentry(function = "inet_twsk_kill")]
+fn time_wait_kill(ctx: FEntryContext) -> i32 {
+    let tw = Sock(ctx.arg(0));
+    let ending = ending::<Typed>(tw, tw.0.wrapping_add(layout!(tw_timer) as usize));
+    let kind = if ending == flags::TIMER_DUE {
+        FactKind::TimeWaitExpire
+    } else {
+        FactKind::TimeWaitCancel
+    };
+    report::<Typed>(Hook::TimeWaitKill as u32, kind, tw, ending);
+    0
+}
 
 /// Address of `tw_timer_handler`.
 #[unsafe(no_mangle)]
@@ -22,57 +62,69 @@ static TW_TIMER_HANDLER: Global<u64> = Global::new(0);
 /// A timer was armed. For a pending timer that is armed anew, a cancellation comes first.
 #[btf_tracepoint(function = "timer_start")]
 fn timer_start(ctx: BtfTracePointContext) -> i32 {
-    report::<First>(ctx.arg(0), Hook::TimerStart, FactKind::TimeWaitStart)
+    timer::<First>(ctx.arg(0), Hook::TimerStart, FactKind::TimeWaitStart)
 }
 
 /// The same once more; see [`twice`](crate::twice).
 #[btf_tracepoint(function = "timer_start")]
 fn timer_start_again(ctx: BtfTracePointContext) -> i32 {
-    report::<Again>(ctx.arg(0), Hook::TimerStart, FactKind::TimeWaitStart)
+    timer::<Again>(ctx.arg(0), Hook::TimerStart, FactKind::TimeWaitStart)
 }
 
 /// A timer left the wheel: to be armed anew, because it expires, or because it is deleted.
 #[btf_tracepoint(function = "timer_cancel")]
 fn timer_cancel(ctx: BtfTracePointContext) -> i32 {
-    report::<First>(ctx.arg(0), Hook::TimerCancel, FactKind::TimeWaitCancel)
+    timer::<First>(ctx.arg(0), Hook::TimerCancel, FactKind::TimeWaitCancel)
 }
 
 /// The same once more.
 #[btf_tracepoint(function = "timer_cancel")]
 fn timer_cancel_again(ctx: BtfTracePointContext) -> i32 {
-    report::<Again>(ctx.arg(0), Hook::TimerCancel, FactKind::TimeWaitCancel)
+    timer::<Again>(ctx.arg(0), Hook::TimerCancel, FactKind::TimeWaitCancel)
 }
 
 /// A timer's function is about to run. Only the timer softirq runs it, which nothing interrupts
 /// that fires this hook: one copy suffices.
 #[btf_tracepoint(function = "timer_expire_entry")]
 fn timer_expire_entry(ctx: BtfTracePointContext) -> i32 {
-    report::<First>(ctx.arg(0), Hook::TimerExpire, FactKind::TimeWaitExpire)
+    timer::<First>(ctx.arg(0), Hook::TimerExpire, FactKind::TimeWaitExpire)
 }
 
 #[inline(always)]
-fn report<C: Copy>(timer: *const u8, hook: Hook, kind: FactKind) -> i32 {
+fn timer<C: Copy>(timer: *const u8, hook: Hook, kind: FactKind) -> i32 {
     if field::<Typed, u64>(timer, layout!(timer_function)) != TW_TIMER_HANDLER.load()
         || !C::handles(hook, [timer as u64, 1])
     {
         return 0;
     }
-    emit::fact(C::slot(hook), kind, |fact| {
-        let tw = Sock(timer.wrapping_sub(layout!(tw_timer) as usize));
-        tw.describe::<Probed>(fact);
-        fact.cookie = tw.existing_cookie::<Probed>();
-        fact.state = field::<Probed, u8>(tw.0, layout!(tw_substate));
-        if kind as u8 == FactKind::TimeWaitCancel as u8 {
-            // SAFETY: no arguments.
-            let jiffies = unsafe { bpf_jiffies64() };
-            let expires: u64 = field::<Typed, u64>(timer, layout!(timer_expires));
-            if jiffies.wrapping_sub(expires) as i64 >= 0 {
-                fact.flags |= flags::TIMER_DUE;
-            }
-            if tw.is_netns_dying::<Probed>() {
-                fact.flags |= flags::NETNS_DYING;
-            }
-        }
-    });
+    let tw = Sock(timer.wrapping_sub(layout!(tw_timer) as usize));
+    let ending =
+        if kind as u8 == FactKind::TimeWaitCancel as u8 { ending::<Probed>(tw, timer) } else { 0 };
+    report::<Probed>(C::slot(hook), kind, tw, ending);
     0
+}
+
+/// Why a TIME_WAIT ends, as far as its looks tell.
+#[inline(always)]
+fn ending<M: Memory>(tw: Sock, timer: *const u8) -> u8 {
+    // SAFETY: no arguments.
+    let jiffies = unsafe { bpf_jiffies64() };
+    let expires = field::<Typed, u64>(timer, layout!(timer_expires));
+    let mut ending = 0;
+    if jiffies.wrapping_sub(expires) as i64 >= 0 {
+        ending |= flags::TIMER_DUE;
+    }
+    if tw.is_netns_dying::<M>() {
+        ending |= flags::NETNS_DYING;
+    }
+    ending
+}
+
+#[inline(always)]
+fn report<M: Memory>(slot: u32, kind: FactKind, tw: Sock, flags: u8) {
+    emit::fact::<M>(slot, kind, tw, |fact| {
+        fact.flags |= flags;
+        fact.cookie = tw.existing_cookie::<M>();
+        fact.state = field::<M, u8>(tw.0, layout!(tw_substate));
+    });
 }

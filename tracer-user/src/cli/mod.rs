@@ -76,6 +76,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             | LoadError::Btf(_)
             | LoadError::Layout(_)
             | LoadError::Refused(_)
+            | LoadError::NoFunctions(_)
             | LoadError::Object(_),
         )) => CANNOT_RUN,
         _ => FAILED,

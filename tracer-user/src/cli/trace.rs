@@ -11,7 +11,11 @@ use clap::ValueEnum;
 use crate::{
     agent::{self, Options},
     filter::{self, Destination, Filter, KindFilter, PortRange},
-    kernel::{clock, loader::LoadOptions, netns},
+    kernel::{
+        clock,
+        loader::{HookFamily, LoadOptions, Scope},
+        netns,
+    },
     ledger::{Family, Netns},
     output::{Output, Verbosity, json::Json, text::Text},
 };
@@ -37,6 +41,9 @@ pub struct Args {
     /// Size of the ring buffer between kernel and agent, rounded up to a power of two
     #[arg(long, value_name = "N", default_value_t = 4 << 20, value_parser = ring_bytes)]
     ring_bytes: u32,
+    /// Which hooks to use where two kinds tell the same
+    #[arg(long, value_enum, default_value_t = Hooks::Auto)]
+    hooks: Hooks,
     /// Do not show what is held already
     #[arg(long)]
     no_snapshot: bool,
@@ -93,19 +100,37 @@ enum Form {
     Json,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Hooks {
+    /// Function hooks (fentry, fexit) where the kernel permits them, else tracepoints
+    Auto,
+    /// Tracepoints, even where function hooks would cost less
+    Tracepoints,
+    /// Function hooks, or nothing
+    Functions,
+}
+
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Args { filter, output, duration, verify, ring_bytes, no_snapshot, quiet, verbose } = args;
+    let Args { filter, output, duration, verify, ring_bytes, hooks, no_snapshot, quiet, verbose } =
+        args;
     let verbosity = match verbose {
         _ if quiet => Verbosity::Quiet,
         0 => Verbosity::Normal,
         _ => Verbosity::Verbose,
     };
+    let filter = filter.resolve()?;
+    let hooks = match hooks {
+        Hooks::Auto => HookFamily::Auto,
+        Hooks::Tracepoints => HookFamily::Tracepoints,
+        Hooks::Functions => HookFamily::Functions,
+    };
+    let scope = Scope::of(&filter.namespaces);
     let options = Options {
-        load: LoadOptions { ring_bytes },
+        load: LoadOptions { ring_bytes, hooks, scope },
         snapshot: !no_snapshot,
         duration,
         verify,
-        filter: filter.resolve()?,
+        filter,
     };
     let offset = clock::realtime_offset_ns();
     let mut output: Box<dyn Output> = match output {

@@ -130,6 +130,15 @@ impl Btf {
             .ok_or_else(|| BtfError::NoType(format!("{function}, parameter {index}")))
     }
 
+    /// The number of parameters of this function.
+    ///
+    /// # Errors
+    /// If the kernel has no such function.
+    pub fn function_parameters(&self, function: &str) -> Result<u32, BtfError> {
+        let func = self.find(KIND_FUNC, function)?;
+        Ok(vlen(self.info(self.referenced(func))))
+    }
+
     /// The structure that this function's return value points to.
     ///
     /// # Errors

@@ -27,6 +27,9 @@ pub struct Resolved {
     /// Sockets whose port connect() chose are marked (`SOCK_CONNECT_BIND`, 6.18 and where it was
     /// backported).
     pub marks_connect: bool,
+    /// Number of parameters of `inet_csk_accept`, if the kernel has it: behind them stands what it
+    /// returned.
+    pub accept_parameters: Option<u32>,
 }
 
 /// Looks every field up.
@@ -50,6 +53,7 @@ pub fn resolve(btf: &Btf) -> Resolved {
         marks_connect: btf
             .function_parameter("inet_twsk_put", 0)
             .is_ok_and(|tw| tw.field("tw_connect_bind").is_ok()),
+        accept_parameters: btf.function_parameters("inet_csk_accept").ok(),
     }
 }
 

@@ -15,9 +15,11 @@ use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
     maps::{Array, PerCpuArray, RingBuf},
     programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, Iter, ProgramError, SockOps,
+        BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, FEntry, FExit, Iter,
+        ProgramError, SockOps,
     },
 };
+use tracer_ebpf::NETNS_WANTED_MOST;
 use zerocopy::IntoBytes;
 
 use super::{
@@ -27,7 +29,7 @@ use super::{
     kallsyms, layout, memory,
     ring::Ring,
 };
-use crate::ledger::Sight;
+use crate::ledger::{Netns, Sight};
 
 /// The object that `cargo xtask build-ebpf` made, embedded.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portlife.bpf.o"));
@@ -56,6 +58,12 @@ pub enum LoadError {
         "the kernel refuses the tracepoint inet_sock_set_state, without which there is nothing to trace: {0}"
     )]
     Refused(String),
+    /// Function hooks were asked for.
+    #[error(
+        "the kernel refuses the function hooks that --hooks functions asks for ({0}): without the \
+         option, tracepoints do their work"
+    )]
+    NoFunctions(String),
     /// The object or a map.
     #[error("the kernel refuses the eBPF object")]
     Object(#[source] Box<dyn StdError + Send + Sync>),
@@ -69,17 +77,37 @@ pub enum LoadError {
 pub struct HookStatus {
     /// The kernel's name of the hook.
     pub name: &'static str,
-    /// How it is attached.
-    pub outcome: Result<&'static str, Refusal>,
+    /// How it is attached, or why it is not.
+    pub outcome: Outcome,
 }
 
-/// A hook that is not attached.
+/// What became of a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The reason, the kernel's where it gave one.
-    pub reason: String,
-    /// What cannot be told without this hook.
-    pub loss: &'static str,
+pub enum Outcome {
+    /// It is attached, by this kind of program.
+    Attached(&'static str),
+    /// It is not, and others tell the same.
+    Replaced {
+        /// The reason, the kernel's where it gave one.
+        reason: String,
+        /// What tells the same.
+        by: &'static str,
+    },
+    /// It is not.
+    Missing {
+        /// The reason, the kernel's where it gave one.
+        reason: String,
+        /// What cannot be told without this hook.
+        loss: &'static str,
+    },
+}
+
+impl HookStatus {
+    /// True if the hook is attached.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        matches!(self.outcome, Outcome::Attached(_))
+    }
 }
 
 /// Attached programs. Dropping this detaches them all; so does the end of the process.
@@ -103,17 +131,58 @@ pub struct Probes {
 }
 
 /// What the user decides about loading.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Size of the ring, rounded up by the loader to a power of two of pages.
     pub ring_bytes: u32,
+    /// Which hooks to use where there is a choice.
+    pub hooks: HookFamily,
+    /// The only namespaces to report.
+    pub scope: Scope,
+}
+
+/// The network namespaces that the programs report and that snapshots show.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scope([u32; NETNS_WANTED_MOST]);
+
+impl Scope {
+    /// These namespaces; all if there are none of them, or more than the programs can tell apart.
+    #[must_use]
+    pub fn of(namespaces: &[Netns]) -> Self {
+        let mut inodes = [0; NETNS_WANTED_MOST];
+        if namespaces.len() <= NETNS_WANTED_MOST {
+            for (inode, netns) in inodes.iter_mut().zip(namespaces) {
+                *inode = netns.0;
+            }
+        }
+        Self(inodes)
+    }
+
+    /// True if this namespace is reported.
+    #[must_use]
+    pub fn contains(self, netns: Netns) -> bool {
+        self == Self::default() || self.0.contains(&netns.0)
+    }
+}
+
+/// Where a function hook and a tracepoint tell the same, the tracepoint is the dearer one: it fires
+/// for every timer or every system call of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HookFamily {
+    /// Function hooks where the kernel permits them, else tracepoints.
+    #[default]
+    Auto,
+    /// Tracepoints, even where function hooks would do.
+    Tracepoints,
+    /// Function hooks, or nothing.
+    Functions,
 }
 
 /// Loads and attaches everything that this kernel permits.
 ///
 /// # Errors
 /// If nothing can be traced at all: see [`LoadError`].
-pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
+pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
     let capabilities = Capabilities::of_this_process();
     let missing = capabilities.missing(&[Capability::Bpf, Capability::Perfmon]);
     if !missing.is_empty() {
@@ -142,6 +211,7 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
         syscall,
         has_cookie_helper,
         marks_connect,
+        accept_parameters,
     } = resolved;
     sock.map_err(LoadError::Layout)?;
     let aya_btf = aya_btf.map_err(|error| LoadError::Object(error.into()))?;
@@ -153,6 +223,7 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
         .override_global("COOKIE_HELPER", &u32::from(has_cookie_helper), true)
         .override_global("TW_TIMER_HANDLER", handler.as_ref().unwrap_or(&0), true)
         .override_global("WAKE_BYTES", &u64::from(options.ring_bytes / 4), true)
+        .override_global("NETNS_WANTED", &options.scope.0, true)
         .override_global("NR_BIND", &(libc::SYS_bind as u64), true)
         .override_global("NR_ACCEPT", &(libc::SYS_accept as u64), true)
         .override_global("NR_ACCEPT4", &(libc::SYS_accept4 as u64), true)
@@ -169,17 +240,24 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
 
     // What each hook needs, as the sentence that says why it is not there.
     let task = task.map_err(|error| error.to_string());
-    let time_wait = time_wait
-        .map_err(|error| error.to_string())
-        .and(handler.map(|_| ()).map_err(|error| error.to_string()));
+    let time_wait = time_wait.map_err(|error| error.to_string());
+    let timers = time_wait.clone().and(handler.map(|_| ()).map_err(|error| error.to_string()));
     let files = task.clone().and(files.map_err(|error| error.to_string()));
     let syscall = files.clone().and(syscall.map_err(|error| error.to_string()));
 
     let mut attacher = Attacher { ebpf: &mut ebpf, btf: &aya_btf, hooks: Vec::new() };
     // What ends a lease goes first, so that no birth is seen whose end would be missed.
-    attacher.tracepoint("timer_expire_entry", time_wait.clone(), TIME_WAIT_LOSS);
-    attacher.tracepoint_twice("timer_cancel", &time_wait, TIME_WAIT_LOSS);
-    attacher.tracepoint_twice("timer_start", &time_wait, TIME_WAIT_LOSS);
+    let has_time_wait_functions = attacher.functions(
+        options.hooks,
+        &TIME_WAIT_FUNCTIONS,
+        &time_wait,
+        "timer_start, timer_cancel, timer_expire_entry",
+    )?;
+    if !has_time_wait_functions {
+        attacher.tracepoint("timer_expire_entry", timers.clone(), TIME_WAIT_LOSS);
+        attacher.tracepoint_twice("timer_cancel", &timers, TIME_WAIT_LOSS);
+        attacher.tracepoint_twice("timer_start", &timers, TIME_WAIT_LOSS);
+    }
     attacher.tracepoint_twice(
         "tcp_destroy_sock",
         &Ok(()),
@@ -203,22 +281,25 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
             None
         }
     };
-    attacher.tracepoint(
-        "sys_exit",
-        syscall,
-        "failed bind()s are not seen, and accepted connections are shown with their listener's \
-         owner",
-    );
+    let accept = if accept_parameters == Some(4) { ACCEPT_OF_FOUR } else { ACCEPT };
+    let call_functions = [BIND4, BIND6, accept];
+    let needs = files.clone().and(accept_parameters.map(|_| ()).ok_or_else(no_accept));
+    if !attacher.functions(options.hooks, &call_functions, &needs, "sys_exit")? {
+        attacher.tracepoint(
+            "sys_exit",
+            syscall,
+            "failed bind()s are not seen, and accepted connections are shown with their \
+             listener's owner",
+        );
+    }
     attacher.iterator(&files);
     let hooks = attacher.hooks;
-    let is_attached =
-        |name: &str| hooks.iter().any(|hook| hook.name == name && hook.outcome.is_ok());
-    if let Some(HookStatus { outcome: Err(refusal), .. }) =
+    if let Some(HookStatus { outcome: Outcome::Missing { reason, .. }, .. }) =
         hooks.iter().find(|hook| hook.name == "inet_sock_set_state")
     {
-        return Err(LoadError::Refused(refusal.reason.clone()));
+        return Err(LoadError::Refused(reason.clone()));
     }
-    let has_snapshot = is_attached(ITERATOR);
+    let has_snapshot = hooks.iter().any(|hook| hook.name == ITERATOR && hook.is_attached());
     drop(aya_btf);
     memory::trim();
     #[cfg(feature = "debug-log")]
@@ -259,13 +340,13 @@ impl Probes {
     pub fn sight(&self) -> Sight {
         Sight {
             ports_chosen: self.is_attached("sockops"),
-            accepts: self.is_attached("sys_exit"),
+            accepts: self.is_attached("sys_exit") || self.is_attached(ACCEPT.name),
             marks_connect: self.marks_connect,
         }
     }
 
     fn is_attached(&self, name: &str) -> bool {
-        self.hooks.iter().any(|hook| hook.name == name && hook.outcome.is_ok())
+        self.hooks.iter().any(|hook| hook.name == name && hook.is_attached())
     }
 
     /// Firings of hooks that no program saw: the kernel skips a program that would interrupt
@@ -310,6 +391,45 @@ const SOCK_OPS_LOSS: &str =
     "a port that connect() or listen() chose is learned only from the next event of its socket";
 const POST_BIND_LOSS: &str = "a bound socket is seen only when it connects or listens";
 
+/// A program at the entry or exit of a kernel function.
+#[derive(Clone, Copy)]
+struct Function {
+    /// What the user sees: the function's present name.
+    name: &'static str,
+    /// The program.
+    program: &'static str,
+    place: FunctionPlace,
+    /// Its name in kernels of earlier times.
+    formerly: Option<&'static str>,
+}
+
+#[derive(Clone, Copy)]
+enum FunctionPlace {
+    Entry,
+    Exit,
+}
+
+impl Function {
+    const fn new(name: &'static str, program: &'static str, place: FunctionPlace) -> Self {
+        Self { name, program, place, formerly: None }
+    }
+}
+
+/// The life of a TIME_WAIT. What ends it goes first.
+const TIME_WAIT_FUNCTIONS: [Function; 3] = [
+    Function::new("inet_twsk_kill", "time_wait_kill", FunctionPlace::Entry),
+    Function {
+        formerly: Some("inet_twsk_hashdance"),
+        ..Function::new("inet_twsk_hashdance_schedule", "time_wait_hash", FunctionPlace::Entry)
+    },
+    Function::new("__inet_twsk_schedule", "time_wait_schedule", FunctionPlace::Entry),
+];
+const BIND4: Function = Function::new("inet_bind", "bind4_exit", FunctionPlace::Exit);
+const BIND6: Function = Function::new("inet6_bind", "bind6_exit", FunctionPlace::Exit);
+const ACCEPT: Function = Function::new("inet_csk_accept", "accept_exit", FunctionPlace::Exit);
+const ACCEPT_OF_FOUR: Function =
+    Function::new("inet_csk_accept", "accept_exit_of_four", FunctionPlace::Exit);
+
 struct Attacher<'a> {
     ebpf: &'a mut Ebpf,
     btf: &'a AyaBtf,
@@ -350,6 +470,84 @@ impl Attacher<'_> {
                 program.attach().map(|_| ())
             });
         }
+    }
+
+    /// Attaches all of these or none, and says which.
+    fn functions(
+        &mut self,
+        family: HookFamily,
+        functions: &[Function],
+        precondition: &Result<(), String>,
+        tracepoints: &'static str,
+    ) -> Result<bool, LoadError> {
+        if family == HookFamily::Tracepoints {
+            return Ok(false);
+        }
+        let mut refused = precondition.clone().err().map(|reason| (functions.len(), reason));
+        for (index, function) in functions.iter().enumerate() {
+            if refused.is_none()
+                && let Err(error) = self.function(function)
+            {
+                refused = Some((index, reason(&error)));
+            }
+        }
+        let Some((failed, reason)) = refused else {
+            self.hooks.extend(functions.iter().map(|function| {
+                let outcome = Outcome::Attached(match function.place {
+                    FunctionPlace::Entry => "fentry",
+                    FunctionPlace::Exit => "fexit",
+                });
+                HookStatus { name: function.name, outcome }
+            }));
+            return Ok(true);
+        };
+        if family == HookFamily::Functions {
+            return Err(LoadError::NoFunctions(reason));
+        }
+        for function in functions.iter().take(failed) {
+            self.unload(function);
+        }
+        self.hooks.extend(functions.iter().map(|function| {
+            let outcome = Outcome::Replaced { reason: reason.clone(), by: tracepoints };
+            HookStatus { name: function.name, outcome }
+        }));
+        Ok(false)
+    }
+
+    fn function(&mut self, function: &Function) -> Result<(), ProgramError> {
+        let Self { ebpf, btf, .. } = self;
+        let names = std::iter::once(function.name).chain(function.formerly);
+        let mut outcome = Err(ProgramError::NotLoaded);
+        for name in names {
+            outcome = match function.place {
+                FunctionPlace::Entry => {
+                    let program: &mut FEntry = program(ebpf, function.program)?;
+                    program.load(name, btf).and_then(|()| program.attach().map(|_| ()))
+                }
+                FunctionPlace::Exit => {
+                    let program: &mut FExit = program(ebpf, function.program)?;
+                    program.load(name, btf).and_then(|()| program.attach().map(|_| ()))
+                }
+            };
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// Detaches a function's program. What the kernel did not detach, the end of the agent will.
+    fn unload(&mut self, function: &Function) {
+        let unloaded = match function.place {
+            FunctionPlace::Entry => {
+                program::<FEntry>(self.ebpf, function.program).and_then(FEntry::unload)
+            }
+            FunctionPlace::Exit => {
+                program::<FExit>(self.ebpf, function.program).and_then(FExit::unload)
+            }
+        };
+        // Its facts would come twice, which the ledger bears.
+        drop(unloaded);
     }
 
     fn sock_ops(&mut self, root: &CgroupRoot) {
@@ -408,14 +606,17 @@ impl Attacher<'_> {
     ) {
         let outcome = precondition
             .and_then(|()| attach(self.ebpf).map_err(|error| reason(&error)))
-            .map(|()| how)
-            .map_err(|reason| Refusal { reason, loss });
+            .map_or_else(|reason| Outcome::Missing { reason, loss }, |()| Outcome::Attached(how));
         self.hooks.push(HookStatus { name, outcome });
     }
 
     fn refuse(&mut self, name: &'static str, reason: String, loss: &'static str) {
-        self.hooks.push(HookStatus { name, outcome: Err(Refusal { reason, loss }) });
+        self.hooks.push(HookStatus { name, outcome: Outcome::Missing { reason, loss } });
     }
+}
+
+fn no_accept() -> String {
+    "this kernel has no inet_csk_accept".to_owned()
 }
 
 fn take_ring(ebpf: &mut Ebpf) -> Result<Ring, LoadError> {

@@ -76,6 +76,11 @@ impl Namespaces {
         }
     }
 
+    /// Keeps those of which this is true.
+    pub fn retain(&mut self, is_wanted: impl Fn(u32) -> bool) {
+        self.handles.retain(|inode, _| is_wanted(*inode));
+    }
+
     /// Inode and handle of each.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &File)> {
         self.handles.iter().map(|(inode, handle)| (*inode, handle))

@@ -21,7 +21,7 @@ const LONGEST_DRAIN: Duration = Duration::from_millis(200);
 pub struct Ring {
     events: AsyncFd<RingBuf<MapData>>,
     asleep: Array<MapData, u32>,
-    counters: PerCpuArray<MapData, [u64; 3]>,
+    counters: PerCpuArray<MapData, [u64; 4]>,
     received: u64,
 }
 
@@ -29,7 +29,7 @@ impl Ring {
     pub(super) fn new(
         events: RingBuf<MapData>,
         asleep: Array<MapData, u32>,
-        counters: PerCpuArray<MapData, [u64; 3]>,
+        counters: PerCpuArray<MapData, [u64; 4]>,
     ) -> io::Result<Self> {
         // SAFETY: the ring owns its descriptor, which stays the same and open while it lives.
         let events =
@@ -110,8 +110,9 @@ impl Ring {
         let mut sum = HookCounters::default();
         for index in 0..Hook::COUNTER_SLOTS {
             let per_cpu = self.counters.get(&index, 0).map_err(io::Error::other)?;
-            for [seen, emitted, ring_full] in per_cpu.iter() {
+            for [seen, filtered, emitted, ring_full] in per_cpu.iter() {
                 sum.seen += seen;
+                sum.filtered += filtered;
                 sum.emitted += emitted;
                 sum.ring_full += ring_full;
             }

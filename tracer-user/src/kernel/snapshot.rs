@@ -10,6 +10,7 @@ use std::{
 use tracer_ebpf::{FactKind, OwnedFact, decode};
 
 use super::{
+    loader::Scope,
     netns::{self, NamespaceFile, Namespaces, SocketFile},
     sock_diag,
 };
@@ -27,21 +28,23 @@ pub struct Snapshot {
     pub problems: Vec<String>,
 }
 
-/// Takes a snapshot. `files` is the iterator over all open files, where the kernel has one.
+/// Takes a snapshot of these namespaces. `files` is the iterator over all open files, where the
+/// kernel has one.
 ///
 /// Sockets that processes hold come from the iterator, with their owners, whatever their
 /// namespace, and even if they are bound but idle; orphans and TIME_WAITs come from sock_diag.
 #[must_use]
-pub fn take(files: Option<File>) -> Snapshot {
+pub fn take(files: Option<File>, scope: Scope) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let mut found = Found::default();
     if let Some(files) = files
-        && let Err(error) = read_files(files, &mut snapshot, &mut found)
+        && let Err(error) = read_files(files, scope, &mut snapshot, &mut found)
     {
         snapshot.problems.push(format!("the list of open files ended early: {error}"));
     }
     let mut namespaces = Namespaces::discover(&found.namespaces);
     namespaces.add_of_sockets(&found.sockets);
+    namespaces.retain(|inode| scope.contains(Netns(inode)));
     let reached: BTreeSet<u32> = namespaces.iter().map(|(inode, _)| inode).collect();
     snapshot.unlisted =
         found.sockets.keys().filter(|inode| !reached.contains(inode)).copied().map(Netns).collect();
@@ -77,7 +80,12 @@ struct Found {
     sockets: BTreeMap<u32, SocketFile>,
 }
 
-fn read_files(mut files: File, snapshot: &mut Snapshot, found: &mut Found) -> io::Result<()> {
+fn read_files(
+    mut files: File,
+    scope: Scope,
+    snapshot: &mut Snapshot,
+    found: &mut Found,
+) -> io::Result<()> {
     const RECORD: usize = size_of::<OwnedFact>();
     let mut buffer = vec![0; RECORD * 512];
     let mut filled = 0;
@@ -94,7 +102,7 @@ fn read_files(mut files: File, snapshot: &mut Snapshot, found: &mut Found) -> io
             let (pid, fd) = (owner.pid, fact.detail);
             if kind == FactKind::NamespaceFile {
                 found.namespaces.push(NamespaceFile { pid, fd, inode: fact.netns });
-            } else {
+            } else if scope.contains(Netns(fact.netns)) {
                 found.sockets.entry(fact.netns).or_insert(SocketFile { pid, fd });
                 snapshot.held.extend(Held::from_fact(&fact, Some(owner)));
             }

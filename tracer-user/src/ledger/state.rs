@@ -776,14 +776,21 @@ impl Ledger {
         let cookie = Cookie(fact.cookie);
         let substate = substate(fact);
         let Some(tuple) = time_wait_tuple(fact) else { return };
+        let is_rearmed = fact.flags & flags::REARMED != 0;
         if let Some(index) = self.time_wait_lease(cookie, &tuple) {
-            // Armed anew: the cancellation was part of it.
-            self.uncancel(index);
+            // Armed anew: the cancellation was part of it. The function that re-arms cancels
+            // nothing, and may run when another CPU has just killed the TIME_WAIT.
+            if !is_rearmed {
+                self.uncancel(index);
+            }
             let entry = &mut self.leases[index as usize];
             if entry.lease.phase != Phase::TimeWait(substate) {
                 entry.lease.phase = Phase::TimeWait(substate);
                 self.tell(index, at, Change::TimeWait(substate), sink);
             }
+            return;
+        }
+        if is_rearmed {
             return;
         }
         let index = match self.socket_lease(cookie) {

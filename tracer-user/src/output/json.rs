@@ -70,7 +70,10 @@ impl Output for Json {
         let hooks = start.hooks.iter().map(|hook| {
             let outcome = match &hook.outcome {
                 Ok(how) => Cow::Borrowed(*how),
-                Err((reason, loss)) => Cow::Owned(format!("not attached: {reason}; {loss}")),
+                Err(reason) => Cow::Owned(match hook.loss {
+                    Some(loss) => format!("not attached: {reason}; {loss}"),
+                    None => format!("not attached: {reason}"),
+                }),
             };
             (hook.name, outcome)
         });
@@ -224,14 +227,17 @@ impl Output for Json {
         struct Details<'a> {
             totals: &'a BTreeMap<&'static str, u64>,
             facts_seen: u64,
+            facts_filtered: u64,
             facts_received: u64,
             lost: u64,
             duration_s: f64,
         }
-        let Summary { at, totals, facts_seen, facts_received, lost, duration_s } = summary;
+        let Summary { at, totals, facts_seen, facts_filtered, facts_received, lost, duration_s } =
+            summary;
         let details = Details {
             totals,
             facts_seen: *facts_seen,
+            facts_filtered: *facts_filtered,
             facts_received: *facts_received,
             lost: *lost,
             duration_s: *duration_s,

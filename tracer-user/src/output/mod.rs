@@ -16,8 +16,10 @@ use crate::ledger::{Differences, Failure, Instant, Lease, LeaseEvent};
 pub struct HookReport {
     /// The kernel's name of it.
     pub name: &'static str,
-    /// How, or the reason and what is lost.
-    pub outcome: Result<&'static str, (String, &'static str)>,
+    /// How it is attached, or a sentence that says why it is not.
+    pub outcome: Result<&'static str, String>,
+    /// What is not told because of that.
+    pub loss: Option<&'static str>,
 }
 
 /// The first record: what happens after it is seen.
@@ -44,6 +46,8 @@ pub struct Summary {
     pub totals: BTreeMap<&'static str, u64>,
     /// Facts that the hooks had to report.
     pub facts_seen: u64,
+    /// Those of them that the programs dropped because the filter excludes their namespace.
+    pub facts_filtered: u64,
     /// Facts that arrived.
     pub facts_received: u64,
     /// Facts that were lost.
@@ -139,7 +143,7 @@ impl Start {
     /// Everything that is not seen, and why, in sentences.
     pub fn shortcomings(&self) -> impl Iterator<Item = String> {
         let hooks = self.hooks.iter().filter_map(|hook| {
-            let (reason, loss) = hook.outcome.as_ref().err()?;
+            let (reason, loss) = (hook.outcome.as_ref().err()?, hook.loss?);
             Some(format!("the hook {} is not attached ({reason}): {loss}", hook.name))
         });
         self.warnings.iter().cloned().chain(hooks)

@@ -4,6 +4,7 @@
 
 mod bind;
 mod connect;
+mod families;
 mod listen;
 mod snapshot;
 mod support;

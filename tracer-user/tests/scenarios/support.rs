@@ -80,10 +80,16 @@ impl Tracer {
         tracer
     }
 
+    /// How the hook is attached, or why not; null if it was not tried.
+    pub fn hook(&mut self, hook: &str) -> Value {
+        let start = self.wait_for("start", |record| record["type"] == "start");
+        start["hooks"][hook].clone()
+    }
+
     /// True if the hook is attached; says that the test skips if it is not.
     pub fn sees(&mut self, hook: &str) -> bool {
-        let start = self.wait_for("start", |record| record["type"] == "start");
-        let how = start["hooks"][hook].as_str().unwrap_or("not attached: unknown").to_owned();
+        let how = self.hook(hook);
+        let how = how.as_str().unwrap_or("not attached: unknown");
         let is_attached = !how.starts_with("not attached");
         if !is_attached {
             println!("skipped: the hook {hook} is {how}");

@@ -32,7 +32,7 @@ fn run_in_mount_namespace(prepare: &str) -> Option<Output> {
     if !is_root() {
         return None;
     }
-    let script = format!("{prepare} && exec {BINARY} trace -o json --duration 0.3");
+    let script = format!("{prepare} && exec {BINARY} trace -o json --duration 0.3 \"$@\"");
     match Command::new("unshare").args(["--mount", "sh", "-c", &script]).output() {
         Ok(output) => Some(output),
         Err(error) => {
@@ -104,9 +104,9 @@ fn without_type_information_it_says_so_and_exits_with_3() {
 
 #[test]
 fn without_kernel_symbols_only_time_waits_are_lost() {
-    let Some(output) = run_in_mount_namespace("mount --bind /dev/null /proc/kallsyms") else {
-        return;
-    };
+    // Function hooks need no address.
+    let prepare = "mount --bind /dev/null /proc/kallsyms && set -- --hooks tracepoints";
+    let Some(output) = run_in_mount_namespace(prepare) else { return };
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stderr(&output).contains("the end of a TIME_WAIT is not seen"));
     let start = first_record(&output);
@@ -124,7 +124,8 @@ fn nothing_needs_to_be_mounted() {
     let start = first_record(&output);
     for (hook, how) in start["hooks"].as_object().expect("hooks") {
         let how = how.as_str().expect("a string");
-        assert!(!how.starts_with("not attached"), "{hook}: {how}");
+        let is_told = !how.starts_with("not attached") || how.ends_with(" instead");
+        assert!(is_told, "{hook}: {how}");
     }
 }
 

@@ -1,0 +1,42 @@
+//! accept(): who takes the connection.
+
+use aya_ebpf::{macros::fexit, programs::FExitContext};
+use tracer_ebpf::{FactKind, Hook};
+
+use crate::{
+    emit,
+    kernel::{Memory, Sock, Typed},
+};
+
+/// The end of `inet_csk_accept` (net/ipv4/inet_connection_sock.c), by which every accept() of TCP
+/// goes, io_uring's included. It returns the new socket, or null.
+///
+/// Since 6.10 it takes `(struct sock *, struct proto_accept_arg *)`; the result stands behind the
+/// arguments.
+#[fexit(function = "inet_csk_accept")]
+fn accept_exit(ctx: FExitContext) -> i32 {
+    returned(ctx.arg(2))
+}
+
+/// The same before 6.10: `(struct sock *, int flags, int *err, bool kern)`.
+#[fexit(function = "inet_csk_accept")]
+fn accept_exit_of_four(ctx: FExitContext) -> i32 {
+    returned(ctx.arg(4))
+}
+
+/// Writes that the current process accepted a connection.
+#[inline(always)]
+pub fn accepted<M: Memory>(slot: u32, sk: Sock) {
+    emit::owned_fact::<M>(slot, FactKind::Accepted, sk, |fact| {
+        fact.cookie = sk.existing_cookie::<M>();
+    });
+}
+
+#[inline(always)]
+fn returned(sk: *const u8) -> i32 {
+    let sk = Sock(sk);
+    if !sk.0.is_null() && sk.is_tcp::<Typed>() {
+        accepted::<Typed>(Hook::AcceptExit as u32, sk);
+    }
+    0
+}
