@@ -7,6 +7,9 @@
 //! One of the two always runs: an interrupt skips the copy that it interrupted, not the other. If
 //! it comes between the two it takes the note away, and the outer firing is handled twice; the
 //! ledger drops a fact that it has seen.
+//!
+//! Since 7.0 a tracepoint's programs can be preempted (they run under SRCU, include/linux/
+//! tracepoint.h), and another task that fires the hook on that CPU is skipped like an interrupt.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use tracer_ebpf::Hook;

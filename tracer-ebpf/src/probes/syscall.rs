@@ -3,12 +3,16 @@
 //! Any program here slows every system call of the host by some tens of nanoseconds, because the
 //! kernel then takes its slow path. It is loaded only where no function hook can do the work.
 
-use aya_ebpf::{Global, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    Global, helpers::bpf_get_current_pid_tgid, macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
 use tracer_ebpf::Hook;
 
 use crate::{
     kernel::{Probed, Typed, User, current_socket, field, layout},
     probes::{accept, bind},
+    twice::{Again, Copy, First},
 };
 
 /// The architecture's numbers of the system calls.
@@ -22,30 +26,50 @@ static NR_ACCEPT4: Global<u64> = Global::new(u64::MAX);
 /// The exit of any system call.
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    exits::<First>(&ctx)
+}
+
+/// The same once more; see [`twice`](crate::twice). Loaded only where another task can take the
+/// CPU from the first copy (7.0).
+#[btf_tracepoint(function = "sys_exit")]
+fn sys_exit_again(ctx: BtfTracePointContext) -> i32 {
+    exits::<Again>(&ctx)
+}
+
+#[inline(always)]
+fn exits<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
     let regs: *const u8 = ctx.arg(0);
     let result: i64 = ctx.arg(1);
     let nr: u64 = field::<Typed, u64>(regs, layout!(regs_nr));
     if nr == NR_BIND.load() {
-        if result < 0 {
-            bind_failed(regs, result as i32);
+        if result < 0 && C::handles(Hook::SysExit, firing(result)) {
+            bind_failed::<C>(regs, result as i32);
         }
-    } else if (nr == NR_ACCEPT4.load() || nr == NR_ACCEPT.load()) && result >= 0 {
-        accepted(result as u32);
+    } else if (nr == NR_ACCEPT4.load() || nr == NR_ACCEPT.load())
+        && result >= 0
+        && C::handles(Hook::SysExit, firing(result))
+    {
+        accepted::<C>(result as u32);
     }
     0
 }
 
 #[inline(always)]
-fn accepted(fd: u32) {
+fn firing(result: i64) -> [u64; 2] {
+    [bpf_get_current_pid_tgid(), result as u64]
+}
+
+#[inline(always)]
+fn accepted<C: Copy>(fd: u32) {
     let sk = current_socket(fd);
     if sk.0.is_null() || !sk.is_tcp::<Probed>() {
         return;
     }
-    accept::accepted::<Probed>(Hook::SysExit as u32, sk);
+    accept::accepted::<Probed>(C::slot(Hook::SysExit), sk);
 }
 
 #[inline(always)]
-fn bind_failed(regs: *const u8, result: i32) {
+fn bind_failed<C: Copy>(regs: *const u8, result: i32) {
     let sk = current_socket(field::<Typed, u64>(regs, layout!(regs_arg0)) as u32);
     // The descriptor need not be a socket (bind() then fails with ENOTSOCK) and the words read
     // from elsewhere mean nothing; a file that passes as a TCP socket by chance does not exist:
@@ -54,5 +78,5 @@ fn bind_failed(regs: *const u8, result: i32) {
         return;
     }
     let address = field::<Typed, u64>(regs, layout!(regs_arg1)) as *const u8;
-    bind::failed::<Probed, User>(Hook::SysExit as u32, sk, -result, address);
+    bind::failed::<Probed, User>(C::slot(Hook::SysExit), sk, -result, address);
 }

@@ -178,6 +178,12 @@ impl Btf {
         self.find(KIND_FUNC, name).is_ok()
     }
 
+    /// True if the kernel has a type of this name, given by `typedef`.
+    #[must_use]
+    pub fn has_typedef(&self, name: &str) -> bool {
+        self.find(KIND_TYPEDEF, name).is_ok()
+    }
+
     fn find(&self, kind: u32, name: &str) -> Result<u32, BtfError> {
         (1..=u32::try_from(self.types.len()).unwrap_or(u32::MAX))
             .find(|id| self.kind(*id) == kind && self.name(*id) == name.as_bytes())

@@ -27,6 +27,8 @@ pub struct Resolved {
     /// Sockets whose port connect() chose are marked (`SOCK_CONNECT_BIND`, 6.18 and where it was
     /// backported).
     pub marks_connect: bool,
+    /// Programs at tracepoints can be preempted: these run under SRCU (7.0).
+    pub has_preemptible_tracepoints: bool,
     /// Number of parameters of `inet_csk_accept`, if the kernel has it: behind them stands what it
     /// returned.
     pub accept_parameters: Option<u32>,
@@ -53,6 +55,8 @@ pub fn resolve(btf: &Btf) -> Resolved {
         marks_connect: btf
             .function_parameter("inet_twsk_put", 0)
             .is_ok_and(|tw| tw.field("tw_connect_bind").is_ok()),
+        // The guard of `__DO_TRACE_CALL` (include/linux/tracepoint.h).
+        has_preemptible_tracepoints: btf.has_typedef("class_srcu_fast_notrace_t"),
         accept_parameters: btf.function_parameters("inet_csk_accept").ok(),
     }
 }

@@ -211,6 +211,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         syscall,
         has_cookie_helper,
         marks_connect,
+        has_preemptible_tracepoints,
         accept_parameters,
     } = resolved;
     sock.map_err(LoadError::Layout)?;
@@ -285,12 +286,14 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
     let call_functions = [BIND4, BIND6, accept];
     let needs = files.clone().and(accept_parameters.map(|_| ()).ok_or_else(no_accept));
     if !attacher.functions(options.hooks, &call_functions, &needs, "sys_exit")? {
-        attacher.tracepoint(
-            "sys_exit",
-            syscall,
-            "failed bind()s are not seen, and accepted connections are shown with their \
-             listener's owner",
-        );
+        const LOSS: &str = "failed bind()s are not seen, and accepted connections are shown with \
+                            their listener's owner";
+        // A task's system calls do not interrupt each other; a copy is due where another's can.
+        if has_preemptible_tracepoints {
+            attacher.tracepoint_twice("sys_exit", &syscall, LOSS);
+        } else {
+            attacher.tracepoint("sys_exit", syscall, LOSS);
+        }
     }
     attacher.iterator(&files);
     let hooks = attacher.hooks;
@@ -377,7 +380,8 @@ fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
 }
 
 /// Programs of which a second copy is attached behind the first.
-const AGAIN: [(&str, &str); 4] = [
+const AGAIN: [(&str, &str); 5] = [
+    ("sys_exit", "sys_exit_again"),
     ("timer_cancel", "timer_cancel_again"),
     ("timer_start", "timer_start_again"),
     ("tcp_destroy_sock", "tcp_destroy_sock_again"),

@@ -49,6 +49,8 @@ pub struct Ledger {
     /// What is to be decided at a certain time at the latest, oldest first.
     expiry_due: VecDeque<Deadline>,
     kill_due: VecDeque<Deadline>,
+    /// Killed TIME_WAITs that a connect() under way may have killed to take their place.
+    contested: Vec<Deadline>,
     accept_due: VecDeque<Deadline>,
     /// Holds that ended while a snapshot was being taken: it may show them still.
     ended: Option<FxHashSet<Hold>>,
@@ -63,6 +65,10 @@ const KILL_SETTLES_NS: u64 = 20_000_000;
 const EXPIRY_SETTLES_NS: u64 = 1_000_000_000;
 /// How long the record of a new connection waits to learn who accepts it.
 const ACCEPT_SETTLES_NS: u64 = 60_000_000;
+
+/// A connect() or listen() that has had no result for so long had it in a fact that was lost (the
+/// search of a full range takes milliseconds).
+const LONGEST_CALL_NS: u64 = 10_000_000_000;
 
 #[derive(Debug)]
 struct Entry {
@@ -97,8 +103,17 @@ struct Cancel {
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     began: Instant,
+    netns: Netns,
+    peer: Option<(Addr, Port)>,
     operation: Operation,
     owner: Option<Owner>,
+}
+
+impl Pending {
+    fn from_fact(fact: &Fact, operation: Operation, owner: Option<Owner>) -> Self {
+        let (began, netns) = (Instant(fact.time_ns), Netns(fact.netns));
+        Self { began, netns, peer: peer(fact), operation, owner }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -166,6 +181,7 @@ impl Ledger {
             cancelled: FxHashMap::default(),
             expiry_due: VecDeque::new(),
             kill_due: VecDeque::new(),
+            contested: Vec::new(),
             accept_due: VecDeque::new(),
             ended: None,
             epoch: 0,
@@ -235,10 +251,18 @@ impl Ledger {
                 queue.pop_front_if(|deadline| now.since(deadline.at) >= settles_ns)
             };
             while let Some(deadline) = queue(self) {
-                let cancel = self.live(deadline).and_then(|entry| entry.cancel);
-                if let Some(cancel) = cancel.filter(|cancel| cancel.at == deadline.at) {
-                    self.end_time_wait(deadline.index, cancel.at, cancel.reason, sink);
+                if self.is_contested(deadline) {
+                    self.contested.push(deadline);
+                } else {
+                    self.end_cancelled(deadline, sink);
                 }
+            }
+        }
+        for deadline in std::mem::take(&mut self.contested) {
+            if now.since(deadline.at) < LONGEST_CALL_NS && self.is_contested(deadline) {
+                self.contested.push(deadline);
+            } else {
+                self.end_cancelled(deadline, sink);
             }
         }
         while let Some(deadline) =
@@ -253,7 +277,11 @@ impl Ledger {
     /// True if [`settle`](Self::settle) will have something to decide.
     #[must_use]
     pub fn is_unsettled(&self) -> bool {
-        !(self.kill_due.is_empty() && self.expiry_due.is_empty() && self.accept_due.is_empty())
+        let Self { kill_due, contested, expiry_due, accept_due, .. } = self;
+        !(kill_due.is_empty()
+            && contested.is_empty()
+            && expiry_due.is_empty()
+            && accept_due.is_empty())
     }
 
     /// From now on a snapshot is being taken: remember what ends.
@@ -422,8 +450,8 @@ impl Ledger {
             if let Some(index) = self.socket_lease(cookie) {
                 self.drop_socket_hold(index, at, Reason::Closed, sink);
             }
-            self.pending
-                .insert(cookie, Pending { began: at, operation: Operation::Connect, owner });
+            let operation = Operation::Connect;
+            self.pending.insert(cookie, Pending::from_fact(fact, operation, owner));
             return;
         }
         let Some(mut index) = self.bound_lease(fact, owner) else { return };
@@ -545,10 +573,8 @@ impl Ledger {
     fn listen_start(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
         let at = Instant(fact.time_ns);
         if fact.local_port == 0 {
-            self.pending.insert(
-                Cookie(fact.cookie),
-                Pending { began: at, operation: Operation::Listen, owner },
-            );
+            let pending = Pending::from_fact(fact, Operation::Listen, owner);
+            self.pending.insert(Cookie(fact.cookie), pending);
             return;
         }
         let Some(index) = self.bound_lease(fact, owner) else { return };
@@ -860,6 +886,37 @@ impl Ledger {
         let (previous, cancel) = (entry.lease.id, entry.cancel?);
         self.end_time_wait(index, cancel.at, Reason::TimeWaitReused, sink);
         Some(Reuse { previous, idle_ns: 0, from_time_wait: true })
+    }
+
+    fn end_cancelled(&mut self, deadline: Deadline, sink: &mut impl Sink) {
+        let cancel = self.live(deadline).and_then(|entry| entry.cancel);
+        if let Some(cancel) = cancel.filter(|cancel| cancel.at == deadline.at) {
+            self.end_time_wait(deadline.index, cancel.at, cancel.reason, sink);
+        }
+    }
+
+    /// True if a connect() that goes where the TIME_WAIT's connection went had begun when it was
+    /// killed, and has not ended yet: the kernel ends a TIME_WAIT that it reuses in the middle of
+    /// the call (`__inet_check_established`, net/ipv4/inet_hashtables.c).
+    fn is_contested(&self, deadline: Deadline) -> bool {
+        let Some(Entry { lease, cancel: Some(cancel), .. }) = self.live(deadline) else {
+            return false;
+        };
+        if cancel.reason != Reason::TimeWaitKilled {
+            return false;
+        }
+        let is_rival = |pending: &Pending| {
+            pending.netns == lease.netns
+                && pending.peer == lease.peer
+                && pending.began <= cancel.at
+                && pending.operation == Operation::Connect
+        };
+        let is_bound_rival = |entry: &Entry| {
+            entry.unconfirmed && entry.lease.peer == lease.peer && entry.attempt <= Some(cancel.at)
+        };
+        let first = self.ports.get(lease.netns, lease.local_port).first;
+        self.pending.values().any(is_rival)
+            || self.chain(first, |entry| entry.next_of_port).any(|(_, entry)| is_bound_rival(entry))
     }
 
     fn uncancel(&mut self, index: u32) {

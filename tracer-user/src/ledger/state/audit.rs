@@ -8,15 +8,11 @@ use std::collections::{BTreeSet, hash_map::Entry};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{Hold, Ledger, held_tuple, lease_tuple, phase_of};
+use super::{Hold, LONGEST_CALL_NS, Ledger, held_tuple, lease_tuple, phase_of};
 use crate::ledger::{
     held::{Held, HeldBy},
     types::{Instant, LeaseId, Netns, Phase, Reason, Sink},
 };
-
-/// A connect() or listen() that has had no result for so long had it in a fact that was lost (the
-/// search of a full range takes milliseconds).
-const LONGEST_CALL_NS: u64 = 10_000_000_000;
 
 /// Where ledger and kernel differ.
 #[derive(Debug, Default)]
