@@ -1,6 +1,7 @@
 //! Scenarios that count what the whole host does, and so need it for themselves: what is lost is
 //! counted exactly and healed, and a tracer that dies leaves nothing behind.
 
+mod firings;
 #[path = "../scenarios/support.rs"]
 #[expect(dead_code, reason = "the other scenarios use the rest of it")]
 mod support;
