@@ -11,8 +11,8 @@ mod report;
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
-    process::{Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
     time::Instant,
 };
 
@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::workspace::{cargo, output, root};
 use kernels::Kernel;
 use qemu::{Machine, Qemu};
-use report::{Column, Count};
+use report::{Column, Count, Results};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -36,6 +36,9 @@ pub struct Args {
     /// Print the table in Markdown, a row for each module.
     #[arg(long)]
     markdown: bool,
+    /// Run nothing: print the table of the last runs again.
+    #[arg(long, conflicts_with = "test")]
+    last: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -62,25 +65,21 @@ impl Hooks {
 
 pub fn run(args: &Args) -> Result<()> {
     let kernels = kernels::named(&args.kernels)?;
-    let qemu = Qemu::find(&directory("qemu"))?;
-    eprintln!("== QEMU {}", qemu.version);
-    let tests = build_tests()?;
+    let runner = if args.last { None } else { Some(Runner::new(args.test.clone())?) };
     let mut columns = Vec::new();
     for kernel in &kernels {
         for hooks in args.hooks.runs() {
-            let name =
-                hooks.map_or(kernel.name.to_owned(), |hooks| format!("{} {hooks}", kernel.name));
-            eprintln!("== Linux {name}");
-            let began = Instant::now();
-            let mut column = run_on(&qemu, kernel, &tests, args.test.as_deref(), *hooks)
-                .unwrap_or_else(|error| broken(format!("{error:#}")));
-            column.name = name;
-            column.took_s = began.elapsed().as_secs_f64();
-            let Count { passed, failed, skipped } = column.count();
-            eprintln!(
-                "   {}: {passed} passed, {failed} failed, {skipped} n/a, {:.0} s",
-                column.release, column.took_s
-            );
+            let mut column = Column {
+                kernel: kernel.name.to_owned(),
+                hooks: hooks.map(str::to_owned),
+                release: None,
+                outcomes: BTreeMap::new(),
+                broken: None,
+                took_s: 0.0,
+            };
+            if let Err(error) = fill(&mut column, runner.as_ref(), kernel) {
+                column.broken = Some(format!("{error:#}"));
+            }
             columns.push(column);
         }
     }
@@ -91,10 +90,17 @@ pub fn run(args: &Args) -> Result<()> {
         failed: sum.failed + count.failed,
         skipped: sum.skipped + count.skipped,
     });
-    println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+    // A run without an end counts once, whatever it did before.
+    let broken = columns.iter().filter(|column| column.broken.is_some()).count();
+    println!(
+        "{} passed, {} failed, {} skipped",
+        total.passed,
+        total.failed + broken,
+        total.skipped
+    );
     let bad: Vec<_> = columns.iter().filter(|column| !column.is_good()).collect();
     if !bad.is_empty() {
-        let names: Vec<_> = bad.iter().map(|column| column.name.as_str()).collect();
+        let names: Vec<_> = bad.iter().map(|column| column.name()).collect();
         bail!("not good on {}", names.join(", "));
     }
     Ok(())
@@ -104,60 +110,90 @@ fn directory(name: &str) -> PathBuf {
     root().join("target/vm").join(name)
 }
 
-fn broken(why: String) -> Column {
-    Column {
-        name: String::new(),
-        release: "?".to_owned(),
-        outcomes: BTreeMap::new(),
-        broken: Some(why),
-        took_s: 0.0,
+/// Where a run's console and results are written.
+struct Serial {
+    console: PathBuf,
+    results: PathBuf,
+}
+
+impl Serial {
+    fn of(column: &Column) -> Self {
+        let hooks = column.hooks.as_deref().unwrap_or("auto");
+        let file = |name| directory(&column.kernel).join(format!("{name}-{hooks}.txt"));
+        Self { console: file("console"), results: file("results") }
     }
 }
 
-fn run_on(
-    qemu: &Qemu,
-    kernel: &Kernel,
-    tests: &[PathBuf],
-    filter: Option<&str>,
-    hooks: Option<&str>,
-) -> Result<Column> {
-    let directory = directory(kernel.name);
-    let files = kernels::fetch(kernel, &directory)?;
-    let initramfs = directory.join("initramfs.cpio");
-    image::write(&initramfs, tests, &files.modules)?;
-    // The mitigations cost an emulated processor a lot, and nothing runs in it that they are for.
-    let mut arguments = String::from("console=ttyS0 quiet panic=-1 mitigations=off");
-    for (name, value) in [(init::TEST, filter), (init::HOOKS, hooks)] {
-        if let Some(value) = value {
-            arguments.push_str(&format!(" {name}{value}"));
-        }
+/// What runs machines.
+struct Runner {
+    qemu: Qemu,
+    tests: Vec<PathBuf>,
+    filter: Option<String>,
+}
+
+impl Runner {
+    fn new(filter: Option<String>) -> Result<Self> {
+        let qemu = Qemu::find(&directory("qemu"))?;
+        eprintln!("== QEMU {}", qemu.version);
+        Ok(Self { qemu, tests: build_tests()?, filter })
     }
-    let [console, results] = ["console.txt", "results.txt"].map(|name| match hooks {
-        Some(hooks) => directory.join(format!("{hooks}-{name}")),
-        None => directory.join(name),
-    });
-    let status = qemu.run(&Machine {
-        kernel: &files.image,
-        initramfs: &initramfs,
-        arguments: &arguments,
-        serial: [&console, &results],
-    })?;
-    let [said, printed] = [&console, &results]
-        .map(|file| fs::read(file).map(|text| String::from_utf8_lossy(&text).replace('\r', "")));
-    let (said, printed) = (said?, printed?);
-    let (outcomes, is_complete) = report::parse(&printed);
+
+    /// Runs the scenarios on a kernel.
+    fn run(&self, kernel: &Kernel, hooks: Option<&str>, serial: &Serial) -> Result<ExitStatus> {
+        let directory = directory(kernel.name);
+        let files = kernels::fetch(kernel, &directory)?;
+        let initramfs = directory.join("initramfs.cpio");
+        image::write(&initramfs, &self.tests, &files.modules)?;
+        // The mitigations cost an emulated processor a lot, and protect nothing in it.
+        let mut arguments = String::from("console=ttyS0 quiet panic=-1 mitigations=off");
+        for (name, value) in [(init::TEST, self.filter.as_deref()), (init::HOOKS, hooks)] {
+            if let Some(value) = value {
+                arguments.push_str(&format!(" {name}{value}"));
+            }
+        }
+        // An earlier run's must not be taken for this one's.
+        for file in [&serial.console, &serial.results] {
+            fs::write(file, [])?;
+        }
+        self.qemu.run(&Machine {
+            kernel: &files.image,
+            initramfs: &initramfs,
+            arguments: &arguments,
+            serial: [&serial.console, &serial.results],
+        })
+    }
+}
+
+/// Fills a column with what its run gave, after running it if there is a runner.
+fn fill(column: &mut Column, runner: Option<&Runner>, kernel: &Kernel) -> Result<()> {
+    let serial = Serial::of(column);
+    let mut ended = "it has not run".to_owned();
+    if let Some(runner) = runner {
+        eprintln!("== Linux {}", column.name());
+        let began = Instant::now();
+        let status = runner.run(kernel, column.hooks.as_deref(), &serial)?;
+        eprintln!("   {:.0} s", began.elapsed().as_secs_f64());
+        ended = format!("QEMU ended with {status}");
+    }
+    let Serial { console, results } = serial;
+    let read = |file: &Path| -> Result<String> {
+        let bytes = fs::read(file).with_context(|| format!("there is no {}", file.display()))?;
+        Ok(String::from_utf8_lossy(&bytes).replace('\r', ""))
+    };
+    let said = read(&console)?;
     let line = |prefix: &str| said.lines().find_map(|line| line.strip_prefix(prefix));
-    let broken = match line(init::FINISHED) {
-        Some(_) if is_complete && !outcomes.is_empty() => None,
-        Some(how) => Some(format!("no result ({how}); see {}", results.display())),
+    column.release = line(init::RELEASE).map(str::to_owned);
+    let Results { outcomes, took_s } = report::parse(&read(&results)?);
+    column.outcomes = outcomes;
+    column.took_s = took_s.unwrap_or_default();
+    match line(init::FINISHED) {
+        Some(_) if took_s.is_some() && !column.outcomes.is_empty() => Ok(()),
+        Some(how) => bail!("no results ({how}); see {}", results.display()),
         None => {
             let panic = said.lines().find(|line| line.contains("Kernel panic"));
-            let why = panic.map_or_else(|| status.to_string(), str::to_owned);
-            Some(format!("{why}; see {}", console.display()))
+            bail!("{}; see {}", panic.unwrap_or(&ended), console.display())
         }
-    };
-    let release = line(init::RELEASE).unwrap_or("?").to_owned();
-    Ok(Column { release, outcomes, broken, ..self::broken(String::new()) })
+    }
 }
 
 /// Builds the test binaries, and returns them with the tracer that they run.

@@ -49,8 +49,9 @@ fn run_tests() -> Result<String> {
         mount(kind, target, kind, MountFlags::empty(), None)
             .with_context(|| format!("cannot mount {target}"))?;
     }
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    println!("{RELEASE}{}", release.trim());
+    let [release, version] =
+        ["osrelease", "version"].map(|name| fs::read_to_string(format!("/proc/sys/kernel/{name}")));
+    println!("{RELEASE}{} {}", release?.trim(), version?.trim());
     for index in 0.. {
         let Ok(module) = File::open(format!("{MODULES}/{index}")) else { break };
         if let Err(error) = finit_module(&module, c"", 0) {

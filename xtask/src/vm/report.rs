@@ -14,17 +14,40 @@ pub enum Outcome {
 
 /// One kernel's run with one choice of hooks.
 pub struct Column {
-    /// Kernel and, if they were chosen, hooks.
-    pub name: String,
-    /// The kernel's release, if it got that far.
-    pub release: String,
+    /// The kernel, as the user names it.
+    pub kernel: String,
+    /// The hooks, if they were chosen.
+    pub hooks: Option<String>,
+    /// The kernel's release and version (`uname -rv`), if it got that far.
+    pub release: Option<String>,
     pub outcomes: BTreeMap<String, Outcome>,
     /// Why the run has no end, if it has none.
     pub broken: Option<String>,
+    /// How long the scenarios took.
     pub took_s: f64,
 }
 
 impl Column {
+    pub fn name(&self) -> String {
+        self.titled(&self.kernel)
+    }
+
+    /// Names the kernel's own version: Debian's releases leave the last number out.
+    fn title(&self) -> String {
+        let debian = self.release.as_deref().and_then(|release| {
+            let (_, version) = release.split_once("Debian ")?;
+            version.split(['-', ' ']).next()
+        });
+        self.titled(debian.unwrap_or(&self.kernel))
+    }
+
+    fn titled(&self, kernel: &str) -> String {
+        match &self.hooks {
+            Some(hooks) => format!("{kernel} {hooks}"),
+            None => kernel.to_owned(),
+        }
+    }
+
     pub fn count(&self) -> Count {
         let mut count = Count::default();
         for outcome in self.outcomes.values() {
@@ -50,8 +73,15 @@ pub struct Count {
     pub skipped: usize,
 }
 
-/// Reads what the test runner printed with `--show-output`; true if it came to its end.
-pub fn parse(printed: &str) -> (BTreeMap<String, Outcome>, bool) {
+/// What the test runner printed.
+pub struct Results {
+    pub outcomes: BTreeMap<String, Outcome>,
+    /// How long it took, if it came to its end.
+    pub took_s: Option<f64>,
+}
+
+/// Reads what the test runner printed with `--show-output`.
+pub fn parse(printed: &str) -> Results {
     let mut outcomes = BTreeMap::new();
     for line in printed.lines() {
         let Some((name, result)) =
@@ -82,8 +112,11 @@ pub fn parse(printed: &str) -> (BTreeMap<String, Outcome>, bool) {
             Some(Outcome::Skipped(_)) | None => {}
         }
     }
-    let is_complete = printed.lines().any(|line| line.starts_with("test result: "));
-    (outcomes, is_complete)
+    // test result: ok. 51 passed; 0 failed; ... finished in 225.00s
+    let end = printed.lines().find(|line| line.starts_with("test result: "));
+    let took_s =
+        end.and_then(|line| line.rsplit_once(" in ")?.1.trim_end_matches('s').parse().ok());
+    Results { outcomes, took_s }
 }
 
 /// The lines that each test printed.
@@ -118,7 +151,7 @@ fn panic_message(output: &[&str]) -> String {
 pub fn table(columns: &[Column]) -> String {
     let names = scenarios(columns);
     let widest = names.iter().map(|name| name.len()).max().unwrap_or_default();
-    let width = |column: &Column| column.name.len().max(4);
+    let width = |column: &Column| column.name().len().max(4);
     let mut table = String::new();
     let mut row = |name: &str, cells: &dyn Fn(&Column) -> String| {
         let _ = write!(table, "{name:<widest$}");
@@ -129,7 +162,7 @@ pub fn table(columns: &[Column]) -> String {
         table.truncate(trimmed);
         table.push('\n');
     };
-    row("", &|column| column.name.clone());
+    row("", &Column::name);
     for name in &names {
         row(name, &|column| cell(column.outcomes.get(*name)).to_owned());
     }
@@ -138,8 +171,10 @@ pub fn table(columns: &[Column]) -> String {
         let Count { passed, failed, skipped } = column.count();
         let _ = writeln!(
             table,
-            "{}: Linux {}, {passed} passed, {failed} failed, {skipped} n/a, {:.0} s",
-            column.name, column.release, column.took_s
+            "{}: {passed} passed, {failed} failed, {skipped} n/a, {:.0} s, Linux {}",
+            column.name(),
+            column.took_s,
+            column.release.as_deref().unwrap_or("did not start")
         );
     }
     let notes = notes(columns);
@@ -158,8 +193,7 @@ pub fn markdown(columns: &[Column]) -> String {
     let row = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let head = |text: &str| std::iter::once(text.to_owned());
     let mut table = String::new();
-    let names: Vec<_> =
-        head("scenarios").chain(columns.iter().map(|column| column.name.clone())).collect();
+    let names: Vec<_> = head("scenarios").chain(columns.iter().map(Column::title)).collect();
     table.push_str(&row(&names));
     table.push_str(&"|---".repeat(names.len()));
     table.push_str("|\n");
@@ -212,25 +246,25 @@ fn notes(columns: &[Column]) -> Vec<String> {
     let mut notes = Vec::new();
     for column in columns {
         if let Some(why) = &column.broken {
-            notes.push(format!("{} did not finish: {why}", column.name));
+            notes.push(format!("{} did not finish: {why}", column.name()));
         }
         for (name, outcome) in &column.outcomes {
             if let Outcome::Failed(why) = outcome {
-                notes.push(format!("FAIL {} {name}: {why}", column.name));
+                notes.push(format!("FAIL {} {name}: {why}", column.name()));
             }
         }
     }
     // By reason and scenario, the kernels.
-    let mut skipped: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    let mut skipped: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
     for column in columns {
         for (name, outcome) in &column.outcomes {
             if let Outcome::Skipped(why) = outcome {
-                skipped.entry((why, name)).or_default().push(&column.name);
+                skipped.entry((why, name)).or_default().push(column.name());
             }
         }
     }
     // By reason and kernels, the scenarios.
-    let mut grouped: BTreeMap<(&str, Vec<&str>), Vec<&str>> = BTreeMap::new();
+    let mut grouped: BTreeMap<(&str, Vec<String>), Vec<&str>> = BTreeMap::new();
     for ((why, name), kernels) in skipped {
         grouped.entry((why, kernels)).or_default().push(name);
     }
@@ -273,20 +307,22 @@ note: run with `RUST_BACKTRACE=1`
 failures:
     listen::three
 
-test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out
+test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 2.50s
 ";
 
     fn column(name: &str, printed: &str) -> Column {
-        let (outcomes, is_complete) = parse(printed);
-        let broken = (!is_complete).then(|| "it panicked".to_owned());
-        let release = format!("{name}.1");
-        Column { name: name.to_owned(), release, outcomes, broken, took_s: 1.0 }
+        let Results { outcomes, took_s } = parse(printed);
+        let broken = took_s.is_none().then(|| "it panicked".to_owned());
+        let took_s = took_s.unwrap_or_default();
+        let release = Some(format!("{name}.0-3-cloud #1 SMP Debian {name}.223-1 (2026-08-10)"));
+        let kernel = name.to_owned();
+        Column { kernel, hooks: None, release, outcomes, broken, took_s }
     }
 
     #[test]
     fn outcomes_and_their_reasons_are_read() {
-        let (outcomes, is_complete) = parse(PRINTED);
-        assert!(is_complete);
+        let Results { outcomes, took_s } = parse(PRINTED);
+        assert_eq!(took_s, Some(2.5));
         assert_eq!(outcomes["bind::one"], Outcome::Passed);
         let skipped = Outcome::Skipped("the kernel does not destroy sockets".to_owned());
         assert_eq!(outcomes["bind::two"], skipped);
@@ -312,7 +348,7 @@ test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out
         assert!(table.contains("n/a on 5.10: the kernel does not destroy sockets (bind::two)"));
         assert!(table.contains("FAIL 5.10 listen::three: tests/listen.rs:3:1: no release came"));
         let markdown = markdown(&columns);
-        assert!(markdown.contains("| scenarios | 5.10 | 7 |\n|---|---|---|\n"));
+        assert!(markdown.contains("| scenarios | 5.10.223 | 7.223 |\n|---|---|---|\n"));
         assert!(markdown.contains("| bind | 1 pass, 1 n/a | 1 pass, 1 fail |"));
     }
 }
