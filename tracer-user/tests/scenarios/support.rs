@@ -18,6 +18,9 @@ use tracer_user::kernel::sandbox::Sandbox;
 /// How long an event may take that the kernel does not delay. An emulated machine is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Which hooks the tracer is told to use; without it, it chooses.
+const HOOKS: &str = "PORTLIFE_TEST_HOOKS";
+
 /// Enters a new namespace; `None`, said aloud, if this process may not.
 pub fn sandbox() -> Option<Sandbox> {
     if !rustix::process::geteuid().is_root() {
@@ -52,12 +55,12 @@ impl Tracer {
     }
 
     pub fn start_with(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_portlife"))
-            .args(["trace", "-o", "json"])
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the tracer starts");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portlife"));
+        command.args(["trace", "-o", "json"]).args(arguments).stdout(Stdio::piped());
+        if let Ok(hooks) = std::env::var(HOOKS) {
+            command.args(["--hooks", &hooks]);
+        }
+        let mut child = command.spawn().expect("the tracer starts");
         let stdout = child.stdout.take().expect("its output is piped");
         let (sender, lines) = channel();
         thread::spawn(move || {

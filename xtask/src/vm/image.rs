@@ -6,24 +6,36 @@ use std::{
     fs,
     io::{BufWriter, Write},
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
-use super::{init, libraries};
+use super::init;
+use crate::workspace::output;
+
+/// Programs that the scenarios run, taken from this host.
+const TOOLS: [&str; 5] = ["sh", "mount", "umount", "setpriv", "unshare"];
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
 /// Writes an archive with this program as `/init`, the tests at the paths that they have here, the
-/// libraries of all, and the modules.
+/// tools that they run, the libraries of all, and the modules.
 pub fn write(archive: &Path, programs: &[PathBuf], modules: &[PathBuf]) -> Result<()> {
     let own = std::env::current_exe()?;
-    let mut files = vec![(PathBuf::from("/init"), own.clone())];
-    let mut wanted: BTreeSet<PathBuf> = libraries(&own).into_iter().collect();
-    for program in programs {
-        files.push((program.clone(), program.clone()));
-        wanted.extend(libraries(program));
+    let mut files = vec![(PathBuf::from("/init"), own)];
+    files.extend(programs.iter().map(|program| (program.clone(), program.clone())));
+    for tool in TOOLS {
+        files.push((Path::new("/usr/bin").join(tool), find_tool(tool)?));
+    }
+    let mut wanted = BTreeSet::new();
+    for (_, program) in &files {
+        let Libraries { found, missing } = libraries(program);
+        if !missing.is_empty() {
+            bail!("{} lacks {}", program.display(), missing.join(", "));
+        }
+        wanted.extend(found);
     }
     files.extend(wanted.into_iter().map(|library| (library.clone(), library)));
     for (index, module) in modules.iter().enumerate() {
@@ -50,6 +62,34 @@ pub fn write(archive: &Path, programs: &[PathBuf], modules: &[PathBuf]) -> Resul
         cpio.entry(&name, PROGRAM, &content)?;
     }
     cpio.finish()
+}
+
+fn find_tool(name: &str) -> Result<PathBuf> {
+    ["/usr/bin", "/bin", "/usr/sbin", "/sbin"]
+        .iter()
+        .map(|directory| Path::new(directory).join(name))
+        .find(|path| path.exists())
+        .with_context(|| format!("the scenarios need {name}, which is not installed"))
+}
+
+/// Shared libraries that a program is linked with, and its loader.
+pub struct Libraries {
+    pub found: Vec<PathBuf>,
+    /// Names of those that are not installed.
+    pub missing: Vec<String>,
+}
+
+pub fn libraries(program: &Path) -> Libraries {
+    let list = output(Command::new("ldd").arg(program)).unwrap_or_default();
+    let mut libraries = Libraries { found: Vec::new(), missing: Vec::new() };
+    for line in list.lines() {
+        if let Some((name, _)) = line.split_once("=> not found") {
+            libraries.missing.push(name.trim().to_owned());
+        } else if let Some(path) = line.split_whitespace().find(|word| word.starts_with('/')) {
+            libraries.found.push(PathBuf::from(path));
+        }
+    }
+    libraries
 }
 
 struct Cpio<W> {

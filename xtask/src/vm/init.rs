@@ -15,6 +15,11 @@ use rustix::{
 pub const MODULES: &str = "/modules";
 /// The file that names the tests' binary.
 pub const TESTS: &str = "/tests";
+/// The serial line for what the tests print, where nothing else comes between.
+const RESULTS: &str = "/dev/ttyS1";
+/// Words of the kernel's command line: a part of the tests' names, and the tracer's hooks.
+pub const TEST: &str = "portlife.test=";
+pub const HOOKS: &str = "portlife.hooks=";
 /// Begins the last line.
 pub const FINISHED: &str = "vm: finished: ";
 /// Begins the line that names the kernel.
@@ -44,8 +49,9 @@ fn run_tests() -> Result<String> {
         mount(kind, target, kind, MountFlags::empty(), None)
             .with_context(|| format!("cannot mount {target}"))?;
     }
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    println!("{RELEASE}{}", release.trim());
+    let [release, version] =
+        ["osrelease", "version"].map(|name| fs::read_to_string(format!("/proc/sys/kernel/{name}")));
+    println!("{RELEASE}{} {}", release?.trim(), version?.trim());
     for index in 0.. {
         let Ok(module) = File::open(format!("{MODULES}/{index}")) else { break };
         if let Err(error) = finit_module(&module, c"", 0) {
@@ -57,8 +63,14 @@ fn run_tests() -> Result<String> {
     // An emulated processor is some twenty times slower: more tests at once only wait longer.
     command.env("RUST_TEST_THREADS", "2").env("PATH", "/usr/bin:/bin");
     let arguments = fs::read_to_string("/proc/cmdline")?;
-    let filter = arguments.split_whitespace().find_map(|word| word.strip_prefix("portlife.test="));
-    command.args(filter).arg("--show-output");
+    let argument =
+        |name: &str| arguments.split_whitespace().find_map(|word| word.strip_prefix(name));
+    if let Some(hooks) = argument(HOOKS) {
+        command.env("PORTLIFE_TEST_HOOKS", hooks);
+    }
+    command.args(argument(TEST)).arg("--show-output");
+    let results = File::options().write(true).open(RESULTS);
+    command.stdout(results.with_context(|| format!("there is no {RESULTS}"))?);
     let status = command.status().with_context(|| format!("cannot run {tests}"))?;
     Ok(status.to_string())
 }
