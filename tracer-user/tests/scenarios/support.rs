@@ -18,7 +18,7 @@ use tracer_user::kernel::sandbox::Sandbox;
 /// How long an event may take that the kernel does not delay. An emulated machine is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Which hooks the tracer is told to use; without it, it chooses.
+/// Which hooks the tracer is told to use where a test does not choose; without it, it chooses.
 const HOOKS: &str = "PORTLIFE_TEST_HOOKS";
 
 /// Enters a new namespace; `None`, said aloud, if this process may not.
@@ -57,7 +57,9 @@ impl Tracer {
     pub fn start_with(arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portlife"));
         command.args(["trace", "-o", "json"]).args(arguments).stdout(Stdio::piped());
-        if let Ok(hooks) = std::env::var(HOOKS) {
+        if let Ok(hooks) = std::env::var(HOOKS)
+            && !arguments.contains(&"--hooks")
+        {
             command.args(["--hooks", &hooks]);
         }
         let mut child = command.spawn().expect("the tracer starts");
