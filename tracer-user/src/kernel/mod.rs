@@ -19,5 +19,6 @@ pub mod memory;
 pub mod netns;
 pub mod ring;
 pub mod sandbox;
+pub mod settings;
 pub mod snapshot;
 pub mod sock_diag;

@@ -5,6 +5,7 @@
 mod bind;
 mod connect;
 mod listen;
+mod settings;
 mod snapshot;
 mod support;
 mod surroundings;

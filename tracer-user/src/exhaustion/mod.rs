@@ -1,0 +1,8 @@
+//! Exhaustion: why there is no port left, how many are left, and when there will be none.
+//!
+//! Invariant: pure. No I/O, no clock, no aya. The settings of a namespace, its holds and the time
+//! are what callers say they are; the [`kernel`](crate::kernel) is asked elsewhere.
+
+pub mod settings;
+
+pub use settings::{LocalRange, PortClass, PortSet, Settings, TimeWaitReuse};
