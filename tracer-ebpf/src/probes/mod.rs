@@ -2,6 +2,7 @@
 
 mod bind;
 mod connect;
+mod holders;
 mod snapshot;
 mod state;
 mod syscall;

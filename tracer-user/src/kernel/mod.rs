@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod clock;
 #[cfg(feature = "debug-log")]
 pub mod debug_log;
+pub mod holders;
 pub mod kallsyms;
 pub mod layout;
 pub mod loader;
