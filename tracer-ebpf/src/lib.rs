@@ -13,9 +13,11 @@
 mod config;
 mod counters;
 mod fact;
+mod holder;
 
 pub use config::{ABSENT, BitField, Layout, NETNS_WANTED_MOST};
 pub use counters::{Hook, HookCounters};
 pub use fact::{
     Address, DecodeError, Fact, FactKind, OwnedFact, Owner, TcpState, decode, flags, mapped,
 };
+pub use holder::{HolderLayout, HolderRecord, holder_flags};

@@ -1,10 +1,11 @@
 //! portlife: who holds which local TCP port, since when, until when, and why is there none left?
 //!
-//! Data flows one way: [`kernel`] (facts) to [`ledger`] (leases) to [`output`] (records). The
-//! [`agent`] moves it along.
+//! Data flows one way: [`kernel`] (facts) to [`ledger`] (leases) to [`exhaustion`] (why there is no
+//! port left) to [`output`] (records). The [`agent`] moves it along.
 
 pub mod agent;
 pub mod cli;
+pub mod exhaustion;
 pub mod filter;
 pub mod kernel;
 pub mod ledger;

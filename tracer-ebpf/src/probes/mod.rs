@@ -3,6 +3,7 @@
 mod accept;
 mod bind;
 mod connect;
+mod holders;
 mod snapshot;
 mod state;
 mod syscall;

@@ -183,7 +183,7 @@ fn resolve_syscall(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
 }
 
 /// Offset of a field that must have this width, because the programs read it so.
-fn scalar(container: &Struct<'_>, path: &str, bits: u32) -> Result<u32, BtfError> {
+pub(super) fn scalar(container: &Struct<'_>, path: &str, bits: u32) -> Result<u32, BtfError> {
     let field = container.field(path)?;
     if field.bits() != bits || field.shift() != 0 {
         return Err(BtfError::NoField {
@@ -194,7 +194,7 @@ fn scalar(container: &Struct<'_>, path: &str, bits: u32) -> Result<u32, BtfError
     Ok(field.offset())
 }
 
-fn bitfield(container: &Struct<'_>, path: &str) -> Result<BitField, BtfError> {
+pub(super) fn bitfield(container: &Struct<'_>, path: &str) -> Result<BitField, BtfError> {
     let field = container.field(path)?;
     let (offset, shift, bits) = (field.offset(), field.shift(), field.bits());
     if bits == 0 || shift + bits > 8 {
@@ -206,7 +206,7 @@ fn bitfield(container: &Struct<'_>, path: &str) -> Result<BitField, BtfError> {
     Ok(BitField { offset, shift, mask: (1 << bits) - 1 })
 }
 
-fn pointed<'a>(
+pub(super) fn pointed<'a>(
     container: &Struct<'a>,
     field: Field<'a>,
     path: &str,

@@ -32,7 +32,8 @@ use super::{
 use crate::ledger::{Netns, Sight};
 
 /// The object that `cargo xtask build-ebpf` made, embedded.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portlife.bpf.o"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portlife.bpf.o"));
 
 /// Why the tracer cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -183,17 +184,12 @@ pub enum HookFamily {
 /// # Errors
 /// If nothing can be traced at all: see [`LoadError`].
 pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
-    let capabilities = Capabilities::of_this_process();
-    let missing = capabilities.missing(&[Capability::Bpf, Capability::Perfmon]);
-    if !missing.is_empty() {
-        return Err(LoadError::Privilege(missing));
-    }
+    let capabilities = check_privileges()?;
     let warnings = capabilities
         .missing(&Capability::OPTIONAL)
         .into_iter()
         .map(|capability| format!("without {}, {}", capability.name(), capability.loss()))
         .collect();
-    raise_memlock();
     // Three slow lookups that need not wait for each other.
     let (resolved, aya_btf, handler) = thread::scope(|scope| {
         let resolved = scope.spawn(|| Btf::of_running_kernel().map(|btf| layout::resolve(&btf)));
@@ -623,6 +619,17 @@ fn no_accept() -> String {
     "this kernel has no inet_csk_accept".to_owned()
 }
 
+/// Checks that programs can be loaded at all, and lifts the limit that old kernels put on them.
+pub(super) fn check_privileges() -> Result<Capabilities, LoadError> {
+    let capabilities = Capabilities::of_this_process();
+    let missing = capabilities.missing(&[Capability::Bpf, Capability::Perfmon]);
+    if !missing.is_empty() {
+        return Err(LoadError::Privilege(missing));
+    }
+    raise_memlock();
+    Ok(capabilities)
+}
+
 fn take_ring(ebpf: &mut Ebpf) -> Result<Ring, LoadError> {
     let object = |error: aya::maps::MapError| LoadError::Object(error.into());
     let mut take = |name: &str| {
@@ -635,7 +642,7 @@ fn take_ring(ebpf: &mut Ebpf) -> Result<Ring, LoadError> {
     Ring::new(events, asleep, counters).map_err(LoadError::Ring)
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
@@ -643,7 +650,7 @@ where
 }
 
 /// The kernel's reason: the errno, and the verifier's last word if it had one.
-fn reason(error: &ProgramError) -> String {
+pub(super) fn reason(error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         let log = verifier_log.to_string();
         // The last lines are statistics; the one before them is the verdict.

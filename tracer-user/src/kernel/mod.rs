@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod clock;
 #[cfg(feature = "debug-log")]
 pub mod debug_log;
+pub mod holders;
 pub mod kallsyms;
 pub mod layout;
 pub mod loader;
@@ -19,5 +20,6 @@ pub mod memory;
 pub mod netns;
 pub mod ring;
 pub mod sandbox;
+pub mod settings;
 pub mod snapshot;
 pub mod sock_diag;

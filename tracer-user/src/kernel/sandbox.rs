@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    net::Ipv4Addr,
     os::fd::{AsFd, AsRawFd as _},
     path::PathBuf,
 };
@@ -56,6 +57,33 @@ impl Sandbox {
     pub fn set(&self, setting: &str, value: &str) -> io::Result<()> {
         fs::write(PathBuf::from("/proc/sys/net").join(setting), value)
     }
+
+    /// Gives the loopback interface of the calling thread's namespace one more address, and with
+    /// it, as an address of that interface, the whole network of its class.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn add_loopback_address(&self, addr: Ipv4Addr) -> io::Result<()> {
+        let mut request = interface(b"lo:1");
+        // SAFETY: sockaddr_in is what an address of the family AF_INET is read as, and fits into
+        // the sockaddr of the union.
+        unsafe {
+            let to = (&raw mut request.ifr_ifru.ifru_addr).cast::<libc::sockaddr_in>();
+            (*to).sin_family = libc::AF_INET as libc::sa_family_t;
+            (*to).sin_addr.s_addr = u32::from_ne_bytes(addr.octets());
+        }
+        configure(libc::SIOCSIFADDR, &request)
+    }
+}
+
+/// Narrows the range from which the socket's port is chosen (`IP_LOCAL_PORT_RANGE`, Linux 6.3).
+///
+/// # Errors
+/// If the kernel refuses the option.
+pub fn set_local_port_range(socket: impl AsFd, low: u16, high: u16) -> io::Result<()> {
+    /// include/uapi/linux/in.h.
+    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+    set_ip_option(&socket, IP_LOCAL_PORT_RANGE, u32::from(high) << 16 | u32::from(low))
 }
 
 /// Lets connect() choose the port of a socket that bind() gives an address only
@@ -64,29 +92,41 @@ impl Sandbox {
 /// # Errors
 /// If the kernel refuses the option.
 pub fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the option's value is an int that lives through the call.
+    set_ip_option(&socket, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+fn set_ip_option(socket: &impl AsFd, option: libc::c_int, value: u32) -> io::Result<()> {
+    // SAFETY: the option's value is 32 bits wide and lives through the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
             libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
+            option,
+            (&raw const value).cast(),
+            size_of::<u32>() as libc::socklen_t,
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn raise_loopback() -> io::Result<()> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let mut request = interface(b"lo");
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    configure(libc::SIOCSIFFLAGS, &request)
+}
+
+fn interface(name: &[u8]) -> libc::ifreq {
     // SAFETY: all fields of the structure are integers.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+    for (to, from) in request.ifr_name.iter_mut().zip(name) {
         *to = libc::c_char::from_ne_bytes([*from]);
     }
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    request
+}
+
+fn configure(what: libc::Ioctl, request: &libc::ifreq) -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     // SAFETY: the request is valid for the duration of the call, and names an interface.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), what, std::ptr::from_ref(request)) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

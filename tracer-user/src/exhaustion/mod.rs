@@ -1,0 +1,14 @@
+//! Exhaustion: why there is no port left, how many are left, and when there will be none.
+//!
+//! Invariant: pure. No I/O, no clock, no aya. The settings of a namespace, its holds and the time
+//! are what callers say they are; the [`kernel`](crate::kernel) is asked elsewhere.
+
+pub mod capacity;
+pub mod headroom;
+pub mod holder;
+pub mod settings;
+
+pub use capacity::{KernelRules, ReuseRule, SocketRangeRule};
+pub use headroom::{BindAny, BindView, Connect, ConnectView, Headroom, KernelTime, Moment};
+pub use holder::{BucketClass, Holder, HolderBy};
+pub use settings::{LocalRange, PortClass, PortSet, Settings, TimeWaitReuse};

@@ -1,0 +1,255 @@
+//! The holders of a namespace's ports, with what the kernel's own bind buckets say of them.
+//!
+//! Connected sockets, listeners and TIME_WAITs come from `iter/tcp`, sockets that are bound but
+//! idle from `iter/task_file`. Neither list is of one instant; on a namespace that changes, what
+//! is computed from them is as exact as that.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    thread,
+};
+
+use aya::{
+    Btf as AyaBtf, Ebpf, EbpfLoader,
+    programs::{Iter, ProgramError},
+};
+use tracer_ebpf::{ABSENT, HolderLayout, HolderRecord};
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use super::{
+    btf::{Btf, BtfError},
+    clock, layout,
+    loader::{self, LoadError},
+    memory, netns,
+};
+use crate::{
+    exhaustion::{Holder, KernelRules, KernelTime, ReuseRule, SocketRangeRule},
+    ledger::Netns,
+};
+
+/// The iterators, loaded. They list the holders of any namespace, as often as one likes and from
+/// any thread; nothing is attached, and nothing runs in between.
+#[derive(Debug)]
+pub struct HolderLists {
+    tcp: OwnedFd,
+    files: OwnedFd,
+    features: Features,
+}
+
+/// The holders of a namespace.
+#[derive(Clone, Debug)]
+pub struct HolderView {
+    /// Each at least once.
+    pub holders: Vec<Holder>,
+    /// When the list was complete.
+    pub at: KernelTime,
+}
+
+/// What the running kernel does and keeps, as its types tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    has_entry_stamp: bool,
+    /// How it searches for ports.
+    pub rules: KernelRules,
+}
+
+impl HolderLists {
+    /// Loads the iterators by themselves, without the tracer's hooks.
+    ///
+    /// # Errors
+    /// If this kernel has no such iterators, or does not let this process load them.
+    pub fn load() -> Result<Self, LoadError> {
+        loader::check_privileges()?;
+        let btf = Btf::of_running_kernel().map_err(LoadError::Btf)?;
+        let resolved = layout::resolve(&btf);
+        resolved.sock.map_err(LoadError::Layout)?;
+        resolved.time_wait.map_err(LoadError::Layout)?;
+        resolved.files.map_err(LoadError::Layout)?;
+        let (holder_layout, features) = resolve(&btf).map_err(LoadError::Layout)?;
+        drop(btf);
+        let object = |error: Box<dyn std::error::Error + Send + Sync>| LoadError::Object(error);
+        let aya_btf = AyaBtf::from_sys_fs().map_err(|error| object(error.into()))?;
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&aya_btf))
+            .override_global("LAYOUT", resolved.layout.as_bytes(), true)
+            .override_global("HOLDER_LAYOUT", holder_layout.as_bytes(), true)
+            .override_global("AYA_LOG_LEVEL", &0_u8, false)
+            .load(loader::OBJECT)
+            .map_err(|error| object(error.into()))?;
+        let lists = Self::take(&mut ebpf, &aya_btf, features)
+            .map_err(|error| object(loader::reason(&error).into()));
+        drop((ebpf, aya_btf));
+        memory::trim();
+        lists
+    }
+
+    /// Loads the iterators from an object that was loaded with the layout of holders.
+    pub(super) fn take(
+        ebpf: &mut Ebpf,
+        btf: &AyaBtf,
+        features: Features,
+    ) -> Result<Self, ProgramError> {
+        let mut load = |name: &str, target: &str| -> Result<OwnedFd, ProgramError> {
+            let program: &mut Iter = loader::program(ebpf, name)?;
+            program.load(target, btf)?;
+            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+        };
+        Ok(Self {
+            tcp: load("tcp_holders", "tcp")?,
+            files: load("idle_holders", "task_file")?,
+            features,
+        })
+    }
+
+    /// How the running kernel searches for ports.
+    #[must_use]
+    pub fn rules(&self) -> KernelRules {
+        self.features.rules
+    }
+
+    /// Lists the holders of a namespace.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered, or the kernel refuses to list.
+    pub fn of(&self, namespace: &File) -> io::Result<HolderView> {
+        // A thread that entered a namespace is not used for anything else.
+        thread::scope(|scope| {
+            let lister = scope.spawn(|| {
+                netns::enter(namespace)?;
+                self.of_this_thread()
+            });
+            lister.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Lists the holders of the calling thread's namespace.
+    ///
+    /// # Errors
+    /// If the kernel refuses to list.
+    pub fn of_this_thread(&self) -> io::Result<HolderView> {
+        let netns = Netns(netns::inode_of(&File::open("/proc/thread-self/ns/net")?)?);
+        let mut holders = Vec::new();
+        for program in [&self.tcp, &self.files] {
+            self.read(program.as_fd(), netns, &mut holders)?;
+        }
+        Ok(HolderView { holders, at: KernelTime::from_ns(clock::monotonic_ns()) })
+    }
+
+    fn read(
+        &self,
+        program: BorrowedFd<'_>,
+        netns: Netns,
+        holders: &mut Vec<Holder>,
+    ) -> io::Result<()> {
+        const RECORD: usize = size_of::<HolderRecord>();
+        let mut file = open_iterator(program)?;
+        let mut buffer = vec![0; RECORD * 512];
+        let mut filled = 0;
+        loop {
+            let read = match file.read(&mut buffer[filled..]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            if read == 0 {
+                return Ok(());
+            }
+            filled += read;
+            let whole = filled - filled % RECORD;
+            for bytes in buffer[..whole].chunks_exact(RECORD) {
+                let record = HolderRecord::read_from_bytes(bytes)
+                    .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+                if record.netns == netns.0 {
+                    holders.extend(Holder::from_record(&record, self.features.has_entry_stamp));
+                }
+            }
+            buffer.copy_within(whole..filled, 0);
+            filled -= whole;
+        }
+    }
+}
+
+/// Resolves the fields that only holders need.
+pub(super) fn resolve(btf: &Btf) -> Result<(HolderLayout, Features), BtfError> {
+    use layout::{bitfield, pointed, scalar};
+    let mut found = HolderLayout::default();
+    let sock = btf.tracepoint_argument("inet_sock_set_state", 0)?;
+    found.sk_reuse = bitfield(&sock, "__sk_common.skc_reuse")?;
+    found.sk_reuseport = bitfield(&sock, "__sk_common.skc_reuseport")?;
+    found.sk_bound_dev_if = scalar(&sock, "__sk_common.skc_bound_dev_if", 32)?;
+    let tcp_sock = btf.function_parameter("tcp_mstamp_refresh", 0)?;
+    let bind_hash = tcp_sock.field("inet_conn.icsk_bind_hash")?;
+    found.sk_bind_hash = bind_hash.offset();
+    let tb = pointed(&tcp_sock, bind_hash, "inet_conn.icsk_bind_hash")?;
+    found.tb_fastreuse = scalar(&tb, "fastreuse", 8)?;
+    found.tb_fastreuseport = scalar(&tb, "fastreuseport", 8)?;
+    found.tb_l3mdev = scalar(&tb, "l3mdev", 32)?;
+    let tw = btf.function_parameter("inet_twsk_put", 0)?;
+    found.tw_tb = tw.field("tw_tb")?.offset();
+    found.tw_connect_bind = bitfield(&tw, "tw_connect_bind").unwrap_or_default();
+    found.tw_entry_stamp = scalar(&tw, "tw_entry_stamp", 32).unwrap_or(ABSENT);
+    // A long before 6.x, of which the low half suffices on a little-endian machine.
+    let tcp_tw = btf.structure("tcp_timewait_sock")?;
+    found.tw_ts_recent_stamp = tcp_tw.field("tw_ts_recent_stamp")?.offset();
+    let has_entry_stamp = found.tw_entry_stamp != ABSENT;
+    let has_bhash2 = tcp_sock.field("inet_conn.icsk_bind2_hash").is_ok();
+    let features = Features {
+        has_entry_stamp,
+        rules: KernelRules {
+            reuse: match (has_entry_stamp, has_bhash2) {
+                (true, _) => ReuseRule::Delay,
+                // No type tells of the change that spares FIN_WAIT2; of the kernels that are still
+                // maintained, those with the second bind hash (6.1) have it.
+                (false, true) => ReuseRule::NextSecondNotFinWait2,
+                (false, false) => ReuseRule::NextSecond,
+            },
+            socket_range: socket_range_rule(&tcp_sock),
+        },
+    };
+    Ok((found, features))
+}
+
+/// Since 6.8 the option is one word that is read without a lock, and its search goes by turn.
+fn socket_range_rule(tcp_sock: &super::btf::Struct<'_>) -> SocketRangeRule {
+    match tcp_sock.field("inet_conn.icsk_inet.local_port_range") {
+        Ok(field) if field.structure().is_none() => SocketRangeRule::InTurn,
+        Ok(_) => SocketRangeRule::ByParity,
+        Err(_) => SocketRangeRule::Absent,
+    }
+}
+
+/// Opens a list: one file of an iterator program, for the calling thread's namespace.
+fn open_iterator(program: BorrowedFd<'_>) -> io::Result<File> {
+    // Commands and attach type of bpf(2): include/uapi/linux/bpf.h.
+    const BPF_LINK_CREATE: libc::c_long = 28;
+    const BPF_ITER_CREATE: libc::c_long = 33;
+    const BPF_TRACE_ITER: u32 = 28;
+    /// The attributes of both commands begin so; the kernel takes what is missing for zero.
+    #[repr(C)]
+    struct Attributes {
+        fd: u32,
+        target_or_flags: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let call = |command: libc::c_long, fd: BorrowedFd<'_>, attach_type: u32| {
+        let attributes = Attributes {
+            fd: u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX),
+            target_or_flags: 0,
+            attach_type,
+            flags: 0,
+        };
+        let size = if command == BPF_LINK_CREATE { size_of::<Attributes>() } else { 8 };
+        // SAFETY: the attributes live through the call and are at least as long as said.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size) };
+        let fd = i32::try_from(result).unwrap_or(-1);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call succeeded, so nobody else owns this descriptor.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    let link = call(BPF_LINK_CREATE, program, BPF_TRACE_ITER)?;
+    call(BPF_ITER_CREATE, link.as_fd(), 0).map(File::from)
+}

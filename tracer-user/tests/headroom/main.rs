@@ -1,0 +1,344 @@
+//! Headroom against the running kernel: namespaces in random states, in which as many connect()s
+//! and bind()s must succeed as were predicted.
+//!
+//! `PORTLIFE_HEADROOM_CASES` sets the number of namespaces, `PORTLIFE_HEADROOM_SEED` the first
+//! seed; a case that fails prints its own.
+
+mod random;
+mod state;
+
+use std::{
+    env, io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use socket2::Socket;
+use tracer_user::{
+    exhaustion::{
+        BindAny, Connect, HolderBy, KernelRules, KernelTime, Moment, ReuseRule, Settings,
+        SocketRangeRule,
+    },
+    kernel::{
+        clock,
+        holders::{HolderLists, HolderView},
+        sandbox::{Sandbox, set_local_port_range},
+        settings::SettingsFiles,
+    },
+    ledger::{Family, Port},
+};
+
+use random::Random;
+use state::State;
+
+const USUAL_CASES: u64 = 60;
+
+#[test]
+fn as_many_calls_succeed_as_were_predicted() {
+    let Some(lists) = lists() else { return };
+    let number = |name: &str, usual: u64| {
+        env::var(name).ok().map_or(usual, |text| text.parse().expect("a number"))
+    };
+    let cases = number("PORTLIFE_HEADROOM_CASES", USUAL_CASES);
+    let first = number("PORTLIFE_HEADROOM_SEED", clock::monotonic_ns());
+    println!("seeds {first} to {}", first.wrapping_add(cases - 1));
+    let next = AtomicU64::new(0);
+    let total = Mutex::new(Tally::default());
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= cases {
+                        return;
+                    }
+                    let seed = first.wrapping_add(index);
+                    let lists = &lists;
+                    // A namespace is for good, so each case has a thread of its own.
+                    let case = scope.spawn(move || Case::new(lists, seed).run());
+                    let Ok(tally) = case.join() else { panic!("the case of seed {seed} failed") };
+                    total.lock().expect("no panic").add(&tally);
+                }
+            });
+        }
+    });
+    let Tally { checks, calls, ambiguous, locked, reusing } = total.into_inner().expect("no panic");
+    println!(
+        "{cases} namespaces, {checks} predictions, {calls} calls; bound buckets mattered {locked} \
+         times, reusable TIME_WAITs {reusing} times; {ambiguous} predictions left one port to chance"
+    );
+}
+
+fn lists() -> Option<HolderLists> {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: headroom against the kernel needs root");
+        return None;
+    }
+    match HolderLists::load() {
+        Ok(lists) => Some(lists),
+        Err(error) => {
+            println!("skipped: the kernel's holders cannot be listed here: {error}");
+            None
+        }
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    checks: u64,
+    calls: u64,
+    ambiguous: u64,
+    /// Predictions in which the class of buckets, and the reuse of TIME_WAITs, mattered.
+    locked: u64,
+    reusing: u64,
+}
+
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        let Self { checks, calls, ambiguous, locked, reusing } = other;
+        self.checks += checks;
+        self.calls += calls;
+        self.ambiguous += ambiguous;
+        self.locked += locked;
+        self.reusing += reusing;
+    }
+}
+
+struct Case<'a> {
+    lists: &'a HolderLists,
+    seed: u64,
+    random: Random,
+    settings: SettingsFiles,
+    sandbox: Sandbox,
+    tally: Tally,
+}
+
+impl<'a> Case<'a> {
+    fn new(lists: &'a HolderLists, seed: u64) -> Self {
+        let sandbox = Sandbox::enter_new().expect("root may have a namespace");
+        let settings = SettingsFiles::open().expect("there are settings");
+        Self { lists, seed, random: Random::new(seed), settings, sandbox, tally: Tally::default() }
+    }
+
+    fn run(mut self) -> Tally {
+        let state = State::make(&mut self.random, &self.sandbox, &self.settings);
+        // Each question changes the answers to the later ones, and is asked on top of that.
+        let mut kept = Vec::new();
+        for _ in 0..4 {
+            if self.random.chance(3, 5) {
+                self.ask_connect(&state, &mut kept);
+            } else {
+                self.ask_bind(&state, &mut kept);
+            }
+        }
+        self.tally
+    }
+
+    /// Holders and settings, when no TIME_WAIT is about to become reusable or not.
+    fn look(&self) -> (Settings, HolderView) {
+        state::wait_until_settled(self.sandbox.netns());
+        loop {
+            let settings = self.settings.read().expect("the namespace is there");
+            let view = self.lists.of_this_thread().expect("the holders can be listed");
+            if is_stable(&settings, self.lists.rules(), &view) {
+                return (settings, view);
+            }
+            thread::yield_now();
+        }
+    }
+
+    fn ask_connect(&mut self, state: &State, kept: &mut Vec<Socket>) {
+        let (client, destination) = state.ends(&mut self.random);
+        let own_range = self.own_range(state);
+        let (settings, view) = self.look();
+        let moment = self.moment(&settings, &view);
+        let query = Connect {
+            source: client.source.into(),
+            destination: (destination.ip().into(), Port(destination.port())),
+            device: client.device,
+            own_range,
+        };
+        let predicted = moment.connect(&query);
+        assert_eq!(
+            predicted.capacity,
+            predicted.used + predicted.bind_locked + predicted.reusable + predicted.free
+        );
+        self.tally.locked += u64::from(predicted.bind_locked > 0);
+        self.tally.reusing += u64::from(predicted.reusable > 0);
+        let mut succeeded = 0;
+        let limit = predicted.headroom.most + 3;
+        while succeeded <= limit {
+            let socket = client.socket();
+            if let Some(range) = own_range {
+                set_local_port_range(&socket, range.low().0, range.high().0)
+                    .expect("it can be set");
+            }
+            client.bind_without_port(&socket);
+            socket.set_nonblocking(true).expect("O_NONBLOCK");
+            match socket.connect(&client.form(destination).into()) {
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => break,
+                // Once it has a port, whatever comes of it.
+                Ok(()) => succeeded += 1,
+                Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => succeeded += 1,
+                Err(error) => panic!("seed {}: {error}", self.seed),
+            }
+            kept.push(socket);
+        }
+        let headroom = predicted.headroom;
+        self.count(u64::from(succeeded), headroom.least != headroom.most);
+        assert!(
+            (headroom.least..=headroom.most).contains(&succeeded),
+            "seed {}: {succeeded} connect()s succeeded, predicted {predicted:?}\n{query:?}\n{settings:?}\n{:#?}",
+            self.seed,
+            view.holders
+        );
+    }
+
+    fn ask_bind(&mut self, state: &State, kept: &mut Vec<Socket>) {
+        let bind = state::Bind::random(&mut self.random);
+        let own_range = self.own_range(state);
+        let (settings, view) = self.look();
+        let moment = self.moment(&settings, &view);
+        let query = BindAny {
+            addr: bind.addr.into(),
+            family: if bind.is_v6() { Family::Ipv6 } else { Family::Ipv4 },
+            v6_only: bind.v6_only,
+            device: bind.device,
+            reuse_addr: bind.reuse_addr,
+            own_range,
+        };
+        let predicted = moment.bind_any(&query);
+        let mut succeeded = 0;
+        let limit = if predicted.is_unlimited {
+            2 * predicted.capacity + 3
+        } else {
+            predicted.headroom.most + 3
+        };
+        while succeeded < limit {
+            let socket = bind.socket();
+            if let Some(range) = own_range {
+                set_local_port_range(&socket, range.low().0, range.high().0)
+                    .expect("it can be set");
+            }
+            match socket.bind(&SocketAddr::new(bind.addr, 0).into()) {
+                Ok(()) => succeeded += 1,
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => break,
+                Err(error) => panic!("seed {}: {error}", self.seed),
+            }
+            kept.push(socket);
+        }
+        let headroom = predicted.headroom;
+        self.count(u64::from(succeeded), headroom.least != headroom.most);
+        let is_right = if predicted.is_unlimited {
+            succeeded == limit
+        } else {
+            (headroom.least..=headroom.most).contains(&succeeded)
+        };
+        assert!(
+            is_right,
+            "seed {}: {succeeded} bind()s succeeded, predicted {predicted:?}\n{query:?}\n{settings:?}\n{:#?}",
+            self.seed, view.holders
+        );
+    }
+
+    /// Sometimes an IP_LOCAL_PORT_RANGE, whose ends may lie outside the namespace's range.
+    fn own_range(&mut self, state: &State) -> Option<tracer_user::exhaustion::LocalRange> {
+        let has_option = self.lists.rules().socket_range != SocketRangeRule::Absent;
+        if !has_option || !self.random.chance(1, 4) {
+            return None;
+        }
+        let at = |random: &mut Random| Port(state.low - 3 + random.below(state.size + 6));
+        let (one, other) = (at(&mut self.random), at(&mut self.random));
+        tracer_user::exhaustion::LocalRange::new(one.min(other), one.max(other))
+    }
+
+    fn moment<'m>(&self, settings: &'m Settings, view: &'m HolderView) -> Moment<'m> {
+        Moment { settings, rules: self.lists.rules(), holders: &view.holders, now: view.at }
+    }
+
+    fn count(&mut self, calls: u64, is_ambiguous: bool) {
+        self.tally.checks += 1;
+        self.tally.calls += calls;
+        self.tally.ambiguous += u64::from(is_ambiguous);
+    }
+}
+
+/// True if a minute from now connect() may take over just what it may take over now.
+fn is_stable(settings: &Settings, rules: KernelRules, view: &HolderView) -> bool {
+    view.holders.iter().all(|holder| match holder.by {
+        HolderBy::TimeWait { entry_stamp_ms, ts_recent_stamp_s, .. } => match rules.reuse {
+            ReuseRule::Delay => {
+                let delay = settings.time_wait_reuse_delay_ms.unwrap_or(1000);
+                delay == state::NEVER_MS
+                    || entry_stamp_ms.is_none_or(|began| view.at.ms.wrapping_sub(began) > delay)
+            }
+            ReuseRule::NextSecond | ReuseRule::NextSecondNotFinWait2 => {
+                view.at.s > ts_recent_stamp_s
+            }
+        },
+        _ => true,
+    })
+}
+
+#[test]
+fn a_time_wait_becomes_reusable_when_its_delay_is_over() {
+    let Some(lists) = lists() else { return };
+    if lists.rules().reuse != ReuseRule::Delay {
+        println!("skipped: this kernel counts by seconds");
+        return;
+    }
+    let sandbox = Sandbox::enter_new().expect("root may have a namespace");
+    sandbox.set("ipv4/ip_local_port_range", "50000 50000").expect("it can be set");
+    sandbox.set("ipv4/tcp_tw_reuse_delay", "300").expect("it can be set");
+    let settings = SettingsFiles::open().and_then(|files| files.read()).expect("settings");
+    let destination = SocketAddr::from((Ipv4Addr::LOCALHOST, 10_001));
+    let listener = state::listener(destination);
+    let client = state::socket(false);
+    client.connect(&destination.into()).expect("there is one port");
+    let (server, _) = listener.accept().expect("it is accepted");
+    drop(client);
+    state::read_to_end(&server);
+    drop(server);
+    state::wait_until_settled(sandbox.netns());
+    let view = lists.of_this_thread().expect("the holders can be listed");
+    let query = Connect {
+        source: Ipv4Addr::LOCALHOST.into(),
+        destination: (Ipv4Addr::LOCALHOST.into(), Port(10_001)),
+        device: 0,
+        own_range: None,
+    };
+    let at = |ms: u32| {
+        let now = KernelTime { ms, s: ms / 1000 };
+        Moment { settings: &settings, rules: lists.rules(), holders: &view.holders, now }
+            .connect(&query)
+            .headroom
+            .most
+    };
+    let stamps: Vec<u32> = view
+        .holders
+        .iter()
+        .filter_map(|holder| match holder.by {
+            HolderBy::TimeWait { entry_stamp_ms, .. } => entry_stamp_ms,
+            _ => None,
+        })
+        .collect();
+    let [began] = stamps[..] else { panic!("one TIME_WAIT, not {:?}", view.holders) };
+    assert_eq!((at(began.wrapping_add(300)), at(began.wrapping_add(301))), (0, 1));
+    // The kernel agrees, to the millisecond as far as a test can tell.
+    loop {
+        let before = KernelTime::from_ns(clock::monotonic_ns()).ms;
+        let outcome = state::socket(false).connect(&destination.into());
+        let after = KernelTime::from_ns(clock::monotonic_ns()).ms;
+        match outcome {
+            Err(_) => assert_eq!(at(before), 0, "{} ms old", before.wrapping_sub(began)),
+            Ok(()) => {
+                assert_eq!(at(after), 1, "{} ms old", after.wrapping_sub(began));
+                return;
+            }
+        }
+    }
+}
