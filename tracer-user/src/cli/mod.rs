@@ -1,10 +1,11 @@
 //! The command line: one file for each subcommand.
 
 mod trace;
+mod why;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{agent::AgentError, kernel::loader::LoadError};
 
@@ -34,19 +35,28 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Show what is held now, then every lease event as it happens (the default)
-    Trace(trace::Args),
+    Trace(Box<trace::Args>),
+    /// Show who holds a port, when it will be free, and what it is good for meanwhile
+    Why(why::Args),
+}
+
+/// The form of what goes to stdout.
+#[derive(Clone, Copy, ValueEnum)]
+enum Form {
+    Text,
+    Json,
 }
 
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
     let Cli { command, trace } = Cli::parse();
-    let args = match command {
-        Some(Command::Trace(args)) => args,
-        None => trace,
+    let (verbose, outcome) = match command {
+        None => (trace.verbose > 0, trace::run(trace)),
+        Some(Command::Trace(args)) => (args.verbose > 0, trace::run(*args)),
+        Some(Command::Why(args)) => (args.verbose, why::run(&args)),
     };
-    let verbose = args.verbose > 0;
-    let code = match trace::run(args) {
+    let code = match outcome {
         Ok(()) => DONE,
         Err(error) => {
             report(&error, verbose);
@@ -70,15 +80,19 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<trace::UsageError>() {
         return USAGE;
     }
-    match error.downcast_ref::<AgentError>() {
-        Some(AgentError::Load(
+    let load = match error.downcast_ref::<AgentError>() {
+        Some(AgentError::Load(error)) => Some(error),
+        _ => error.downcast_ref::<LoadError>(),
+    };
+    match load {
+        Some(
             LoadError::Privilege(_)
             | LoadError::Btf(_)
             | LoadError::Layout(_)
             | LoadError::Refused(_)
             | LoadError::NoFunctions(_)
             | LoadError::Object(_),
-        )) => CANNOT_RUN,
+        ) => CANNOT_RUN,
         _ => FAILED,
     }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use clap::ValueEnum;
 
+use super::Form;
 use crate::{
     agent::{self, Options},
     filter::{self, Destination, Filter, KindFilter, PortRange},
@@ -95,12 +96,6 @@ struct FilterArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Form {
-    Text,
-    Json,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum Hooks {
     /// Function hooks (fentry, fexit) where the kernel permits them, else tracepoints
     Auto,
@@ -179,7 +174,7 @@ impl FilterArgs {
 }
 
 /// The namespace that `-n` names.
-fn namespace(name: &str) -> Result<Netns, UsageError> {
+pub(super) fn namespace(name: &str) -> Result<Netns, UsageError> {
     if let Ok(inode) = name.parse() {
         return Ok(Netns(inode));
     }

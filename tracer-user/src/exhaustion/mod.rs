@@ -6,9 +6,11 @@
 pub mod capacity;
 pub mod headroom;
 pub mod holder;
+pub mod occupancy;
 pub mod settings;
 
 pub use capacity::{KernelRules, ReuseRule, SocketRangeRule};
 pub use headroom::{BindAny, BindView, Connect, ConnectView, Headroom, KernelTime, Moment};
 pub use holder::{BucketClass, Holder, HolderBy};
+pub use occupancy::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortView};
 pub use settings::{LocalRange, PortClass, PortSet, Settings, TimeWaitReuse};

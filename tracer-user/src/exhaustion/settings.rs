@@ -177,6 +177,12 @@ impl PortSet {
             .sum()
     }
 
+    /// The set with one port more.
+    #[must_use]
+    pub fn with(&self, port: Port) -> Self {
+        Self::of_ranges(self.ranges.iter().copied().chain([(port.0, port.0)]).collect())
+    }
+
     /// Its ranges, ascending, as the kernel shows them.
     pub fn ranges(&self) -> impl Iterator<Item = RangeInclusive<u16>> {
         self.ranges.iter().map(|(low, high)| *low..=*high)

@@ -61,26 +61,9 @@ impl HolderLists {
     /// # Errors
     /// If this kernel has no such iterators, or does not let this process load them.
     pub fn load() -> Result<Self, LoadError> {
-        loader::check_privileges()?;
-        let btf = Btf::of_running_kernel().map_err(LoadError::Btf)?;
-        let resolved = layout::resolve(&btf);
-        resolved.sock.map_err(LoadError::Layout)?;
-        resolved.time_wait.map_err(LoadError::Layout)?;
-        resolved.files.map_err(LoadError::Layout)?;
-        let (holder_layout, features) = resolve(&btf).map_err(LoadError::Layout)?;
-        drop(btf);
-        let object = |error: Box<dyn std::error::Error + Send + Sync>| LoadError::Object(error);
-        let aya_btf = AyaBtf::from_sys_fs().map_err(|error| object(error.into()))?;
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&aya_btf))
-            .override_global("LAYOUT", resolved.layout.as_bytes(), true)
-            .override_global("HOLDER_LAYOUT", holder_layout.as_bytes(), true)
-            .override_global("AYA_LOG_LEVEL", &0_u8, false)
-            .load(loader::OBJECT)
-            .map_err(|error| object(error.into()))?;
-        let lists = Self::take(&mut ebpf, &aya_btf, features)
-            .map_err(|error| object(loader::reason(&error).into()));
-        drop((ebpf, aya_btf));
+        let Iterators { mut ebpf, btf, features, marks_connect: _ } = Iterators::prepare()?;
+        let lists = Self::take(&mut ebpf, &btf, features).map_err(|error| refused(&error));
+        drop((ebpf, btf));
         memory::trim();
         lists
     }
@@ -91,18 +74,12 @@ impl HolderLists {
         btf: &AyaBtf,
         features: Features,
     ) -> Result<Self, ProgramError> {
-        let mut load = |name: &str, target: &str| -> Result<OwnedFd, ProgramError> {
-            let program: &mut Iter = loader::program(ebpf, name)?;
-            program.load(target, btf)?;
-            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
-        };
         Ok(Self {
-            tcp: load("tcp_holders", "tcp")?,
-            files: load("idle_holders", "task_file")?,
+            tcp: load_iterator(ebpf, btf, "tcp_holders", "tcp")?,
+            files: load_iterator(ebpf, btf, "idle_holders", "task_file")?,
             features,
         })
     }
-
     /// How the running kernel searches for ports.
     #[must_use]
     pub fn rules(&self) -> KernelRules {
@@ -170,6 +147,61 @@ impl HolderLists {
     }
 }
 
+/// The object with every offset that an iterator needs, before any of its programs is loaded.
+pub(super) struct Iterators {
+    pub ebpf: Ebpf,
+    pub btf: AyaBtf,
+    pub features: Features,
+    /// Sockets whose port connect() chose are marked by this kernel.
+    pub marks_connect: bool,
+}
+
+impl Iterators {
+    pub fn prepare() -> Result<Self, LoadError> {
+        loader::check_privileges()?;
+        let btf = Btf::of_running_kernel().map_err(LoadError::Btf)?;
+        let layout::Resolved {
+            layout,
+            sock,
+            time_wait,
+            task,
+            files,
+            has_cookie_helper,
+            marks_connect,
+            ..
+        } = layout::resolve(&btf);
+        sock.and(time_wait).and(task).and(files).map_err(LoadError::Layout)?;
+        let (holder_layout, features) = resolve(&btf).map_err(LoadError::Layout)?;
+        drop(btf);
+        let btf = AyaBtf::from_sys_fs().map_err(|error| LoadError::Object(error.into()))?;
+        let ebpf = EbpfLoader::new()
+            .btf(Some(&btf))
+            .override_global("LAYOUT", layout.as_bytes(), true)
+            .override_global("COOKIE_HELPER", &u32::from(has_cookie_helper), true)
+            .override_global("HOLDER_LAYOUT", holder_layout.as_bytes(), true)
+            .override_global("AYA_LOG_LEVEL", &0_u8, false)
+            .load(loader::OBJECT)
+            .map_err(|error| LoadError::Object(error.into()))?;
+        Ok(Self { ebpf, btf, features, marks_connect })
+    }
+}
+
+/// Loads an iterator program, to be opened with [`open_iterator`].
+pub(super) fn load_iterator(
+    ebpf: &mut Ebpf,
+    btf: &AyaBtf,
+    name: &str,
+    target: &str,
+) -> Result<OwnedFd, ProgramError> {
+    let program: &mut Iter = loader::program(ebpf, name)?;
+    program.load(target, btf)?;
+    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+pub(super) fn refused(error: &ProgramError) -> LoadError {
+    LoadError::Object(loader::reason(error).into())
+}
+
 /// Resolves the fields that only holders need.
 pub(super) fn resolve(btf: &Btf) -> Result<(HolderLayout, Features), BtfError> {
     use layout::{bitfield, pointed, scalar};
@@ -220,7 +252,7 @@ fn socket_range_rule(tcp_sock: &super::btf::Struct<'_>) -> SocketRangeRule {
 }
 
 /// Opens a list: one file of an iterator program, for the calling thread's namespace.
-fn open_iterator(program: BorrowedFd<'_>) -> io::Result<File> {
+pub(super) fn open_iterator(program: BorrowedFd<'_>) -> io::Result<File> {
     // Commands and attach type of bpf(2): include/uapi/linux/bpf.h.
     const BPF_LINK_CREATE: libc::c_long = 28;
     const BPF_ITER_CREATE: libc::c_long = 33;

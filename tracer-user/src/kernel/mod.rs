@@ -18,6 +18,7 @@ pub mod layout;
 pub mod loader;
 pub mod memory;
 pub mod netns;
+pub mod occupants;
 pub mod ring;
 pub mod sandbox;
 pub mod settings;

@@ -38,13 +38,11 @@ pub fn take(files: Option<File>, scope: Scope) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let mut found = Found::default();
     if let Some(files) = files
-        && let Err(error) = read_files(files, scope, &mut snapshot, &mut found)
+        && let Err(error) = read_files(files, scope, &mut snapshot.held, &mut found)
     {
         snapshot.problems.push(format!("the list of open files ended early: {error}"));
     }
-    let mut namespaces = Namespaces::discover(&found.namespaces);
-    namespaces.add_of_sockets(&found.sockets);
-    namespaces.retain(|inode| scope.contains(Netns(inode)));
+    let namespaces = found.namespaces(scope);
     let reached: BTreeSet<u32> = namespaces.iter().map(|(inode, _)| inode).collect();
     snapshot.unlisted =
         found.sockets.keys().filter(|inode| !reached.contains(inode)).copied().map(Netns).collect();
@@ -74,16 +72,27 @@ fn list_all(namespaces: &Namespaces, snapshot: &mut Snapshot) {
 
 /// How namespaces can be reached, as the open files tell.
 #[derive(Default)]
-struct Found {
-    namespaces: Vec<NamespaceFile>,
+pub(super) struct Found {
+    files: Vec<NamespaceFile>,
     /// A socket of each namespace that has one.
     sockets: BTreeMap<u32, SocketFile>,
 }
 
-fn read_files(
+impl Found {
+    /// Every namespace of the scope that can be reached.
+    pub(super) fn namespaces(&self, scope: Scope) -> Namespaces {
+        let mut namespaces = Namespaces::discover(&self.files);
+        namespaces.add_of_sockets(&self.sockets);
+        namespaces.retain(|inode| scope.contains(Netns(inode)));
+        namespaces
+    }
+}
+
+/// Reads the list of open files to its end.
+pub(super) fn read_files(
     mut files: File,
     scope: Scope,
-    snapshot: &mut Snapshot,
+    held: &mut Vec<Held>,
     found: &mut Found,
 ) -> io::Result<()> {
     const RECORD: usize = size_of::<OwnedFact>();
@@ -101,10 +110,10 @@ fn read_files(
             let Some(owner) = owner else { continue };
             let (pid, fd) = (owner.pid, fact.detail);
             if kind == FactKind::NamespaceFile {
-                found.namespaces.push(NamespaceFile { pid, fd, inode: fact.netns });
+                found.files.push(NamespaceFile { pid, fd, inode: fact.netns });
             } else if scope.contains(Netns(fact.netns)) {
                 found.sockets.entry(fact.netns).or_insert(SocketFile { pid, fd });
-                snapshot.held.extend(Held::from_fact(&fact, Some(owner)));
+                held.extend(Held::from_fact(&fact, Some(owner)));
             }
         }
         buffer.copy_within(whole..filled, 0);

@@ -26,7 +26,7 @@ impl Json {
         Self { realtime_offset_ns, verbosity, buffer: Vec::new() }
     }
 
-    fn write<D: Serialize>(
+    pub(super) fn write<D: Serialize>(
         &mut self,
         kind: &'static str,
         at: Instant,
@@ -336,14 +336,14 @@ impl<'a> Process<'a> {
 
 /// The lease that is in the way of another.
 #[derive(Serialize)]
-struct Holder<'a> {
+pub(super) struct Holder<'a> {
     #[serde(flatten)]
     who: Who<'a>,
     phase: &'static str,
 }
 
 impl<'a> Holder<'a> {
-    fn of(lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Self {
+    pub(super) fn of(lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Self {
         Self { who: Who::of(lease, cgroup), phase: names::phase(lease.phase) }
     }
 }

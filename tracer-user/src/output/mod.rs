@@ -5,6 +5,7 @@
 pub mod json;
 pub mod names;
 pub mod text;
+pub mod why;
 pub mod writer;
 
 use std::collections::BTreeMap;

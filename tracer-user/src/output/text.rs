@@ -224,7 +224,7 @@ fn colour_of(event: &str) -> Option<&'static str> {
     })
 }
 
-fn endpoint(addr: Addr, port: Option<Port>) -> String {
+pub(super) fn endpoint(addr: Addr, port: Option<Port>) -> String {
     let port = port.map_or_else(|| "*".to_owned(), |port| port.0.to_string());
     match addr.ip() {
         ip if ip.is_unspecified() => format!("*:{port}"),
@@ -233,7 +233,7 @@ fn endpoint(addr: Addr, port: Option<Port>) -> String {
     }
 }
 
-fn peer(peer: Option<(Addr, Port)>) -> String {
+pub(super) fn peer(peer: Option<(Addr, Port)>) -> String {
     peer.map_or_else(|| "-".to_owned(), |(addr, port)| endpoint(addr, Some(port)))
 }
 
@@ -246,7 +246,7 @@ fn reused(reuse: Option<Reuse>) -> String {
 }
 
 /// A duration in the unit that shows it best, in at most eight characters.
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 0.001 => format!("{:.0}us", s * 1e6),
         s if s < 1.0 => format!("{:.1}ms", s * 1e3),
@@ -256,7 +256,7 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-fn join(parts: &[String]) -> String {
+pub(super) fn join(parts: &[String]) -> String {
     let parts: Vec<_> = parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
     parts.join(", ")
 }

@@ -11,3 +11,4 @@ mod snapshot;
 mod support;
 mod surroundings;
 mod time_wait;
+mod why;

@@ -1,0 +1,72 @@
+//! `portlife why PORT`.
+
+use std::io::{Write as _, stdout};
+
+use super::{Form, trace::namespace};
+use crate::{
+    kernel::{
+        cgroup::{CgroupRoot, container_of},
+        clock,
+        loader::Scope,
+        occupants::PortLists,
+    },
+    ledger::{Instant, Port},
+    output::{
+        Cgroup, Verbosity,
+        json::Json,
+        why::{self, Answer},
+    },
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The port
+    #[arg(value_name = "PORT", value_parser = port)]
+    port: Port,
+    /// Only this network namespace: its inode, a path to it, or pid:N for that of a process
+    #[arg(short, long = "netns", value_name = "NETNS")]
+    namespaces: Vec<String>,
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value_t = Form::Text)]
+    output: Form,
+    /// Say more on stderr
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let Args { port, namespaces, output, verbose: _ } = args;
+    let namespaces: Vec<_> =
+        namespaces.iter().map(|name| namespace(name)).collect::<Result<_, _>>()?;
+    let view = PortLists::load()?.of(*port, Scope::of(&namespaces));
+    for problem in &view.problems {
+        eprintln!("portlife: {problem}");
+    }
+    let cgroups = CgroupRoot::open().ok();
+    let cgroup_of = |id| {
+        let path = cgroups.as_ref()?.path_of(id)?;
+        let container = container_of(&path).map(str::to_owned);
+        Some(Cgroup { path, container })
+    };
+    let answer = Answer { port: *port, view: &view, cgroup_of: &cgroup_of };
+    let text = match output {
+        Form::Text => why::text(&answer).into_bytes(),
+        Form::Json => {
+            let json = Json::new(clock::realtime_offset_ns(), Verbosity::Quiet);
+            json.why(Instant(clock::monotonic_ns()), &answer)
+        }
+    };
+    match stdout().write_all(&text) {
+        // Nobody reads it, and nobody misses it.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn port(text: &str) -> Result<Port, String> {
+    text.parse::<u16>()
+        .ok()
+        .filter(|number| *number != 0)
+        .map(Port)
+        .ok_or_else(|| "give a port from 1 to 65535".to_owned())
+}
