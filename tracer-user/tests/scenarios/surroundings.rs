@@ -119,13 +119,15 @@ fn without_kernel_symbols_only_time_waits_are_lost() {
 fn nothing_needs_to_be_mounted() {
     let umount = "umount -R -l /sys/fs/cgroup; umount -l /sys/fs/bpf; \
                   umount -l /sys/kernel/tracing; umount -l /sys/kernel/debug; true";
+    let Some(usual) = run_in_mount_namespace("true") else { return };
     let Some(output) = run_in_mount_namespace(umount) else { return };
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let start = first_record(&output);
-    for (hook, how) in start["hooks"].as_object().expect("hooks") {
-        let how = how.as_str().expect("a string");
-        let is_told = !how.starts_with("not attached") || how.ends_with(" instead");
-        assert!(is_told, "{hook}: {how}");
+    let hooks = first_record(&output)["hooks"].clone();
+    // A kernel may refuse a hook for another reason.
+    assert_eq!(hooks, first_record(&usual)["hooks"]);
+    for hook in ["sockops", "post_bind4", "post_bind6"] {
+        let how = hooks[hook].as_str().expect("it is listed");
+        assert!(!how.starts_with("not attached"), "{hook}: {how}");
     }
 }
 
