@@ -4,11 +4,15 @@
 //! are what callers say they are; the [`kernel`](crate::kernel) is asked elsewhere.
 
 pub mod capacity;
+pub mod cause;
+pub mod forecast;
 pub mod headroom;
 pub mod holder;
 pub mod settings;
 
 pub use capacity::{KernelRules, ReuseRule, SocketRangeRule};
+pub use cause::{Advice, advice_on, cause_of, free_in_s};
+pub use forecast::Forecast;
 pub use headroom::{BindAny, BindView, Connect, ConnectView, Headroom, KernelTime, Moment};
-pub use holder::{BucketClass, Holder, HolderBy};
+pub use holder::{Holder, HolderBy};
 pub use settings::{LocalRange, PortClass, PortSet, Settings, TimeWaitReuse};
