@@ -1,5 +1,7 @@
 //! The agent: brings kernel, ledger and output together.
 
+mod windows;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
@@ -14,7 +16,10 @@ use tokio::{
 };
 use tracer_ebpf::{DecodeError, decode};
 
+use windows::Windows;
+
 use crate::{
+    exhaustion::{Forecast, cause_of},
     filter::{Filter, Subject},
     kernel::{
         cgroup::{CgroupRoot, container_of},
@@ -24,7 +29,8 @@ use crate::{
         snapshot::{self, Snapshot},
     },
     ledger::{
-        Differences, Failure, Instant, Kind, Lease, LeaseEvent, Ledger, Operation, Silence, Sink,
+        Differences, Failure, Family, Instant, Kind, Lease, LeaseEvent, Ledger, Operation,
+        Pressure, Silence, Sink,
     },
     output::{Cgroup, HookReport, Loss, Output, Place, Start, Summary, names, writer::Writer},
 };
@@ -92,16 +98,18 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     let scope = load.scope;
     let mut probes = loader::load(&load)?;
     let mut ledger = Ledger::new(probes.sight());
+    let mut windows = Windows::default();
     let mut warnings = std::mem::take(&mut probes.warnings);
     if snapshot {
-        warnings.extend(take_snapshot(&mut probes, &mut ledger, scope).await?);
+        let taken = take_snapshot(&mut probes, scope, &mut ledger, &mut windows).await?;
+        warnings.extend(taken);
     }
     // Whatever happened before this moment is on the ring, and goes untold.
     let begins = Instant(clock::monotonic_ns());
     let mut foreign = None;
     probes
         .ring
-        .drain_all(|record| enter(record, &mut ledger, &mut Silence, &mut foreign))
+        .drain_all(|record| enter(record, &mut ledger, &mut windows, &mut Silence, &mut foreign))
         .map_err(AgentError::Ring)?;
     if let Some(error) = foreign {
         return Err(AgentError::Foreign(error));
@@ -119,6 +127,7 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
         probes,
         scope,
         ledger,
+        windows,
         reporter,
         losses: Losses::default(),
         counted: Deadline::now(),
@@ -154,6 +163,7 @@ struct Session<'a> {
     /// What the programs report, and snapshots must show.
     scope: Scope,
     ledger: Ledger,
+    windows: Windows,
     reporter: Reporter<'a>,
     losses: Losses,
     /// When the counters were looked at last.
@@ -214,12 +224,13 @@ impl Session<'_> {
 
     /// Takes what is on the ring now.
     fn drain(&mut self) -> Result<usize, AgentError> {
-        let Self { probes, ledger, reporter, .. } = self;
+        let Self { probes, ledger, windows, reporter, .. } = self;
         // Every fact of an earlier time than this is on the ring by now.
         let now = Instant(clock::monotonic_ns());
         let mut foreign = None;
-        let drained =
-            probes.ring.drain(DRAIN_LIMIT, |record| enter(record, ledger, reporter, &mut foreign));
+        let drained = probes.ring.drain(DRAIN_LIMIT, |record| {
+            enter(record, ledger, windows, reporter, &mut foreign);
+        });
         if let Some(error) = foreign {
             return Err(AgentError::Foreign(error));
         }
@@ -231,11 +242,11 @@ impl Session<'_> {
 
     /// Takes everything that the programs have reported by now.
     fn drain_all(&mut self) -> Result<(), AgentError> {
-        let Self { probes, ledger, reporter, .. } = self;
+        let Self { probes, ledger, windows, reporter, .. } = self;
         let mut foreign = None;
         probes
             .ring
-            .drain_all(|record| enter(record, ledger, reporter, &mut foreign))
+            .drain_all(|record| enter(record, ledger, windows, reporter, &mut foreign))
             .map_err(AgentError::Ring)?;
         foreign.map_or(Ok(()), |error| Err(AgentError::Foreign(error)))
     }
@@ -374,11 +385,15 @@ impl Losses {
 fn enter(
     record: &[u8],
     ledger: &mut Ledger,
+    windows: &mut Windows,
     sink: &mut impl Sink,
     foreign: &mut Option<DecodeError>,
 ) {
     match decode(record) {
-        Ok((kind, fact, owner)) => ledger.apply(kind, &fact, owner, sink),
+        Ok((kind, fact, owner)) => {
+            windows.prepare(kind, &fact, owner.as_ref(), ledger);
+            ledger.apply(kind, &fact, owner, sink);
+        }
         Err(error) => *foreign = Some(error),
     }
 }
@@ -387,8 +402,9 @@ fn enter(
 /// be looked at, in sentences.
 async fn take_snapshot(
     probes: &mut Probes,
-    ledger: &mut Ledger,
     scope: Scope,
+    ledger: &mut Ledger,
+    windows: &mut Windows,
 ) -> Result<Vec<String>, AgentError> {
     let mut problems = Vec::new();
     let files = probes.open_files().and_then(|files| {
@@ -399,7 +415,7 @@ async fn take_snapshot(
     let mut taking = tokio::task::spawn_blocking(move || snapshot::take(files, scope));
     let taken = loop {
         probes.ring.drain(usize::MAX, |record| {
-            enter(record, ledger, &mut Silence, &mut foreign);
+            enter(record, ledger, windows, &mut Silence, &mut foreign);
         });
         tokio::select! {
             taken = &mut taking => break taken.map_err(io::Error::other).map_err(AgentError::Ring)?,
@@ -409,7 +425,7 @@ async fn take_snapshot(
     // What happened before the last look of the snapshot is on the ring by now.
     probes
         .ring
-        .drain_all(|record| enter(record, ledger, &mut Silence, &mut foreign))
+        .drain_all(|record| enter(record, ledger, windows, &mut Silence, &mut foreign))
         .map_err(AgentError::Ring)?;
     if let Some(error) = foreign {
         return Err(AgentError::Foreign(error));
@@ -510,7 +526,30 @@ impl Sink for Reporter<'_> {
         }
     }
 
+    fn pressure(&mut self, pressure: Pressure) {
+        let Self { output, filter, cgroups: _, totals, writer: _ } = self;
+        let destination = pressure.destination;
+        let subject = Subject {
+            record: "pressure",
+            netns: pressure.netns,
+            family: match destination {
+                Some(destination) if !destination.peer.0.is_ipv4() => Family::Ipv6,
+                _ => Family::Ipv4,
+            },
+            kind: if destination.is_some() { Kind::Connect } else { Kind::BindAuto },
+            local_port: 0,
+            peer: destination.map(|destination| destination.peer),
+            owner: None,
+            cgroup: None,
+        };
+        if filter.admits(&subject) {
+            *totals.entry("pressure").or_default() += 1;
+            output.pressure(&pressure, &Forecast::of(&pressure.room, &pressure.rates));
+        }
+    }
+
     fn failure(&mut self, failure: Failure<'_>) {
+        let failure = Failure { cause: cause_of(&failure), ..failure };
         let Self { output, filter, cgroups, totals, writer: _ } = self;
         let holder_cgroup = failure.holder.and_then(|holder| cgroups.of_lease(holder)).cloned();
         let cgroup = failure.owner.and_then(|owner| cgroups.get(owner.cgroup_id));

@@ -3,10 +3,10 @@
 
 use super::{
     capacity::{self, BlindSpot, KernelRules, ReuseRule, Search},
-    holder::{BucketClass, Holder, HolderBy},
+    holder::{Holder, HolderBy},
     settings::{LocalRange, Settings, TimeWaitReuse},
 };
-use crate::ledger::{Addr, Family, Port, Substate};
+use crate::ledger::{Addr, BucketClass, Family, Port, Substate};
 
 /// A time of `CLOCK_MONOTONIC`, as the kernel compares TIME_WAITs with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,15 +58,20 @@ pub struct BindAny {
 
 /// How many more there can be.
 ///
-/// `least` and `most` differ by one at most, and only if the range has an odd number of ports:
-/// then the kernel leaves one port out of each search, and chance decides which
-/// ([`BlindSpot`]).
+/// `least` and `most` differ only if the range has an odd number of ports: then the kernel leaves
+/// one port out of each search, and chance decides which ([`BlindSpot`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headroom {
     /// So many calls succeed in any case.
     pub least: u32,
     /// No more than so many do.
     pub most: u32,
+}
+
+impl Headroom {
+    /// There is no limit: with `SO_REUSEADDR` and `ip_autobind_reuse` the ports that such sockets
+    /// hold are shared once none is free.
+    pub const UNLIMITED: u32 = u32::MAX;
 }
 
 /// The ports that connect() chooses from, by what they are to one destination.
@@ -95,9 +100,6 @@ pub struct BindView {
     pub used: u32,
     /// How many more bind()s will get a port.
     pub headroom: Headroom,
-    /// With `SO_REUSEADDR` and `ip_autobind_reuse` the ports that such sockets hold are shared
-    /// once none is free, without limit.
-    pub is_unlimited: bool,
 }
 
 /// One namespace at one moment.
@@ -193,12 +195,19 @@ impl Moment<'_> {
                 .unwrap_or(u32::MAX)
         };
         let (free, used) = (count(&uses, Use::None), count(&uses, Use::Bound));
-        BindView {
-            capacity: free + used,
-            used,
-            headroom: self.headroom(&uses, search, free, |found| found == Use::None),
-            is_unlimited: shareable.is_some_and(|uses| count(&uses, Use::None) > 0),
+        let mut headroom = self.headroom(&uses, search, free, |found| found == Use::None);
+        if let Some(uses) = shareable {
+            // Any port that the relaxed search finds, it finds again and again.
+            let free = count(&uses, Use::None);
+            let relaxed = self.headroom(&uses, search, free, |found| found == Use::None);
+            if relaxed.least > 0 {
+                headroom.least = Headroom::UNLIMITED;
+            }
+            if relaxed.most > 0 {
+                headroom.most = Headroom::UNLIMITED;
+            }
         }
+        BindView { capacity: free + used, used, headroom }
     }
 
     fn unreserved<'u>(&'u self, uses: &'u Uses) -> impl Iterator<Item = (Port, Use)> + 'u {

@@ -2,18 +2,7 @@
 
 use tracer_ebpf::{HolderRecord, TcpState, holder_flags};
 
-use crate::ledger::{Addr, Cookie, Family, Netns, Port, Substate};
-
-/// The class of a bind bucket (`struct inet_bind_bucket`): who may join it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BucketClass {
-    /// Every owner got the port from connect(): a connect() to another destination may share it
-    /// (`fastreuse` and `fastreuseport` are -1).
-    Connect,
-    /// Some owner bound the port: no connect() that chooses a port takes this one, whatever its
-    /// source and destination (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
-    Bind,
-}
+use crate::ledger::{Addr, BucketClass, Cookie, Family, Netns, Port, Substate};
 
 /// A socket or TIME_WAIT that holds a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

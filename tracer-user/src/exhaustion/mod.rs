@@ -4,13 +4,17 @@
 //! are what callers say they are; the [`kernel`](crate::kernel) is asked elsewhere.
 
 pub mod capacity;
+pub mod cause;
+pub mod forecast;
 pub mod headroom;
 pub mod holder;
 pub mod occupancy;
 pub mod settings;
 
 pub use capacity::{KernelRules, ReuseRule, SocketRangeRule};
+pub use cause::{Advice, advice_on, cause_of, free_in_s};
+pub use forecast::Forecast;
 pub use headroom::{BindAny, BindView, Connect, ConnectView, Headroom, KernelTime, Moment};
-pub use holder::{BucketClass, Holder, HolderBy};
+pub use holder::{Holder, HolderBy};
 pub use occupancy::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortView};
 pub use settings::{LocalRange, PortClass, PortSet, Settings, TimeWaitReuse};

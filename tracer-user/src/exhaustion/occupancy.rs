@@ -1,10 +1,7 @@
 //! What one port of a namespace is good for, given who holds it.
 
-use super::{
-    holder::{BucketClass, Holder},
-    settings::Settings,
-};
-use crate::ledger::{Kind, Lease, Netns, Phase, Port};
+use super::{holder::Holder, settings::Settings};
+use crate::ledger::{BucketClass, Kind, Lease, Netns, Phase, Port};
 
 /// A holder of the port.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use crate::ledger::Port;
+use crate::ledger::{Port, TakeOver, Window};
 
 /// What a namespace lets its sockets do with ports. A setting that the running kernel does not
 /// have is `None`.
@@ -41,6 +41,19 @@ impl Settings {
     #[must_use]
     pub fn capacity(&self) -> u32 {
         self.range.len() - self.reserved.count_within(self.range)
+    }
+
+    /// What the ledger counts in.
+    #[must_use]
+    pub fn window(&self) -> Window {
+        let take_over = match self.time_wait_reuse {
+            _ if !self.timestamps => TakeOver::Never,
+            TimeWaitReuse::Never => TakeOver::Never,
+            TimeWaitReuse::Always => TakeOver::Always,
+            TimeWaitReuse::Loopback => TakeOver::Loopback,
+        };
+        let ports = self.range.ports().filter(|port| !self.reserved.contains(*port));
+        Window::new(ports, self.reserved.count_within(self.range), take_over)
     }
 
     /// True if connect() and bind() to port 0 may choose this port.

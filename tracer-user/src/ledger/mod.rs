@@ -10,6 +10,7 @@ mod held;
 mod ports;
 mod state;
 mod types;
+mod usage;
 
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ mod tests;
 pub use held::{Held, HeldBy};
 pub use state::{Differences, Ledger, Sight};
 pub use types::{
-    Addr, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent, LeaseId, Netns,
-    Operation, Phase, Port, Reason, Reuse, Side, Silence, Sink, Substate,
+    Addr, BucketClass, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent,
+    LeaseId, Netns, Operation, Phase, Port, Reason, Reuse, Side, Silence, Sink, Substate,
 };
+pub use usage::{Destination, Pressure, Rates, Room, TakeOver, Window};

@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::types::{Instant, LeaseId, Netns, Port};
+use super::types::{BucketClass, Instant, LeaseId, Netns, Port};
 
 /// An end of a chain of leases.
 pub const NONE: u32 = u32::MAX;
@@ -23,9 +23,11 @@ pub struct PortSlot {
     pub first: u32,
     /// The latest release.
     pub last_use: Option<LastUse>,
+    /// The class of the port's bucket, while somebody holds the port.
+    pub class: BucketClass,
 }
 
-const EMPTY: PortSlot = PortSlot { first: NONE, last_use: None };
+const EMPTY: PortSlot = PortSlot { first: NONE, last_use: None, class: BucketClass::Connect };
 const PAGE_PORTS: usize = 256;
 type Page = Box<[PortSlot; PAGE_PORTS]>;
 

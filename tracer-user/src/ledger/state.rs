@@ -1,6 +1,8 @@
 //! The lease state machine.
 
 mod audit;
+mod buckets;
+mod counts;
 
 pub use audit::Differences;
 
@@ -14,9 +16,10 @@ use super::{
     held::{Held, HeldBy, port},
     ports::{LastUse, NONE, Ports},
     types::{
-        Addr, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent, LeaseId,
-        Netns, Operation, Phase, Port, Reason, Reuse, Side, Sink, Substate,
+        Addr, BucketClass, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease,
+        LeaseEvent, LeaseId, Netns, Operation, Phase, Port, Reason, Reuse, Side, Sink, Substate,
     },
+    usage::{Destination, Usage},
 };
 
 /// Which facts can be relied upon to come, by the hooks that are attached.
@@ -56,6 +59,8 @@ pub struct Ledger {
     ended: Option<FxHashSet<Hold>>,
     /// Counts the snapshots, to tell what changed while the present one was taken.
     epoch: u32,
+    usage: Usage,
+    culprits: FxHashMap<Netns, counts::Culprit>,
 }
 
 /// A TIME_WAIT timer that was cancelled before it was due is armed again at once, under the same
@@ -86,6 +91,12 @@ struct Entry {
     cancel: Option<Cancel>,
     /// When the present connection attempt began.
     attempt: Option<Instant>,
+    /// The state of this lease's address in the bucket of its port.
+    address_class: BucketClass,
+    /// Where the connection is counted, or [`NONE`].
+    destination: u32,
+    /// It is counted there as a TIME_WAIT.
+    counted_time_wait: bool,
     /// The epoch of the latest change of holder or phase.
     changed: u32,
     next_of_cookie: u32,
@@ -185,6 +196,8 @@ impl Ledger {
             accept_due: VecDeque::new(),
             ended: None,
             epoch: 0,
+            usage: Usage::default(),
+            culprits: FxHashMap::default(),
         }
     }
 
@@ -219,6 +232,7 @@ impl Ledger {
         owner: Option<Owner>,
         sink: &mut impl Sink,
     ) {
+        self.usage.set_now(Instant(fact.time_ns));
         match kind {
             FactKind::ConnectStart => self.connect_start(fact, owner, sink),
             FactKind::PortChosen => self.port_chosen(fact, sink),
@@ -237,10 +251,15 @@ impl Ledger {
             // Snapshots go to `adopt`.
             FactKind::Held | FactKind::NamespaceFile => {}
         }
+        self.tell_pressure(sink);
     }
 
     /// Decides what has waited long enough, given that every fact up to `now` was applied.
     pub fn settle(&mut self, now: Instant, sink: &mut impl Sink) {
+        // The end of a run settles everything, whatever the time.
+        if now != Instant(u64::MAX) {
+            self.usage.set_now(now);
+        }
         for settles_ns in [KILL_SETTLES_NS, EXPIRY_SETTLES_NS] {
             let queue = |ledger: &mut Self| -> Option<Deadline> {
                 let queue = if settles_ns == KILL_SETTLES_NS {
@@ -272,6 +291,7 @@ impl Ledger {
                 self.announce(deadline.index, sink);
             }
         }
+        self.tell_pressure(sink);
     }
 
     /// True if [`settle`](Self::settle) will have something to decide.
@@ -425,8 +445,12 @@ impl Ledger {
             libc::EACCES | libc::EPERM => Some(Cause::Permission),
             _ => Some(Cause::Other),
         };
+        let at = Instant(fact.time_ns);
+        let is_search = fact.detail == libc::EADDRINUSE && fact.local_port == 0;
+        let room = is_search.then(|| self.usage.room_of_range(netns)).flatten();
+        let culprit = room.and_then(|_| self.culprit(netns, at));
         sink.failure(Failure {
-            at: Instant(fact.time_ns),
+            at,
             netns,
             cookie: Cookie(fact.cookie),
             family: family(fact),
@@ -437,7 +461,13 @@ impl Ledger {
             local_port: fact.local_port,
             peer: None,
             cause,
-            holder: holder.map(|index| &self.leases[index as usize].lease),
+            holder: holder
+                .or(culprit.map(|(index, _)| index))
+                .map(|index| &self.leases[index as usize].lease),
+            holder_ports: culprit.map(|(_, ports)| ports),
+            room,
+            is_of_range: port(fact.local_port)
+                .is_some_and(|port| self.usage.is_of_range(netns, port)),
             search_ns: None,
         });
     }
@@ -460,10 +490,10 @@ impl Ledger {
             // two holders go separate ways.
             index = self.part(index, at, sink);
         }
+        self.move_in_bucket(index, Addr(fact.local_addr));
         let entry = &mut self.leases[index as usize];
         entry.changed = self.epoch;
         entry.lease.phase = Phase::Connecting;
-        entry.lease.local_addr = Addr(fact.local_addr);
         entry.lease.peer = peer(fact);
         entry.lease.established = None;
         entry.lease.closing = None;
@@ -471,6 +501,7 @@ impl Ledger {
         entry.close_reason = None;
         entry.attempt = Some(at);
         entry.unconfirmed = true;
+        self.recount(index);
     }
 
     fn port_chosen(&mut self, fact: &Fact, sink: &mut impl Sink) {
@@ -508,10 +539,11 @@ impl Ledger {
             }
             entry.lease.phase = Phase::Established;
             entry.lease.established = Some(at);
-            entry.lease.local_addr = Addr(fact.local_addr);
             entry.lease.peer = peer(fact);
             entry.unconfirmed = false;
             let handshake_ns = entry.attempt.map(|attempt| at.since(attempt));
+            self.move_in_bucket(index, Addr(fact.local_addr));
+            self.recount(index);
             self.tell(index, at, Change::Established { handshake_ns }, sink);
             return;
         }
@@ -610,6 +642,8 @@ impl Ledger {
         entry.lease.peer = None;
         let key = (entry.lease.netns, entry.lease.local_port);
         self.listeners.entry(key).or_default().push(index);
+        self.bind_bucket(index);
+        self.recount(index);
         self.tell(index, at, Change::Listen, sink);
     }
 
@@ -672,8 +706,10 @@ impl Ledger {
             entry.lease.closing = entry.lease.closing.or(entry.lease.established.map(|_| at));
             if fact.userlocks & BINDADDR_LOCK == 0 {
                 // The address was connect()'s (tcp_disconnect, net/ipv4/tcp.c).
-                entry.lease.local_addr = Addr::unspecified(entry.lease.family);
+                let unspecified = Addr::unspecified(entry.lease.family);
+                self.move_in_bucket(index, unspecified);
             }
+            self.recount(index);
         }
     }
 
@@ -705,9 +741,19 @@ impl Ledger {
             Operation::Connect => (libc::EADDRNOTAVAIL, Some(at.since(pending.began))),
             Operation::Listen | Operation::Bind => (libc::EADDRINUSE, None),
         };
+        let netns = Netns(fact.netns);
+        let room = match (pending.operation, peer(fact)) {
+            (Operation::Connect, Some(peer)) => {
+                self.usage.room(&Destination { netns, source: Addr(fact.local_addr), peer })
+            }
+            _ => self.usage.room_of_range(netns),
+        };
+        let culprit = room
+            .filter(|room| pending.operation != Operation::Connect || room.bind_locked > 0)
+            .and_then(|_| self.culprit(netns, at));
         sink.failure(Failure {
             at,
-            netns: Netns(fact.netns),
+            netns,
             cookie: Cookie(fact.cookie),
             family: family(fact),
             owner: pending.owner,
@@ -717,7 +763,10 @@ impl Ledger {
             local_port: 0,
             peer: peer(fact),
             cause: None,
-            holder: None,
+            holder: culprit.map(|(index, _)| &self.leases[index as usize].lease),
+            holder_ports: culprit.map(|(_, ports)| ports),
+            room,
+            is_of_range: false,
             search_ns,
         });
     }
@@ -765,6 +814,9 @@ impl Ledger {
             peer: if operation == Operation::Connect { lease.peer } else { None },
             cause: Some(Cause::PortHeld),
             holder: holder.as_ref(),
+            holder_ports: None,
+            room: None,
+            is_of_range: self.usage.is_of_range(lease.netns, lease.local_port),
             search_ns: attempt
                 .filter(|_| operation == Operation::Connect)
                 .map(|attempt| at.since(attempt)),
@@ -810,8 +862,10 @@ impl Ledger {
                 self.uncancel(index);
             }
             let entry = &mut self.leases[index as usize];
+            entry.lease.timer_armed = Some(at);
             if entry.lease.phase != Phase::TimeWait(substate) {
                 entry.lease.phase = Phase::TimeWait(substate);
+                self.recount(index);
                 self.tell(index, at, Change::TimeWait(substate), sink);
             }
             return;
@@ -835,8 +889,10 @@ impl Ledger {
         entry.held_by_time_wait = true;
         entry.lease.phase = Phase::TimeWait(substate);
         entry.lease.time_wait = Some(at);
+        entry.lease.timer_armed = Some(at);
         entry.lease.peer = Some(tuple.peer);
-        entry.lease.local_addr = tuple.local.0;
+        self.move_in_bucket(index, tuple.local.0);
+        self.recount(index);
         self.tell(index, at, Change::TimeWait(substate), sink);
     }
 
@@ -939,6 +995,7 @@ impl Ledger {
         if entry.held_by_socket && entry.lease.kind == Kind::Bind {
             // The socket is still open, and bound to the port.
             entry.lease.phase = Phase::Bound;
+            self.recount(index);
         } else {
             // Any other socket let go when its TIME_WAIT began, even if that fact was lost.
             entry.held_by_socket = false;
@@ -1009,6 +1066,7 @@ impl Ledger {
                 closing: None,
                 closed_by: None,
                 time_wait: None,
+                timer_armed: None,
             },
             held_by_socket: by_socket,
             held_by_time_wait: by_time_wait,
@@ -1018,6 +1076,9 @@ impl Ledger {
             socket_end: None,
             cancel: None,
             attempt: None,
+            address_class: BucketClass::Connect,
+            destination: NONE,
+            counted_time_wait: false,
             changed: self.epoch,
             next_of_cookie: NONE,
             next_of_port: first_of_port,
@@ -1033,6 +1094,11 @@ impl Ledger {
         if phase == Phase::Listen {
             self.listeners.entry((netns, local_port)).or_default().push(index);
         }
+        if first_of_port == NONE {
+            self.usage.take_port(netns, local_port);
+        }
+        self.join_bucket(index);
+        self.recount(index);
         index
     }
 
@@ -1053,6 +1119,7 @@ impl Ledger {
     fn release(&mut self, index: u32, at: Instant, reason: Reason, sink: &mut impl Sink) {
         self.tell(index, at, Change::Release { reason }, sink);
         self.unlist(index);
+        self.uncount(index, at);
         let Entry { lease, next_of_cookie, next_of_port, previous_of_port, .. } =
             self.leases.remove(index as usize);
         // Out of the chain of its cookie, which is as good as always of length one.
@@ -1085,6 +1152,13 @@ impl Ledger {
             slot.first = next_of_port;
         } else {
             self.leases[previous_of_port as usize].next_of_port = next_of_port;
+        }
+        let Lease { netns, local_port, local_addr, acquired, .. } = lease;
+        if self.ports.get(netns, local_port).first == NONE {
+            let held_ns = acquired.map(|acquired| at.since(acquired));
+            self.usage.free_port(netns, local_port, held_ns);
+        } else {
+            self.leave_bucket(netns, local_port, local_addr);
         }
     }
 

@@ -8,7 +8,7 @@ use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags, mapped};
 
 use super::{
     Addr, Change, Cookie, Differences, Failure, Family, Held, HeldBy, Instant, Lease, LeaseEvent,
-    LeaseId, Ledger, Netns, Port, Reason, Sight, Sink, Substate,
+    LeaseId, Ledger, Netns, Port, Pressure, Reason, Sight, Sink, Substate,
 };
 
 const LOCAL: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
@@ -313,6 +313,8 @@ impl Sink for Lives {
     fn failure(&mut self, _failure: Failure<'_>) {
         self.failures += 1;
     }
+
+    fn pressure(&mut self, _pressure: Pressure) {}
 
     fn found(&mut self, _at: Instant, lease: &Lease) {
         assert!(!self.ended.contains(&lease.id));

@@ -7,6 +7,8 @@ use std::{
 
 use tracer_ebpf::{Address, Owner};
 
+use super::usage::{Pressure, Room};
+
 /// A network namespace, by its inode (`readlink /proc/PID/ns/net`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Netns(pub u32);
@@ -21,7 +23,7 @@ pub struct Port(pub u16);
 pub struct Cookie(pub u64);
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Instant(pub u64);
 
 impl Instant {
@@ -190,6 +192,17 @@ pub enum Reason {
     Unseen,
 }
 
+/// The class of a bind bucket (`struct inet_bind_bucket`): who may join it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BucketClass {
+    /// Every owner got the port from connect(): a connect() to another destination may share it
+    /// (`fastreuse` and `fastreuseport` are -1).
+    Connect,
+    /// Some owner bound the port: no connect() that chooses a port takes this one, whatever its
+    /// source and destination (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
+    Bind,
+}
+
 /// What the user sees of a lease's holder.
 #[derive(Clone, Copy, Debug)]
 pub struct Lease {
@@ -225,6 +238,9 @@ pub struct Lease {
     pub closed_by: Option<Side>,
     /// When the TIME_WAIT began.
     pub time_wait: Option<Instant>,
+    /// When the TIME_WAIT's timer was armed last: it runs for `tcp_fin_timeout` in FIN_WAIT2, for
+    /// 60 s and the rounding of the timer wheel after that.
+    pub timer_armed: Option<Instant>,
 }
 
 /// An earlier use of a port.
@@ -304,6 +320,13 @@ pub enum Operation {
 /// Why there was no port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
+    /// Every port of the range is in use for the destination.
+    RangeFull,
+    /// Ports of the range are not in use for the destination, but somebody bound them, so that
+    /// connect() leaves them out.
+    RangeBindLocked,
+    /// Every port of the range is reserved.
+    Reserved,
     /// Somebody else holds it.
     PortHeld,
     /// The address is not one of this namespace.
@@ -339,8 +362,15 @@ pub struct Failure<'a> {
     pub peer: Option<(Addr, Port)>,
     /// Why, where the ledger can tell.
     pub cause: Option<Cause>,
-    /// The lease that is in the way.
+    /// The lease that is in the way. If a range is: one lease of the process that has bound most
+    /// of it.
     pub holder: Option<&'a Lease>,
+    /// Of a range that is in the way: how many of its ports that process has bound.
+    pub holder_ports: Option<u32>,
+    /// The ports of the range, where one was searched and its settings are known.
+    pub room: Option<Room>,
+    /// The port that was asked for is one of those that connect() chooses from.
+    pub is_of_range: bool,
     /// How long connect() searched.
     pub search_ns: Option<u64>,
 }
@@ -353,6 +383,8 @@ pub trait Sink {
     fn failure(&mut self, failure: Failure<'_>);
     /// A snapshot found a lease whose beginning was lost.
     fn found(&mut self, at: Instant, lease: &Lease);
+    /// A destination or a range crossed a level of use.
+    fn pressure(&mut self, pressure: Pressure);
 }
 
 /// Takes nothing: for the facts that precede a snapshot.
@@ -363,4 +395,5 @@ impl Sink for Silence {
     fn lease(&mut self, _event: LeaseEvent<'_>) {}
     fn failure(&mut self, _failure: Failure<'_>) {}
     fn found(&mut self, _at: Instant, _lease: &Lease) {}
+    fn pressure(&mut self, _pressure: Pressure) {}
 }

@@ -6,9 +6,12 @@ use serde::Serialize;
 use tracer_ebpf::Owner;
 
 use super::{Cgroup, Loss, Output, Start, Summary, Times, Verbosity, comm, names, seconds};
-use crate::ledger::{
-    Addr, Change, Differences, Failure, Instant, Kind, Lease, LeaseEvent, LeaseId, Operation, Port,
-    Reuse,
+use crate::{
+    exhaustion::{Forecast, advice_on, cause_of, free_in_s},
+    ledger::{
+        Addr, Change, Differences, Failure, Instant, Kind, Lease, LeaseEvent, LeaseId, Operation,
+        Port, Pressure, Reuse, Room,
+    },
 };
 
 /// Writes records as JSON.
@@ -148,8 +151,13 @@ impl Output for Json {
             requested_port: u16,
             cause: Option<&'static str>,
             holder: Option<Holder<'a>>,
+            holder_ports: Option<u32>,
+            range: Option<Range>,
+            advice: Option<&'static str>,
             search_us: Option<f64>,
         }
+        let cause = cause_of(failure);
+        let advice = advice_on(failure, cause);
         let Failure {
             at,
             netns,
@@ -161,8 +169,11 @@ impl Output for Json {
             local_addr,
             local_port,
             peer,
-            cause,
+            cause: _,
             holder,
+            holder_ports,
+            room,
+            is_of_range: _,
             search_ns,
         } = *failure;
         let who = Who {
@@ -187,10 +198,47 @@ impl Output for Json {
             requested_addr: local_addr.ip(),
             requested_port: local_port,
             cause: cause.map(names::cause),
-            holder: holder.map(|lease| Holder::of(lease, holder_cgroup)),
+            holder: holder.map(|lease| Holder::of(lease, holder_cgroup, free_in_s(lease, at))),
+            holder_ports,
+            range: room.map(Into::into),
+            advice: advice.map(names::advice),
             search_us: search_ns.map(microseconds),
         };
         self.write("fail", at, Some(netns.0), Subject { who, rest });
+    }
+
+    fn pressure(&mut self, pressure: &Pressure, forecast: &Forecast) {
+        #[derive(Serialize)]
+        struct Details {
+            source_addr: Option<IpAddr>,
+            peer_addr: Option<IpAddr>,
+            peer_port: Option<u16>,
+            level_percent: u8,
+            rising: bool,
+            #[serde(flatten)]
+            range: Range,
+            headroom: u32,
+            rate_per_s: f64,
+            release_per_s: f64,
+            hold_s: Option<f64>,
+            eta_s: Option<f64>,
+        }
+        let Pressure { at, netns, destination, level_percent, is_rising, room, rates } = *pressure;
+        let peer = destination.map(|destination| destination.peer);
+        let details = Details {
+            source_addr: destination.map(|destination| destination.source.ip()),
+            peer_addr: peer.map(|(addr, _)| addr.ip()),
+            peer_port: peer.map(|(_, port)| port.0),
+            level_percent,
+            rising: is_rising,
+            range: room.into(),
+            headroom: room.headroom(),
+            rate_per_s: rates.taken_per_s,
+            release_per_s: rates.released_per_s,
+            hold_s: rates.hold_s,
+            eta_s: forecast.eta_s,
+        };
+        self.write("pressure", at, Some(netns.0), details);
     }
 
     fn loss(&mut self, at: Instant, loss: &Loss) {
@@ -340,11 +388,29 @@ pub(super) struct Holder<'a> {
     #[serde(flatten)]
     who: Who<'a>,
     phase: &'static str,
+    free_in_s: Option<f64>,
 }
 
 impl<'a> Holder<'a> {
-    pub(super) fn of(lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Self {
-        Self { who: Who::of(lease, cgroup), phase: names::phase(lease.phase) }
+    pub(super) fn of(lease: &'a Lease, cgroup: Option<&'a Cgroup>, free_in_s: Option<f64>) -> Self {
+        Self { who: Who::of(lease, cgroup), phase: names::phase(lease.phase), free_in_s }
+    }
+}
+
+/// What became of the ports of a range.
+#[derive(Serialize)]
+struct Range {
+    capacity: u32,
+    reserved: u32,
+    used: u32,
+    bind_locked: u32,
+    reusable: u32,
+}
+
+impl From<Room> for Range {
+    fn from(room: Room) -> Self {
+        let Room { capacity, reserved, used, bind_locked, reusable } = room;
+        Self { capacity, reserved, used, bind_locked, reusable }
     }
 }
 

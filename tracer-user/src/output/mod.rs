@@ -10,7 +10,10 @@ pub mod writer;
 
 use std::collections::BTreeMap;
 
-use crate::ledger::{Differences, Failure, Instant, Lease, LeaseEvent};
+use crate::{
+    exhaustion::Forecast,
+    ledger::{Differences, Failure, Instant, Lease, LeaseEvent, Pressure},
+};
 
 /// A hook, for the reader: how it is attached, or why it is not.
 #[derive(Clone, Debug)]
@@ -101,6 +104,8 @@ pub trait Output {
         cgroup: Option<&Cgroup>,
         holder_cgroup: Option<&Cgroup>,
     );
+    /// A destination or a range crossed a level of use.
+    fn pressure(&mut self, pressure: &Pressure, forecast: &Forecast);
     /// Facts were lost.
     fn loss(&mut self, at: Instant, loss: &Loss);
     /// The ledger was compared with the kernel.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::Place;
+use crate::exhaustion::Advice;
 use crate::ledger::{Cause, Change, Family, Kind, Operation, Phase, Reason, Side, Substate};
 
 /// The `type` of a change's record.
@@ -21,7 +22,7 @@ pub fn change(change: &Change) -> &'static str {
 }
 
 /// The `type`s that can be asked for.
-pub const TYPES: [&str; 10] = [
+pub const TYPES: [&str; 11] = [
     "held",
     "bind",
     "connect",
@@ -32,6 +33,7 @@ pub const TYPES: [&str; 10] = [
     "time_wait",
     "release",
     "fail",
+    "pressure",
 ];
 
 /// `kind` in JSON.
@@ -147,10 +149,43 @@ pub fn operation(operation: Operation) -> &'static str {
 #[must_use]
 pub fn cause(cause: Cause) -> &'static str {
     match cause {
+        Cause::RangeFull => "range_full",
+        Cause::RangeBindLocked => "range_bind_locked",
+        Cause::Reserved => "reserved",
         Cause::PortHeld => "port_held",
         Cause::AddressNotLocal => "address_not_local",
         Cause::Permission => "permission",
         Cause::Other => "other",
+    }
+}
+
+/// `advice` in JSON.
+#[must_use]
+pub fn advice(advice: Advice) -> &'static str {
+    match advice {
+        Advice::BindWithoutPort => {
+            "bind() before connect() takes a port for all destinations: set \
+             IP_BIND_ADDRESS_NO_PORT before bind()"
+        }
+        Advice::ListenersInRange => {
+            "listeners have their ports in ip_local_port_range: move the range or the listeners"
+        }
+        Advice::PoisonedBuckets => {
+            "somebody bound ports that connections share, and has left: they are lost until these \
+             connections end; set IP_BIND_ADDRESS_NO_PORT where clients bind()"
+        }
+        Advice::SpreadDestination => {
+            "use more source or destination addresses, keep connections alive, widen \
+             ip_local_port_range, or set tcp_tw_reuse=1"
+        }
+        Advice::ReserveLess => {
+            "all of ip_local_port_range is in ip_local_reserved_ports: reserve less, or widen it"
+        }
+        Advice::ReservePort => {
+            "the port is one that connect() and bind() to port 0 choose from: add it to \
+             ip_local_reserved_ports"
+        }
+        Advice::ReuseAddress => "set SO_REUSEADDR before bind()",
     }
 }
 

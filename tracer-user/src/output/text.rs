@@ -1,13 +1,17 @@
 //! Text for people: one line a record, fixed columns.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{collections::HashSet, fmt::Write as _, net::IpAddr};
 
 use jiff::{Timestamp, tz::TimeZone};
 use tracer_ebpf::Owner;
 
 use super::{Cgroup, Loss, Output, Place, Start, Summary, Times, Verbosity, comm, names, seconds};
-use crate::ledger::{
-    Addr, Change, Differences, Failure, Instant, Lease, LeaseEvent, Phase, Port, Reuse,
+use crate::{
+    exhaustion::{Advice, Forecast, advice_on, cause_of, free_in_s},
+    ledger::{
+        Addr, Change, Differences, Failure, Instant, Lease, LeaseEvent, Phase, Port, Pressure,
+        Reuse, Room,
+    },
 };
 
 /// Writes records as lines of text.
@@ -17,6 +21,8 @@ pub struct Text {
     zone: TimeZone,
     colour: bool,
     verbosity: Verbosity,
+    /// Advice that was given: the same with every failure would hide them.
+    given: HashSet<Advice>,
     buffer: Vec<u8>,
 }
 
@@ -25,7 +31,14 @@ impl Text {
     #[must_use]
     pub fn new(realtime_offset_ns: i128, colour: bool, verbosity: Verbosity) -> Self {
         let zone = TimeZone::system();
-        Self { realtime_offset_ns, zone, colour, verbosity, buffer: Vec::new() }
+        Self {
+            realtime_offset_ns,
+            zone,
+            colour,
+            verbosity,
+            given: HashSet::new(),
+            buffer: Vec::new(),
+        }
     }
 
     fn line(&mut self, line: &Line<'_>) {
@@ -140,18 +153,40 @@ impl Output for Text {
         _cgroup: Option<&Cgroup>,
         _holder_cgroup: Option<&Cgroup>,
     ) {
-        let cause = failure.cause.map(|cause| names::cause(cause).replace('_', " "));
+        let found = cause_of(failure);
+        let cause = found.map(|cause| names::cause(cause).replace('_', " "));
+        let range = failure.room.map(|room| {
+            let Room { capacity, reserved, used, bind_locked, .. } = room;
+            let of = |count: u32, what: &str| {
+                if count == 0 { String::new() } else { format!("{count} {what}") }
+            };
+            join(&[
+                format!("{used} of {capacity} ports used"),
+                of(bind_locked, "bound by others"),
+                of(reserved, "reserved"),
+            ])
+        });
+        let advice = advice_on(failure, found).filter(|advice| self.given.insert(*advice));
+        let advice = advice.map(names::advice);
         let holder = failure.holder.map(|holder| {
             let who = holder.owner.as_ref().map_or_else(
                 || "nobody's".to_owned(),
                 |owner| format!("{}/{}", owner.pid, comm(&owner.comm)),
             );
-            format!("by {who} {}", names::ss_state(holder.phase, holder.closed_by))
+            let ports =
+                failure.holder_ports.map(|ports| format!(" ({ports} ports)")).unwrap_or_default();
+            let free = free_in_s(holder, failure.at)
+                .map(|free| format!(", free in {}", duration(free)))
+                .unwrap_or_default();
+            let state = names::ss_state(holder.phase, holder.closed_by);
+            format!("by {who} {state}{ports}{free}")
         });
         let detail = join(&[
             format!("{} {}", names::operation(failure.operation), names::errno(failure.errno)),
             cause.unwrap_or_default(),
+            range.unwrap_or_default(),
             holder.unwrap_or_default(),
+            advice.map(str::to_owned).unwrap_or_default(),
         ]);
         self.line(&Line {
             at: failure.at,
@@ -163,6 +198,38 @@ impl Output for Text {
                 (failure.local_port != 0).then_some(Port(failure.local_port)),
             ),
             peer: peer(failure.peer),
+            held_s: None,
+            detail,
+        });
+    }
+
+    fn pressure(&mut self, pressure: &Pressure, forecast: &Forecast) {
+        let Pressure { at, netns, destination, level_percent, is_rising, room, rates } = *pressure;
+        let verb = if is_rising { "rises to" } else { "falls to" };
+        let level = match level_percent {
+            0 => "falls back".to_owned(),
+            level => format!("{verb} {level}%"),
+        };
+        let detail = join(&[
+            level,
+            format!("{} of {} ports used", room.used, room.capacity),
+            format!("{} left", room.headroom()),
+            format!("{:.1}/s", rates.taken_per_s),
+            forecast
+                .eta_s
+                .filter(|eta_s| *eta_s > 0.0)
+                .map(|eta_s| format!("none left in {}", duration(eta_s)))
+                .unwrap_or_default(),
+        ]);
+        let local = destination
+            .map_or_else(|| "*:*".to_owned(), |destination| endpoint(destination.source, None));
+        self.line(&Line {
+            at,
+            event: "pressure",
+            netns: netns.0,
+            owner: None,
+            local,
+            peer: peer(destination.map(|destination| destination.peer)),
             held_s: None,
             detail,
         });
@@ -219,7 +286,7 @@ fn colour_of(event: &str) -> Option<&'static str> {
         "FAIL" => "\x1b[1;31m",
         "connect" | "accept" | "bind" | "listen" => "\x1b[32m",
         "release" => "\x1b[34m",
-        "time_wait" => "\x1b[33m",
+        "time_wait" | "pressure" => "\x1b[33m",
         _ => return None,
     })
 }

@@ -11,10 +11,8 @@ use super::{
     text::{endpoint, peer},
 };
 use crate::{
-    exhaustion::{
-        BindAnswer, BucketClass, ConnectAnswer, Occupancy, Occupant, PortClass, PortView,
-    },
-    ledger::{Instant, Lease, Phase, Port},
+    exhaustion::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortClass, PortView},
+    ledger::{BucketClass, Instant, Lease, Phase, Port},
 };
 
 /// What there is to say.
@@ -100,7 +98,6 @@ impl Json {
             #[serde(flatten)]
             holder: Holder<'a>,
             substate: Option<&'static str>,
-            free_in_s: Option<f64>,
             bucket: Option<&'static str>,
         }
         let cgroups: Vec<Vec<Option<Cgroup>>> = answer
@@ -126,12 +123,15 @@ impl Json {
             let holders = namespace.occupants.iter().zip(cgroups).map(|(occupant, cgroup)| {
                 let Occupant { lease, time_wait_left_ms, bucket } = occupant;
                 Occupied {
-                    holder: Holder::of(lease, cgroup.as_ref()),
+                    holder: Holder::of(
+                        lease,
+                        cgroup.as_ref(),
+                        time_wait_left_ms.map(|ms| f64::from(ms) / 1e3),
+                    ),
                     substate: match lease.phase {
                         Phase::TimeWait(substate) => Some(names::substate(substate)),
                         _ => None,
                     },
-                    free_in_s: time_wait_left_ms.map(|ms| f64::from(ms) / 1e3),
                     bucket: bucket.map(|bucket| match bucket.class {
                         BucketClass::Connect => "connect",
                         BucketClass::Bind => "bind",

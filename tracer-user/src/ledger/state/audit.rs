@@ -165,6 +165,7 @@ impl Ledger {
                 sink.found(at, &self.leases[index as usize].lease);
             }
         }
+        self.tell_pressure(sink);
     }
 
     /// True if a lease is what the snapshot shows of it.
@@ -192,7 +193,9 @@ impl Ledger {
         };
         if entry.lease.phase == Phase::Listen {
             self.listeners.entry(key).or_default().push(index);
+            self.bind_bucket(index);
         }
+        self.recount(index);
     }
 
     fn has_just_ended(&self, hold: &Hold) -> bool {

@@ -1,0 +1,179 @@
+//! Keeps the counts of [`usage`](crate::ledger::usage) in step with the leases.
+
+use rustc_hash::FxHashMap;
+
+use super::Ledger;
+use crate::ledger::{
+    ports::NONE,
+    types::{BucketClass, Instant, Kind, Lease, Netns, Phase, Port, Sink, Substate},
+    usage::{Destination, Rates, Room, Window},
+};
+
+/// Who holds most of the ports that connect() leaves out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Culprit {
+    found: Instant,
+    index: u32,
+    id: crate::ledger::LeaseId,
+    ports: u32,
+}
+
+/// For how long an answer to that question is good: it takes a walk through the range.
+const CULPRIT_LASTS_NS: u64 = 500_000_000;
+
+impl Ledger {
+    /// True if the namespace's window is known.
+    #[must_use]
+    pub fn knows_window(&self, netns: Netns) -> bool {
+        self.usage.knows(netns)
+    }
+
+    /// Counts, from now on, what becomes of these ports of a namespace.
+    pub fn set_window(&mut self, netns: Netns, window: Window) {
+        self.usage.begin_recount(netns, window);
+        let of_it: Vec<u32> = self
+            .leases
+            .iter()
+            .filter(|(_, entry)| entry.lease.netns == netns)
+            .filter_map(|(index, _)| u32::try_from(index).ok())
+            .collect();
+        for index in &of_it {
+            let entry = &mut self.leases[*index as usize];
+            (entry.destination, entry.counted_time_wait) = (NONE, false);
+            let port = entry.lease.local_port;
+            self.usage.take_port(netns, port);
+            let is_locked = self.ports.get(netns, port).class == BucketClass::Bind;
+            self.usage.set_locked(netns, port, is_locked);
+        }
+        for index in of_it {
+            self.recount(index);
+        }
+        self.usage.end_recount(netns);
+    }
+
+    /// Forgets the window of a namespace that has ended.
+    pub fn forget_window(&mut self, netns: Netns) {
+        self.usage.forget(netns);
+    }
+
+    /// The ports as a connect() to this destination sees them; `None` if the namespace's window is
+    /// not known.
+    #[must_use]
+    pub fn room(&self, destination: &Destination) -> Option<Room> {
+        self.usage.room(destination)
+    }
+
+    /// The ports as a bind() to port 0 and the wildcard address sees them.
+    #[must_use]
+    pub fn room_of_range(&self, netns: Netns) -> Option<Room> {
+        self.usage.room_of_range(netns)
+    }
+
+    /// Every destination of a namespace that uses ports of its range.
+    pub fn destinations(&self, netns: Netns) -> impl Iterator<Item = (&Destination, Room, Rates)> {
+        self.usage.destinations(netns)
+    }
+
+    /// Tells of the levels that were crossed.
+    pub(super) fn tell_pressure(&mut self, sink: &mut impl Sink) {
+        if self.usage.has_crossed() {
+            for pressure in self.usage.take_crossed() {
+                sink.pressure(pressure);
+            }
+        }
+    }
+
+    /// Puts a lease where it belongs in the counts, after its ends or its phase have changed.
+    pub(super) fn recount(&mut self, index: u32) {
+        let entry = &self.leases[index as usize];
+        let wanted = destination_of(&entry.lease);
+        let port = entry.lease.local_port;
+        let is_time_wait =
+            wanted.is_some() && entry.lease.phase == Phase::TimeWait(Substate::TimeWait);
+        let place = entry.destination;
+        if place != NONE && self.usage.destination(place) != wanted.as_ref() {
+            self.usage.uncount(place, port, entry.counted_time_wait, None);
+            let entry = &mut self.leases[index as usize];
+            (entry.destination, entry.counted_time_wait) = (NONE, false);
+        }
+        if let Some(wanted) = wanted
+            && self.leases[index as usize].destination == NONE
+        {
+            let place = self.usage.count(wanted, port);
+            self.leases[index as usize].destination = place;
+        }
+        let entry = &mut self.leases[index as usize];
+        if entry.destination != NONE && entry.counted_time_wait != is_time_wait {
+            entry.counted_time_wait = is_time_wait;
+            self.usage.set_time_wait(entry.destination, is_time_wait);
+        }
+    }
+
+    /// Takes a lease that ends out of the counts.
+    pub(super) fn uncount(&mut self, index: u32, at: Instant) {
+        let entry = &mut self.leases[index as usize];
+        let place = std::mem::replace(&mut entry.destination, NONE);
+        if place != NONE {
+            let held_ns = entry.lease.acquired.map(|acquired| at.since(acquired));
+            let port = entry.lease.local_port;
+            self.usage.uncount(place, port, entry.counted_time_wait, held_ns);
+        }
+    }
+
+    /// The lease that stands for those that keep connect() from the ports of a range, and how many
+    /// of these ports are its process's. Who bound before connecting is named before a listener,
+    /// which holds its port for a purpose.
+    pub(super) fn culprit(&mut self, netns: Netns, now: Instant) -> Option<(u32, u32)> {
+        if let Some(known) = self.culprits.get(&netns)
+            && now.since(known.found) < CULPRIT_LASTS_NS
+            && self.leases.get(known.index as usize).is_some_and(|entry| entry.lease.id == known.id)
+        {
+            return Some((known.index, known.ports));
+        }
+        let mut tally: FxHashMap<(bool, u32), (u32, u32)> = FxHashMap::default();
+        for port in self.usage.locked_ports(netns) {
+            if let Some((index, serves)) = self.binder(netns, port) {
+                let lease = &self.leases[index as usize].lease;
+                let pid = lease.owner.map_or(0, |owner| owner.pid);
+                tally.entry((serves, pid)).or_insert((0, index)).0 += 1;
+            }
+        }
+        let (_, (ports, index)) =
+            tally.into_iter().max_by_key(|((serves, pid), (ports, _))| (!serves, *ports, *pid))?;
+        let id = self.leases[index as usize].lease.id;
+        self.culprits.insert(netns, Culprit { found: now, index, id, ports });
+        Some((index, ports))
+    }
+
+    /// Who bound this port, and whether it serves there. Where the binder is gone and its bucket
+    /// is not as it was before it came, whoever keeps the bucket.
+    fn binder(&self, netns: Netns, port: Port) -> Option<(u32, bool)> {
+        let first = self.ports.get(netns, port).first;
+        let serves = |lease: &Lease| {
+            lease.phase == Phase::Listen || matches!(lease.kind, Kind::Listen | Kind::Accept)
+        };
+        // The worst that can be said of a port, first.
+        let rank = |lease: &Lease| match lease.kind {
+            Kind::Bind | Kind::BindAuto if !serves(lease) => 0,
+            Kind::Bind | Kind::BindAuto | Kind::Listen => 1,
+            Kind::Accept => 2,
+            Kind::Connect => 3,
+        };
+        const MOST_LOOKED_AT: usize = 64;
+        self.chain(first, |entry| entry.next_of_port)
+            .take(MOST_LOOKED_AT)
+            .min_by_key(|(_, entry)| rank(&entry.lease))
+            .map(|(index, entry)| (index, serves(&entry.lease)))
+    }
+}
+
+/// The destination that a lease's port is in use for. A connection to a listener is of no
+/// destination: its port was not chosen.
+fn destination_of(lease: &Lease) -> Option<Destination> {
+    let is_connection = match lease.phase {
+        Phase::Bound | Phase::Listen => false,
+        Phase::Connecting | Phase::Established | Phase::Closing | Phase::TimeWait(_) => true,
+    };
+    let peer = lease.peer.filter(|_| is_connection && lease.kind != Kind::Accept)?;
+    Some(Destination { netns: lease.netns, source: lease.local_addr, peer })
+}

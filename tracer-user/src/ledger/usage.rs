@@ -1,0 +1,656 @@
+//! How many ports of a namespace's range are taken, and for which destinations. Counted as leases
+//! come and go, so that the answer costs the same whether a connect() fails once an hour or ten
+//! thousand times a second.
+
+use rustc_hash::FxHashMap;
+use slab::Slab;
+
+use super::{
+    ports::NONE,
+    types::{Addr, Instant, Netns, Port},
+};
+
+/// The ports of a namespace from which connect() and bind() to port 0 choose.
+#[derive(Clone, Debug)]
+pub struct Window {
+    ports: Bits,
+    capacity: u32,
+    reserved: u32,
+    take_over: TakeOver,
+}
+
+impl Window {
+    /// These ports, beside so many of the range that are reserved.
+    #[must_use]
+    pub fn new(ports: impl IntoIterator<Item = Port>, reserved: u32, take_over: TakeOver) -> Self {
+        let mut window = Self { ports: Bits::default(), capacity: 0, reserved, take_over };
+        for port in ports {
+            window.capacity += u32::from(window.ports.set(port, true));
+        }
+        window
+    }
+}
+
+/// Which TIME_WAITs give their ports to a connect() to the same destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakeOver {
+    /// None.
+    Never,
+    /// All.
+    Always,
+    /// Those of connections over the loopback network.
+    Loopback,
+}
+
+/// In what connect() runs out of ports: from one source to one address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// Where.
+    pub netns: Netns,
+    /// The local address.
+    pub source: Addr,
+    /// The peer.
+    pub peer: (Addr, Port),
+}
+
+/// What became of the ports of a range, as one destination sees it, or as a bind() to port 0 and
+/// the wildcard address does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Ports of the range that are not reserved.
+    pub capacity: u32,
+    /// Ports of the range that are.
+    pub reserved: u32,
+    /// In use for the destination; for a bind(), held by anybody.
+    pub used: u32,
+    /// Not in use for the destination, but in a bucket that somebody bound. Part of `used` for a
+    /// bind().
+    pub bind_locked: u32,
+    /// Of those in use: in a TIME_WAIT that a connect() may take over, once it is old enough
+    /// (`tcp_tw_reuse_delay`).
+    pub reusable: u32,
+}
+
+impl Room {
+    /// How many more connect()s, or bind()s, will find a port.
+    #[must_use]
+    pub fn headroom(&self) -> u32 {
+        self.capacity.saturating_sub(self.unavailable())
+    }
+
+    fn unavailable(&self) -> u32 {
+        (self.used + self.bind_locked).saturating_sub(self.reusable)
+    }
+}
+
+/// How fast ports are taken and let go, over the last ten seconds or so.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Ports taken a second.
+    pub taken_per_s: f64,
+    /// Ports let go a second.
+    pub released_per_s: f64,
+    /// How long those were held that were let go, seconds.
+    pub hold_s: Option<f64>,
+}
+
+/// A destination or a whole range has crossed a level of use.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pressure {
+    /// When.
+    pub at: Instant,
+    /// Where.
+    pub netns: Netns,
+    /// The destination; `None` for the whole range, as bind() to port 0 sees it.
+    pub destination: Option<Destination>,
+    /// The level that it is at now: 0, 70, 90 or 100 percent.
+    pub level_percent: u8,
+    /// It was at a lower level before.
+    pub is_rising: bool,
+    /// The ports.
+    pub room: Room,
+    /// How fast they go.
+    pub rates: Rates,
+}
+
+/// Levels of use, in percent.
+const LEVELS: [u8; 4] = [0, 70, 90, 100];
+/// How far below a level use must fall for that to be told, in percent.
+const HYSTERESIS_PERCENT: u64 = 5;
+/// A destination that uses less than this part of the range is not what fills it.
+const LEAST_SHARE: u32 = 10;
+
+/// The counts of all namespaces whose windows are known.
+#[derive(Debug, Default)]
+pub struct Usage {
+    namespaces: FxHashMap<Netns, Namespace>,
+    places: FxHashMap<Destination, u32>,
+    destinations: Slab<Counted>,
+    crossed: Vec<Pressure>,
+    now: Instant,
+}
+
+#[derive(Debug)]
+struct Namespace {
+    window: Window,
+    held: Bits,
+    held_ports: u32,
+    locked: Bits,
+    locked_ports: u32,
+    load: Load,
+    /// Counts are being made anew, which crosses nothing.
+    is_recounting: bool,
+}
+
+#[derive(Debug)]
+struct Counted {
+    destination: Destination,
+    used: u32,
+    used_locked: u32,
+    time_waits: u32,
+    load: Load,
+}
+
+/// Level and rates of something that fills up.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    level: usize,
+    since: Option<Instant>,
+    taken: Decaying,
+    released: Decaying,
+    held_s: Decaying,
+}
+
+impl Usage {
+    /// The time of what is counted next.
+    pub fn set_now(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+    }
+
+    /// True if the namespace's window is known.
+    #[must_use]
+    pub fn knows(&self, netns: Netns) -> bool {
+        self.namespaces.contains_key(&netns)
+    }
+
+    /// Begins to count anew with this window: every lease of the namespace is to be entered, and
+    /// then [`end_recount`](Self::end_recount) called.
+    pub fn begin_recount(&mut self, netns: Netns, window: Window) {
+        let load = self.namespaces.remove(&netns).map(|namespace| namespace.load);
+        let namespace = Namespace {
+            window,
+            held: Bits::default(),
+            held_ports: 0,
+            locked: Bits::default(),
+            locked_ports: 0,
+            load: load.unwrap_or_default(),
+            is_recounting: true,
+        };
+        self.namespaces.insert(netns, namespace);
+        for (_, counted) in &mut self.destinations {
+            if counted.destination.netns == netns {
+                (counted.used, counted.used_locked, counted.time_waits) = (0, 0, 0);
+            }
+        }
+    }
+
+    /// Looks at what the new counts have crossed.
+    pub fn end_recount(&mut self, netns: Netns) {
+        if let Some(namespace) = self.namespaces.get_mut(&netns) {
+            namespace.is_recounting = false;
+        }
+        self.range_changed(netns);
+        let places: Vec<usize> = self
+            .destinations
+            .iter()
+            .filter(|(_, counted)| counted.destination.netns == netns)
+            .map(|(place, _)| place)
+            .collect();
+        for place in places {
+            self.destination_changed(place);
+        }
+    }
+
+    /// Forgets a namespace that has ended.
+    pub fn forget(&mut self, netns: Netns) {
+        self.namespaces.remove(&netns);
+    }
+
+    /// A port is held now that was not.
+    pub fn take_port(&mut self, netns: Netns, port: Port) {
+        let Self { namespaces, now, .. } = self;
+        let Some(namespace) = namespaces.get_mut(&netns) else { return };
+        if namespace.window.ports.get(port) && namespace.held.set(port, true) {
+            namespace.held_ports += 1;
+            if !namespace.is_recounting {
+                namespace.load.take(*now);
+                self.range_changed(netns);
+            }
+        }
+    }
+
+    /// A port is free now that was held, lastly for so long.
+    pub fn free_port(&mut self, netns: Netns, port: Port, held_ns: Option<u64>) {
+        self.set_locked(netns, port, false);
+        let Self { namespaces, now, .. } = self;
+        let Some(namespace) = namespaces.get_mut(&netns) else { return };
+        if namespace.held.set(port, false) {
+            namespace.held_ports -= 1;
+            namespace.load.release(*now, held_ns);
+            self.range_changed(netns);
+        }
+    }
+
+    /// The port's bucket is of the class that connect() leaves out, or is no longer. True if that
+    /// is news; the leases on the port are then to be told by [`lock`](Self::lock).
+    pub fn set_locked(&mut self, netns: Netns, port: Port, is_locked: bool) -> bool {
+        let Some(namespace) = self.namespaces.get_mut(&netns) else { return false };
+        let is_change = namespace.window.ports.get(port) && namespace.locked.set(port, is_locked);
+        if is_change {
+            let count = &mut namespace.locked_ports;
+            *count = if is_locked { *count + 1 } else { *count - 1 };
+        }
+        is_change
+    }
+
+    /// The port of a counted connection became locked, or is no longer.
+    pub fn lock(&mut self, place: u32, is_locked: bool) {
+        if let Some(counted) = self.destinations.get_mut(place as usize) {
+            let count = &mut counted.used_locked;
+            *count = if is_locked { *count + 1 } else { count.saturating_sub(1) };
+        }
+    }
+
+    /// Counts a connection; returns where, or [`NONE`] if its port is not one of the window.
+    pub fn count(&mut self, destination: Destination, port: Port) -> u32 {
+        let Self { namespaces, places, destinations, now, .. } = self;
+        let Some(namespace) = namespaces.get(&destination.netns) else { return NONE };
+        if !namespace.window.ports.get(port) {
+            return NONE;
+        }
+        let place = *places.entry(destination).or_insert_with(|| {
+            let counted = Counted {
+                destination,
+                used: 0,
+                used_locked: 0,
+                time_waits: 0,
+                load: Load::default(),
+            };
+            u32::try_from(destinations.insert(counted)).unwrap_or(NONE)
+        });
+        if let Some(counted) = destinations.get_mut(place as usize) {
+            counted.used += 1;
+            counted.used_locked += u32::from(namespace.locked.get(port));
+            if !namespace.is_recounting {
+                counted.load.take(*now);
+                self.destination_changed(place as usize);
+            }
+        }
+        place
+    }
+
+    /// Takes a connection off the count, which held its port for so long.
+    pub fn uncount(&mut self, place: u32, port: Port, was_time_wait: bool, held_ns: Option<u64>) {
+        let Some(counted) = self.destinations.get_mut(place as usize) else { return };
+        let namespace = self.namespaces.get(&counted.destination.netns);
+        let is_locked = namespace.is_some_and(|namespace| namespace.locked.get(port));
+        counted.used = counted.used.saturating_sub(1);
+        counted.used_locked = counted.used_locked.saturating_sub(u32::from(is_locked));
+        counted.time_waits = counted.time_waits.saturating_sub(u32::from(was_time_wait));
+        counted.load.release(self.now, held_ns);
+        self.destination_changed(place as usize);
+    }
+
+    /// A counted connection is in TIME_WAIT, or is no longer.
+    pub fn set_time_wait(&mut self, place: u32, is_time_wait: bool) {
+        if let Some(counted) = self.destinations.get_mut(place as usize) {
+            let count = &mut counted.time_waits;
+            *count = if is_time_wait { *count + 1 } else { count.saturating_sub(1) };
+            self.destination_changed(place as usize);
+        }
+    }
+
+    /// The destination that is counted there.
+    #[must_use]
+    pub fn destination(&self, place: u32) -> Option<&Destination> {
+        self.destinations.get(place as usize).map(|counted| &counted.destination)
+    }
+
+    /// The ports as this destination sees them; `None` if the namespace's window is not known.
+    #[must_use]
+    pub fn room(&self, destination: &Destination) -> Option<Room> {
+        let namespace = self.namespaces.get(&destination.netns)?;
+        let counted =
+            self.places.get(destination).and_then(|place| self.destinations.get(*place as usize));
+        Some(namespace.room_of(destination, counted))
+    }
+
+    /// The ports as bind() to port 0 sees them.
+    #[must_use]
+    pub fn room_of_range(&self, netns: Netns) -> Option<Room> {
+        self.namespaces.get(&netns).map(Namespace::room)
+    }
+
+    /// Every destination of a namespace that uses ports of its range.
+    pub fn destinations(&self, netns: Netns) -> impl Iterator<Item = (&Destination, Room, Rates)> {
+        let namespace = self.namespaces.get(&netns);
+        self.destinations.iter().filter_map(move |(_, counted)| {
+            let Counted { destination, load, .. } = counted;
+            let room = namespace?.room_of(destination, Some(counted));
+            (destination.netns == netns).then(|| (destination, room, load.rates(self.now)))
+        })
+    }
+
+    /// True if the port is one of the window.
+    #[must_use]
+    pub fn is_of_range(&self, netns: Netns, port: Port) -> bool {
+        self.namespaces.get(&netns).is_some_and(|namespace| namespace.window.ports.get(port))
+    }
+
+    /// The window's ports that connect() leaves out because somebody bound them.
+    pub fn locked_ports(&self, netns: Netns) -> impl Iterator<Item = Port> {
+        self.namespaces.get(&netns).into_iter().flat_map(|namespace| namespace.locked.ports())
+    }
+
+    /// The oldest crossing that nobody has taken.
+    pub fn take_crossed(&mut self) -> Vec<Pressure> {
+        std::mem::take(&mut self.crossed)
+    }
+
+    /// True if there is one.
+    #[must_use]
+    pub fn has_crossed(&self) -> bool {
+        !self.crossed.is_empty()
+    }
+
+    fn range_changed(&mut self, netns: Netns) {
+        let Self { namespaces, crossed, now, .. } = self;
+        let Some(namespace) = namespaces.get_mut(&netns) else { return };
+        let room = namespace.room();
+        if let Some(is_rising) = namespace.load.moves(&room) {
+            crossed.push(namespace.load.pressure(*now, netns, None, is_rising, room));
+        }
+    }
+
+    fn destination_changed(&mut self, place: usize) {
+        let Self { namespaces, places, destinations, crossed, now } = self;
+        let Some(counted) = destinations.get_mut(place) else { return };
+        let destination = counted.destination;
+        let namespace = namespaces.get(&destination.netns);
+        if namespace.is_some_and(|namespace| namespace.is_recounting) {
+            return;
+        }
+        let room = namespace
+            .map(|namespace| namespace.room_of(&destination, Some(counted)))
+            .unwrap_or_default();
+        let is_what_fills_it =
+            counted.load.level > 0 || room.used.saturating_mul(LEAST_SHARE) >= room.capacity;
+        if is_what_fills_it && let Some(is_rising) = counted.load.moves(&room) {
+            let netns = destination.netns;
+            crossed.push(counted.load.pressure(*now, netns, Some(destination), is_rising, room));
+        }
+        if counted.used == 0 {
+            destinations.remove(place);
+            places.remove(&destination);
+        }
+    }
+}
+
+impl Namespace {
+    fn room(&self) -> Room {
+        Room {
+            capacity: self.window.capacity,
+            reserved: self.window.reserved,
+            used: self.held_ports,
+            bind_locked: 0,
+            reusable: 0,
+        }
+    }
+
+    fn room_of(&self, destination: &Destination, counted: Option<&Counted>) -> Room {
+        let (used, used_locked, time_waits) = counted
+            .map_or((0, 0, 0), |counted| (counted.used, counted.used_locked, counted.time_waits));
+        let is_taken_over = match self.window.take_over {
+            TakeOver::Never => false,
+            TakeOver::Always => true,
+            TakeOver::Loopback => {
+                destination.source.ip().is_loopback() || destination.peer.0.ip().is_loopback()
+            }
+        };
+        Room {
+            used,
+            bind_locked: self.locked_ports.saturating_sub(used_locked),
+            reusable: if is_taken_over { time_waits } else { 0 },
+            ..self.room()
+        }
+    }
+}
+
+impl Load {
+    fn take(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+        self.taken.add(now, 1.0);
+    }
+
+    fn release(&mut self, now: Instant, held_ns: Option<u64>) {
+        self.released.add(now, 1.0);
+        if let Some(held_ns) = held_ns {
+            self.held_s.add(now, seconds(held_ns));
+        }
+    }
+
+    /// Moves to the level that belongs to this use: `Some(true)` if that is a higher one.
+    fn moves(&mut self, room: &Room) -> Option<bool> {
+        let before = self.level;
+        let of_capacity = |percent: u64| percent * u64::from(room.capacity);
+        let used = u64::from(room.unavailable()) * 100;
+        let reaches = |level: usize| {
+            room.capacity > 0
+                && LEVELS.get(level).is_some_and(|percent| used >= of_capacity(u64::from(*percent)))
+        };
+        while reaches(self.level + 1) {
+            self.level += 1;
+        }
+        let is_below = |level: usize| {
+            let least = LEVELS.get(level).map_or(0, |percent| u64::from(*percent));
+            used < of_capacity(least.saturating_sub(HYSTERESIS_PERCENT)) || room.capacity == 0
+        };
+        while self.level > 0 && is_below(self.level) {
+            self.level -= 1;
+        }
+        (self.level != before).then_some(self.level > before)
+    }
+
+    fn pressure(
+        &self,
+        at: Instant,
+        netns: Netns,
+        destination: Option<Destination>,
+        is_rising: bool,
+        room: Room,
+    ) -> Pressure {
+        Pressure {
+            at,
+            netns,
+            destination,
+            level_percent: LEVELS.get(self.level).copied().unwrap_or(100),
+            is_rising,
+            room,
+            rates: self.rates(at),
+        }
+    }
+
+    fn rates(&self, now: Instant) -> Rates {
+        let Some(since) = self.since else { return Rates::default() };
+        // A sum that decays is short of what it will be until it has gone on for long.
+        let observed_s =
+            Decaying::TIME_S * (1.0 - (-seconds(now.since(since)) / Decaying::TIME_S).exp());
+        let rate = |sum: Decaying| if observed_s > 0.0 { sum.at(now) / observed_s } else { 0.0 };
+        let released = self.released.at(now);
+        Rates {
+            taken_per_s: rate(self.taken),
+            released_per_s: rate(self.released),
+            hold_s: (released > 1e-6).then(|| self.held_s.at(now) / released),
+        }
+    }
+}
+
+/// A sum in which what is older counts less.
+#[derive(Clone, Copy, Debug, Default)]
+struct Decaying {
+    sum: f64,
+    at: Instant,
+}
+
+impl Decaying {
+    /// What is so old counts a third.
+    const TIME_S: f64 = 10.0;
+
+    fn at(self, now: Instant) -> f64 {
+        self.sum * (-seconds(now.since(self.at)) / Self::TIME_S).exp()
+    }
+
+    fn add(&mut self, now: Instant, value: f64) {
+        self.sum = self.at(now) + value;
+        self.at = self.at.max(now);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nanosecond precision is lost after 104 days")]
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// A set of ports, one bit each.
+#[derive(Clone, Debug)]
+struct Bits(Box<[u64; 1024]>);
+
+impl Default for Bits {
+    fn default() -> Self {
+        Self(Box::new([0; 1024]))
+    }
+}
+
+impl Bits {
+    fn get(&self, port: Port) -> bool {
+        let (word, bit) = Self::place(port);
+        self.0[word] & bit != 0
+    }
+
+    /// True if that is a change.
+    fn set(&mut self, port: Port, is_in: bool) -> bool {
+        let (word, bit) = Self::place(port);
+        // The index has ten bits, by its type's sixteen.
+        let word = &mut self.0[word];
+        let before = *word;
+        *word = if is_in { before | bit } else { before & !bit };
+        *word != before
+    }
+
+    fn ports(&self) -> impl Iterator<Item = Port> {
+        (0..=u16::MAX).step_by(64).zip(self.0.iter()).flat_map(|(first, word)| {
+            let mut rest = *word;
+            std::iter::from_fn(move || {
+                let bit = u16::try_from(rest.trailing_zeros()).ok().filter(|bit| *bit < 64)?;
+                rest &= rest - 1;
+                Some(Port(first + bit))
+            })
+        })
+    }
+
+    fn place(port: Port) -> (usize, u64) {
+        (usize::from(port.0 >> 6), 1 << (port.0 & 63))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NETNS: Netns = Netns(1);
+
+    fn destination(port: u16) -> Destination {
+        let addr = Addr([0, 0, 0xffff_u32.to_be(), 0x0100_000a]);
+        Destination { netns: NETNS, source: addr, peer: (addr, Port(port)) }
+    }
+
+    fn usage(ports: u16) -> Usage {
+        let mut usage = Usage::default();
+        let window = Window::new((1000..1000 + ports).map(Port), 3, TakeOver::Never);
+        usage.begin_recount(NETNS, window);
+        usage.end_recount(NETNS);
+        usage
+    }
+
+    fn levels(usage: &mut Usage) -> Vec<(bool, u8)> {
+        usage
+            .take_crossed()
+            .iter()
+            .filter(|pressure| pressure.destination.is_some())
+            .map(|pressure| (pressure.is_rising, pressure.level_percent))
+            .collect()
+    }
+
+    #[test]
+    fn a_destination_crosses_levels_and_falls_back_once() {
+        let mut usage = usage(20);
+        let mut place = NONE;
+        for port in 0..20 {
+            usage.set_now(Instant(u64::from(port) * 1_000_000_000));
+            place = usage.count(destination(80), Port(1000 + port));
+        }
+        assert_eq!(levels(&mut usage), [(true, 70), (true, 90), (true, 100)]);
+        // At 95 %, and again at 100 %: no news.
+        usage.uncount(place, Port(1000), false, None);
+        usage.count(destination(80), Port(1000));
+        assert!(levels(&mut usage).is_empty());
+        for port in 0..20 {
+            usage.uncount(place, Port(1000 + port), false, Some(5_000_000_000));
+        }
+        assert_eq!(levels(&mut usage), [(false, 90), (false, 70), (false, 0)]);
+        assert_eq!(usage.room(&destination(80)).expect("the window is known").used, 0);
+    }
+
+    #[test]
+    fn bound_ports_are_lost_to_every_destination_but_not_counted_twice() {
+        let mut usage = usage(10);
+        for port in 1000..1004 {
+            usage.take_port(NETNS, Port(port));
+            assert!(usage.set_locked(NETNS, Port(port), true));
+            assert!(!usage.set_locked(NETNS, Port(port), true));
+        }
+        // Outside the window.
+        assert!(!usage.set_locked(NETNS, Port(999), true));
+        assert_eq!(usage.count(destination(80), Port(999)), NONE);
+        let place = usage.count(destination(80), Port(1000));
+        usage.count(destination(80), Port(1009));
+        let room = usage.room(&destination(80)).expect("the window is known");
+        assert_eq!(room, Room { capacity: 10, reserved: 3, used: 2, bind_locked: 3, reusable: 0 });
+        assert_eq!(room.headroom(), 5);
+        assert_eq!(usage.room(&destination(81)).expect("known").headroom(), 6);
+        assert_eq!(usage.locked_ports(NETNS).count(), 4);
+        assert!(usage.set_locked(NETNS, Port(1000), false));
+        usage.lock(place, false);
+        assert_eq!(usage.room(&destination(80)).expect("known").bind_locked, 3);
+        usage.uncount(place, Port(1000), false, None);
+        assert_eq!(usage.room(&destination(80)).expect("known").used, 1);
+    }
+
+    #[test]
+    fn rates_are_those_of_the_last_seconds() {
+        let mut usage = usage(1000);
+        // A hundred a second for twenty seconds, each held for a second.
+        for tick in 0..2000_u64 {
+            usage.set_now(Instant(tick * 10_000_000));
+            let place = usage.count(destination(80), Port(1000));
+            if tick >= 100 {
+                usage.uncount(place, Port(1000), false, Some(1_000_000_000));
+            }
+        }
+        let (_, room, rates) = usage.destinations(NETNS).next().expect("there is one");
+        assert_eq!(room.used, 100);
+        assert!((rates.taken_per_s - 100.0).abs() < 2.0, "{rates:?}");
+        assert!((rates.released_per_s - 100.0).abs() < 20.0, "{rates:?}");
+        assert!((rates.hold_s.expect("some were let go") - 1.0).abs() < 0.01, "{rates:?}");
+    }
+}
