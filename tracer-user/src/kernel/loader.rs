@@ -24,10 +24,10 @@ use super::{
     btf::{Btf, BtfError},
     capability::{Capabilities, Capability},
     cgroup::CgroupRoot,
-    kallsyms, layout, memory,
+    clock, kallsyms, layout, memory,
     ring::Ring,
 };
-use crate::ledger::Sight;
+use crate::ledger::{Instant, Sight};
 
 /// The object that `cargo xtask build-ebpf` made, embedded.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portlife.bpf.o"));
@@ -100,6 +100,8 @@ pub struct Probes {
     has_snapshot: bool,
     /// Sockets whose port connect() chose are marked by this kernel.
     marks_connect: bool,
+    /// When the last hook was attached.
+    attached: Instant,
 }
 
 /// What the user decides about loading.
@@ -233,6 +235,7 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
         ebpf,
         has_snapshot,
         marks_connect,
+        attached: Instant(clock::monotonic_ns()),
     })
 }
 
@@ -261,6 +264,7 @@ impl Probes {
             ports_chosen: self.is_attached("sockops"),
             accepts: self.is_attached("sys_exit"),
             marks_connect: self.marks_connect,
+            since: self.attached,
         }
     }
 

@@ -29,6 +29,9 @@ pub struct Sight {
     pub accepts: bool,
     /// Sockets whose port connect() chose are marked in `sk_userlocks` (`SOCK_CONNECT_BIND`).
     pub marks_connect: bool,
+    /// When the last hook was attached. Before this, facts told of only a part of what happened;
+    /// what they left held is in the snapshot.
+    pub since: Instant,
 }
 
 /// The ledger. See the [module](super).
@@ -195,7 +198,8 @@ impl Ledger {
             .map(|(_, entry)| &entry.lease)
     }
 
-    /// Takes one fact.
+    /// Takes one fact. One from before all hooks were attached is not taken: what should follow it,
+    /// or should have come before it, may be missing.
     pub fn apply(
         &mut self,
         kind: FactKind,
@@ -203,6 +207,9 @@ impl Ledger {
         owner: Option<Owner>,
         sink: &mut impl Sink,
     ) {
+        if fact.time_ns < self.sight.since.0 {
+            return;
+        }
         match kind {
             FactKind::ConnectStart => self.connect_start(fact, owner, sink),
             FactKind::PortChosen => self.port_chosen(fact, sink),
