@@ -264,6 +264,7 @@ impl Probes {
             ports_chosen: self.is_attached("sockops"),
             accepts: self.is_attached("sys_exit"),
             marks_connect: self.marks_connect,
+            bound_idle: self.has_snapshot,
             since: self.attached,
         }
     }

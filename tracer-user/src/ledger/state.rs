@@ -29,6 +29,8 @@ pub struct Sight {
     pub accepts: bool,
     /// Sockets whose port connect() chose are marked in `sk_userlocks` (`SOCK_CONNECT_BIND`).
     pub marks_connect: bool,
+    /// Snapshots show sockets that are bound but idle.
+    pub bound_idle: bool,
     /// When the last hook was attached. Before this, facts told of only a part of what happened;
     /// what they left held is in the snapshot.
     pub since: Instant,

@@ -13,8 +13,13 @@ use super::{
 
 const LOCAL: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
 const NETNS: u32 = 4_026_531_840;
-const SIGHT: Sight =
-    Sight { ports_chosen: true, accepts: true, marks_connect: true, since: Instant(0) };
+const SIGHT: Sight = Sight {
+    ports_chosen: true,
+    accepts: true,
+    marks_connect: true,
+    bound_idle: true,
+    since: Instant(0),
+};
 /// Between two operations: enough for a killed TIME_WAIT to be settled.
 const STEP_NS: u64 = 50_000_000;
 
@@ -498,4 +503,19 @@ fn duplicate_facts_change_nothing() {
     let mut once = Lives::default();
     apply(&mut Ledger::new(SIGHT), &kernel.facts, &mut once);
     assert_eq!(lives.reasons, once.reasons);
+}
+
+/// Before 5.11 no snapshot shows a socket that is bound but idle.
+#[test]
+fn what_a_snapshot_cannot_show_is_not_held_against_the_ledger() {
+    let mut kernel = Kernel::new();
+    kernel.fact(FactKind::Bound, 1, 20_000, 0);
+    let extra = [true, false].map(|bound_idle| {
+        let mut ledger = Ledger::new(Sight { bound_idle, ..SIGHT });
+        apply(&mut ledger, &kernel.facts, &mut Lives::default());
+        assert_eq!(ledger.len(), 1);
+        ledger.begin_snapshot();
+        ledger.compare(&[], &BTreeSet::new()).extra()
+    });
+    assert_eq!(extra, [1, 0]);
 }
