@@ -3,9 +3,18 @@
 //! do not have it.
 
 mod bind;
+mod child;
 mod connect;
+mod connecting;
+mod destroyed;
+mod handover;
+mod io_uring;
 mod listen;
+mod midlife;
+mod options;
+mod range;
 mod snapshot;
 mod support;
 mod surroundings;
 mod time_wait;
+mod tuples;
