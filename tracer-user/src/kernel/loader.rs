@@ -26,10 +26,10 @@ use super::{
     btf::{Btf, BtfError},
     capability::{Capabilities, Capability},
     cgroup::CgroupRoot,
-    kallsyms, layout, memory,
+    clock, kallsyms, layout, memory,
     ring::Ring,
 };
-use crate::ledger::{Netns, Sight};
+use crate::ledger::{Instant, Netns, Sight};
 
 /// The object that `cargo xtask build-ebpf` made, embedded.
 pub(super) static OBJECT: &[u8] =
@@ -129,6 +129,8 @@ pub struct Probes {
     has_snapshot: bool,
     /// Sockets whose port connect() chose are marked by this kernel.
     marks_connect: bool,
+    /// When the last hook was attached.
+    attached: Instant,
 }
 
 /// What the user decides about loading.
@@ -313,6 +315,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         ebpf,
         has_snapshot,
         marks_connect,
+        attached: Instant(clock::monotonic_ns()),
     })
 }
 
@@ -341,6 +344,8 @@ impl Probes {
             ports_chosen: self.is_attached("sockops"),
             accepts: self.is_attached("sys_exit") || self.is_attached(ACCEPT.name),
             marks_connect: self.marks_connect,
+            bound_idle: self.has_snapshot,
+            since: self.attached,
         }
     }
 

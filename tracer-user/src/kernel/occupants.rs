@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     exhaustion::{Holder, Occupancy, Occupant, PortView},
-    ledger::{Held, Ledger, Netns, Phase, Port, Sight},
+    ledger::{Held, Instant, Ledger, Netns, Phase, Port, Sight},
 };
 
 /// The lists that tell who holds a port. Nothing is attached, and nothing runs in between.
@@ -102,8 +102,13 @@ impl PortLists {
         let mut held: Vec<Held> = owned.copied().collect();
         held.extend(timed.iter().map(|timed| timed.held));
         // The ledger makes of several sights of a socket one lease, and knows how it began.
-        let sight =
-            Sight { ports_chosen: false, accepts: false, marks_connect: self.marks_connect };
+        let sight = Sight {
+            ports_chosen: false,
+            accepts: false,
+            marks_connect: self.marks_connect,
+            bound_idle: true,
+            since: Instant(0),
+        };
         let mut ledger = Ledger::new(sight);
         ledger.adopt_all(&held);
         let buckets: Vec<Holder> = if ledger.is_empty() {

@@ -83,7 +83,8 @@ impl Sandbox {
 pub fn set_local_port_range(socket: impl AsFd, low: u16, high: u16) -> io::Result<()> {
     /// include/uapi/linux/in.h.
     const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
-    set_ip_option(&socket, IP_LOCAL_PORT_RANGE, u32::from(high) << 16 | u32::from(low))
+    let range = u32::from(high) << 16 | u32::from(low);
+    set_option(socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range.cast_signed())
 }
 
 /// Lets connect() choose the port of a socket that bind() gives an address only
@@ -92,18 +93,27 @@ pub fn set_local_port_range(socket: impl AsFd, low: u16, high: u16) -> io::Resul
 /// # Errors
 /// If the kernel refuses the option.
 pub fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
-    set_ip_option(&socket, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+    set_option(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
-fn set_ip_option(socket: &impl AsFd, option: libc::c_int, value: u32) -> io::Result<()> {
-    // SAFETY: the option's value is 32 bits wide and lives through the call.
+/// Sets an option whose value is an int, by the kernel's names for level and option, of a socket.
+///
+/// # Errors
+/// If the kernel does not know the option or refuses the value.
+pub fn set_option(
+    socket: impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the option's value is an int that lives through the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_IP,
+            level,
             option,
             (&raw const value).cast(),
-            size_of::<u32>() as libc::socklen_t,
+            size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

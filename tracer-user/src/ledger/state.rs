@@ -32,6 +32,11 @@ pub struct Sight {
     pub accepts: bool,
     /// Sockets whose port connect() chose are marked in `sk_userlocks` (`SOCK_CONNECT_BIND`).
     pub marks_connect: bool,
+    /// Snapshots show sockets that are bound but idle.
+    pub bound_idle: bool,
+    /// When the last hook was attached. Before this, facts told of only a part of what happened;
+    /// what they left held is in the snapshot.
+    pub since: Instant,
 }
 
 /// The ledger. See the [module](super).
@@ -224,7 +229,8 @@ impl Ledger {
             .map(|(_, entry)| &entry.lease)
     }
 
-    /// Takes one fact.
+    /// Takes one fact. One from before all hooks were attached is not taken: what should follow it,
+    /// or should have come before it, may be missing.
     pub fn apply(
         &mut self,
         kind: FactKind,
@@ -232,6 +238,9 @@ impl Ledger {
         owner: Option<Owner>,
         sink: &mut impl Sink,
     ) {
+        if fact.time_ns < self.sight.since.0 {
+            return;
+        }
         self.usage.set_now(Instant(fact.time_ns));
         match kind {
             FactKind::ConnectStart => self.connect_start(fact, owner, sink),

@@ -13,7 +13,13 @@ use super::{
 
 const LOCAL: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
 const NETNS: u32 = 4_026_531_840;
-const SIGHT: Sight = Sight { ports_chosen: true, accepts: true, marks_connect: true };
+const SIGHT: Sight = Sight {
+    ports_chosen: true,
+    accepts: true,
+    marks_connect: true,
+    bound_idle: true,
+    since: Instant(0),
+};
 /// Between two operations: enough for a killed TIME_WAIT to be settled.
 const STEP_NS: u64 = 50_000_000;
 
@@ -362,12 +368,13 @@ proptest! {
         prop_assert!(!ledger.is_unsettled());
     }
 
-    /// The tracer starts in mid-life: facts from `began` on, a snapshot of some later moment, and
-    /// more facts before the two are merged.
+    /// The tracer starts in mid-life: some of the facts while its hooks are being attached, all
+    /// from `began` on, a snapshot of some later moment, and more facts before the two are merged.
     #[test]
     fn a_snapshot_and_the_facts_around_it_agree(
         steps in steps(),
         cuts in prop::array::uniform3(any::<prop::sample::Index>()),
+        is_attached in prop::collection::vec(any::<bool>(), 600),
     ) {
         let mut moments = cuts.map(|cut| cut.index(steps.len() + 1));
         moments.sort_unstable();
@@ -376,8 +383,15 @@ proptest! {
         let mut ledger = Ledger::new(SIGHT);
         let mut lives = Lives::default();
         let mut snapshot = Vec::new();
-        ledger.begin_snapshot();
         for at in 0..=steps.len() {
+            if at == began {
+                ledger = Ledger::new(Sight { since: Instant(kernel.now + 1), ..SIGHT });
+                ledger.begin_snapshot();
+                let attached = kernel.facts.iter().zip(is_attached.iter().cycle());
+                let early: Vec<_> =
+                    attached.filter_map(|(fact, is_attached)| is_attached.then_some(*fact)).collect();
+                apply(&mut ledger, &early, &mut lives);
+            }
             if at == looked {
                 snapshot = kernel.snapshot();
             }
@@ -491,4 +505,19 @@ fn duplicate_facts_change_nothing() {
     let mut once = Lives::default();
     apply(&mut Ledger::new(SIGHT), &kernel.facts, &mut once);
     assert_eq!(lives.reasons, once.reasons);
+}
+
+/// Before 5.11 no snapshot shows a socket that is bound but idle.
+#[test]
+fn what_a_snapshot_cannot_show_is_not_held_against_the_ledger() {
+    let mut kernel = Kernel::new();
+    kernel.fact(FactKind::Bound, 1, 20_000, 0);
+    let extra = [true, false].map(|bound_idle| {
+        let mut ledger = Ledger::new(Sight { bound_idle, ..SIGHT });
+        apply(&mut ledger, &kernel.facts, &mut Lives::default());
+        assert_eq!(ledger.len(), 1);
+        ledger.begin_snapshot();
+        ledger.compare(&[], &BTreeSet::new()).extra()
+    });
+    assert_eq!(extra, [1, 0]);
 }

@@ -3,12 +3,21 @@
 //! do not have it.
 
 mod bind;
+mod child;
 mod connect;
+mod connecting;
+mod destroyed;
 mod families;
+mod handover;
+mod io_uring;
 mod listen;
+mod midlife;
+mod options;
+mod range;
 mod settings;
 mod snapshot;
 mod support;
 mod surroundings;
 mod time_wait;
+mod tuples;
 mod why;

@@ -5,7 +5,8 @@ use socket2::Socket;
 
 use crate::support::{Net, Pair, Tracer, addr, cookie, for_each_net, read_to_end, sandbox};
 
-fn held(tracer: &mut Tracer, socket: &Socket, phase: &str, kind: &str) -> Value {
+/// Waits for the record of a lease of ours that is held from before.
+pub fn held(tracer: &mut Tracer, socket: &Socket, phase: &str, kind: &str) -> Value {
     let own_cookie = cookie(socket);
     let record = tracer.wait_for("held", |record| record["cookie"] == own_cookie);
     assert_eq!(record["type"], "held");

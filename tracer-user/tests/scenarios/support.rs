@@ -10,10 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    event::{PollFd, PollFlags},
+    process::{Pid, Signal, kill_process},
+};
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
-use tracer_user::kernel::sandbox::Sandbox;
+use tracer_user::kernel::{clock, sandbox::Sandbox};
 
 /// How long an event may take that the kernel does not delay. An emulated machine is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,6 +55,11 @@ impl Tracer {
     /// Starts it, and returns when it sees everything.
     pub fn start(sandbox: &Sandbox) -> Self {
         Self::start_with(&["-n", &sandbox.netns().0.to_string()])
+    }
+
+    /// Starts it so that it also compares its ledger with the kernel, for [`verify`](Self::verify).
+    pub fn start_verifying(sandbox: &Sandbox) -> Self {
+        Self::start_with(&["-n", &sandbox.netns().0.to_string(), "--verify", "0.2", "-v"])
     }
 
     pub fn start_with(arguments: &[&str]) -> Self {
@@ -102,6 +110,18 @@ impl Tracer {
         is_attached
     }
 
+    /// True if it is seen who accepts a connection; says that the test skips if it is not.
+    pub fn sees_accepts(&mut self) -> bool {
+        let start = self.wait_for("start", |record| record["type"] == "start");
+        let is_attached = ["sys_exit", "inet_csk_accept"].iter().any(|hook| {
+            start["hooks"][hook].as_str().is_some_and(|how| !how.starts_with("not attached"))
+        });
+        if !is_attached {
+            println!("skipped: no hook shows who accepts: {}", start["hooks"]);
+        }
+        is_attached
+    }
+
     /// Waits for a record that came or comes.
     pub fn wait_for(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         self.wait_long_for(what, PATIENCE, is_it)
@@ -132,6 +152,20 @@ impl Tracer {
                     panic!("the tracer ended before {what} came; what came:\n{}", self.dump())
                 }
             }
+        }
+    }
+
+    /// Waits for a comparison that began after this call. It must find no difference between the
+    /// ledger and the kernel.
+    pub fn verify(&mut self) {
+        let mut after = clock::monotonic_ns();
+        // The first may have begun before.
+        for _ in 0..2 {
+            let record = self.wait_for("verify", |record| {
+                record["type"] == "verify" && record["mono_ns"].as_u64() > Some(after)
+            });
+            after = record["mono_ns"].as_u64().expect("a number");
+            assert_eq!((&record["missing"], &record["extra"]), (&0.into(), &0.into()), "{record}");
         }
     }
 
@@ -278,7 +312,11 @@ impl Net {
     }
 
     pub fn listener(self) -> Socket {
-        let socket = self.bound(0);
+        self.listener_on(0)
+    }
+
+    pub fn listener_on(self, port: u16) -> Socket {
+        let socket = self.bound(port);
         socket.listen(1024).expect("it listens");
         socket
     }
@@ -304,6 +342,58 @@ impl Pair {
         let (server, _) = listener.accept().expect("it is accepted");
         Self { client, server }
     }
+}
+
+impl Pair {
+    /// Closes the client, then the server. Returns the cookies of both when the client has left
+    /// its TIME_WAIT.
+    pub fn close_client_first(self, tracer: &mut Tracer) -> [u64; 2] {
+        let Self { client, server } = self;
+        let cookies = [&client, &server].map(cookie);
+        drop(client);
+        read_to_end(&server);
+        drop(server);
+        tracer.wait_for("TIME_WAIT", is(cookies[0], "time_wait:time_wait"));
+        cookies
+    }
+}
+
+/// A listener that answers no SYN, because the queue of what it has not accepted is full
+/// (`tcp_conn_request`, net/ipv4/tcp_input.c): connect() to it stays under way.
+pub struct Deaf {
+    pub listener: Socket,
+    /// The only connection that it has room for.
+    _filler: Socket,
+}
+
+impl Deaf {
+    pub fn new(net: Net) -> Self {
+        let listener = net.bound(0);
+        listener.listen(0).expect("it listens");
+        let filler = net.socket();
+        filler.connect(&addr(&listener).into()).expect("there is room for one");
+        wait_until_readable(&listener);
+        Self { listener, _filler: filler }
+    }
+
+    /// A socket whose connect() to it is under way, without waiting.
+    pub fn attempt(&self, socket: Socket) -> Socket {
+        socket.set_nonblocking(true).expect("O_NONBLOCK");
+        let error = socket.connect(&addr(&self.listener).into()).expect_err("it is deaf");
+        assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
+        socket
+    }
+
+    /// Makes room: the next SYN, which the client repeats within seconds, is answered.
+    pub fn hear(&self) -> Socket {
+        self.listener.accept().expect("the filler waits").0
+    }
+}
+
+/// Waits until there is something to read or accept.
+pub fn wait_until_readable(socket: &Socket) {
+    let mut poll = [PollFd::new(socket, PollFlags::IN)];
+    assert_eq!(rustix::event::poll(&mut poll, None).expect("it can be polled"), 1);
 }
 
 /// Reads until the peer has sent its FIN.

@@ -9,13 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 use serde_json::Value;
 use socket2::Socket;
 use tracer_user::kernel::clock;
 
 use crate::{
     connect::one_port,
+    destroyed::destroy,
     support::{
         Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, reset_on_close, sandbox,
     },
@@ -26,12 +26,7 @@ const TIME_WAIT_PATIENCE: Duration = Duration::from_secs(75);
 
 /// Leaves a TIME_WAIT of the client behind and returns the client's cookie.
 fn time_wait_of_client(client: Socket, listener: &Socket, tracer: &mut Tracer) -> u64 {
-    let Pair { client, server } = Pair::connect(client, listener);
-    let client_cookie = cookie(&client);
-    drop(client);
-    read_to_end(&server);
-    drop(server);
-    tracer.wait_for("TIME_WAIT", is(client_cookie, "time_wait:time_wait"));
+    let [client_cookie, _] = Pair::connect(client, listener).close_client_first(tracer);
     client_cookie
 }
 
@@ -69,7 +64,7 @@ fn an_explicitly_bound_port_is_held_by_socket_and_time_wait() {
         read_to_end(&client);
         tracer.wait_for("TIME_WAIT", is(client_cookie, "time_wait:time_wait"));
         // The TIME_WAIT is killed, yet the socket holds the port on.
-        if !destroy(&client_cookie_tuple(&client, &listener)) {
+        if !destroy(addr(&client), addr(&listener)) {
             return;
         }
         let rival = net.socket();
@@ -276,12 +271,40 @@ fn a_time_wait_that_is_destroyed_is_let_go() {
         let listener = net.listener();
         let client = net.bound(20_000);
         let old = time_wait_of_client(client, &listener, &mut tracer);
-        let tuple = Tuple { net, local_port: 20_000, peer_port: addr(&listener).port() };
-        if !destroy(&tuple) {
+        if !destroy(net.at(20_000), addr(&listener)) {
             return;
         }
         tracer.wait_for("release", is(old, "release:time_wait_killed"));
         tracer.finish();
+    });
+}
+
+/// tcp_timewait_state_process() kills it and resets the peer (net/ipv4/tcp_minisocks.c).
+#[test]
+fn data_after_close_end_the_time_wait() {
+    for_each_net(|net, sandbox| {
+        let mut tracer = Tracer::start_verifying(sandbox);
+        let listener = net.listener();
+        let Pair { client, server } = Pair::connect(net.socket(), &listener);
+        let [client_cookie, server_cookie] = [&client, &server].map(cookie);
+        drop(client);
+        tracer.wait_for("FIN_WAIT2", is(client_cookie, "time_wait:fin_wait2"));
+        server.send(b"x").expect("it is sent");
+        tracer.wait_for("release", is(client_cookie, "release:time_wait_killed"));
+        tracer.wait_for("release", is(server_cookie, "release:reset_in"));
+        tracer.verify();
+        let story = tracer.finish();
+        assert_eq!(
+            story.of(client_cookie),
+            [
+                "connect",
+                "established",
+                "closing:local",
+                "time_wait:fin_wait2",
+                "release:time_wait_killed"
+            ]
+        );
+        assert_eq!(story.of(server_cookie), ["accept", "closing:peer", "release:reset_in"]);
     });
 }
 
@@ -363,67 +386,4 @@ fn watch_time_waits(mut ports: Vec<u16>) -> HashMap<u16, (u64, u64)> {
         thread::sleep(Duration::from_millis(20));
     }
     vanished
-}
-
-struct Tuple {
-    net: Net,
-    local_port: u16,
-    peer_port: u16,
-}
-
-fn client_cookie_tuple(client: &Socket, listener: &Socket) -> Tuple {
-    let local = addr(client);
-    let net = match local.ip() {
-        std::net::IpAddr::V4(_) => Net::V4,
-        std::net::IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => Net::Mapped,
-        std::net::IpAddr::V6(_) => Net::V6,
-    };
-    Tuple { net, local_port: local.port(), peer_port: addr(listener).port() }
-}
-
-/// Does what `ss -K` does (`SOCK_DESTROY`, sock_diag(7)) to a TIME_WAIT. False, said aloud, if the
-/// kernel does not: tcp_abort() of 5.10 destroys full sockets only (net/ipv4/tcp.c).
-fn destroy(tuple: &Tuple) -> bool {
-    const SOCK_DESTROY: u16 = 21;
-    const NLM_F_REQUEST_ACK: u16 = 5;
-    let address: [u8; 16] = match tuple.net.loopback() {
-        std::net::IpAddr::V4(ip) => {
-            let [a, b, c, d] = ip.octets();
-            [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
-        }
-        std::net::IpAddr::V6(ip) => ip.octets(),
-    };
-    let family: u8 = if tuple.net.family() == "ipv4" { 2 } else { 10 };
-    let mut message = Vec::new();
-    message.extend(72_u32.to_ne_bytes());
-    message.extend(SOCK_DESTROY.to_ne_bytes());
-    message.extend(NLM_F_REQUEST_ACK.to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend([family, libc::IPPROTO_TCP as u8, 0, 0]);
-    message.extend(u32::MAX.to_ne_bytes());
-    message.extend(tuple.local_port.to_be_bytes());
-    message.extend(tuple.peer_port.to_be_bytes());
-    message.extend(address);
-    message.extend(address);
-    message.extend([0; 4]);
-    // INET_DIAG_NOCOOKIE: whoever has these addresses and ports.
-    message.extend([0xff; 8]);
-    let socket = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        Some(netlink::SOCK_DIAG),
-    )
-    .expect("sock_diag");
-    rustix::net::send(&socket, &message, SendFlags::empty()).expect("it is sent");
-    let mut reply = [0; 256];
-    let (length, _) = rustix::net::recv(&socket, &mut reply, RecvFlags::empty()).expect("a reply");
-    let errno = reply.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
-    assert!(length >= 20);
-    if errno == Some(-libc::EOPNOTSUPP) {
-        println!("skipped: the kernel destroys no TIME_WAITs (EOPNOTSUPP)");
-        return false;
-    }
-    assert_eq!(errno, Some(0), "the kernel destroys it");
-    true
 }

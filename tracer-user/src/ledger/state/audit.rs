@@ -122,7 +122,10 @@ impl Ledger {
             if entry.changed == self.epoch || unlisted.contains(&lease.netns) {
                 continue;
             }
-            let socket = entry.held_by_socket.then_some(Hold::Socket(lease.cookie));
+            // What no snapshot can show is believed to last until a fact ends it.
+            let is_idle = matches!(lease.phase, Phase::Bound | Phase::TimeWait(_));
+            let is_listed = self.sight.bound_idle || !is_idle;
+            let socket = (entry.held_by_socket && is_listed).then_some(Hold::Socket(lease.cookie));
             let time_wait = lease_tuple(lease)
                 .filter(|_| entry.held_by_time_wait && entry.cancel.is_none())
                 .map(|tuple| Hold::TimeWait(lease.cookie, tuple));

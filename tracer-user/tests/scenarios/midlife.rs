@@ -1,0 +1,127 @@
+//! What is under way when the tracer starts.
+
+use std::net::Shutdown;
+
+use rustix::process::Signal;
+
+use crate::{
+    child::{Actor, Role},
+    snapshot::held,
+    support::{
+        Deaf, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, reset_on_close,
+        wait_until_readable,
+    },
+};
+
+#[test]
+fn connections_in_every_phase_go_on_as_the_same_leases() {
+    for_each_net(|net, sandbox| {
+        let listener = net.listener();
+        let deaf = Deaf::new(net);
+        let connecting = deaf.attempt(net.socket());
+        let half = Pair::connect(net.socket(), &listener);
+        half.client.shutdown(Shutdown::Write).expect("half a close");
+        read_to_end(&half.server);
+        // The peer's ACK of the FIN makes it FIN_WAIT2; data of the peer carries one.
+        half.server.send(b"x").expect("it is sent");
+        half.client.recv(&mut [std::mem::MaybeUninit::uninit()]).expect("it arrives");
+        let waiting = net.socket();
+        waiting.connect(&addr(&listener).into()).expect("the backlog has room");
+        wait_until_readable(&listener);
+        let mut tracer = Tracer::start_verifying(sandbox);
+        if !tracer.sees("task_file") {
+            return;
+        }
+        held(&mut tracer, &connecting, "connecting", "connect");
+        held(&mut tracer, &half.client, "closing", "connect");
+        held(&mut tracer, &half.server, "closing", "accept");
+        held(&mut tracer, &waiting, "established", "connect");
+        tracer.wait_for("what nobody has accepted", |record| {
+            record["phase"] == "established"
+                && record["kind"] == "accept"
+                && record["peer_port"] == addr(&waiting).port()
+                && record["pid"].is_null()
+        });
+        tracer.verify();
+        let _filler = deaf.hear();
+        let connecting_cookie = cookie(&connecting);
+        tracer.wait_for("connection", is(connecting_cookie, "established"));
+        let [client_cookie, server_cookie] = [&half.client, &half.server].map(cookie);
+        drop(half.server);
+        tracer.wait_for("TIME_WAIT", is(client_cookie, "time_wait:time_wait"));
+        let (accepted, _) = listener.accept().expect("one waits");
+        let accepted_cookie = cookie(&accepted);
+        tracer.verify();
+        reset_on_close(&waiting);
+        drop(waiting);
+        tracer.wait_for("release", is(accepted_cookie, "release:reset_in"));
+        tracer.verify();
+        let story = tracer.finish();
+        assert_eq!(story.of(connecting_cookie), ["held:connecting", "established"]);
+        assert_eq!(story.of(client_cookie), ["held:closing", "time_wait:time_wait"]);
+        assert_eq!(story.of(server_cookie), ["held:closing", "release:closed"]);
+        assert_eq!(story.of(accepted_cookie), ["held:established", "release:reset_in"]);
+        assert_eq!(story.the(accepted_cookie, "release")["pid"], std::process::id());
+        for own_cookie in [connecting_cookie, client_cookie, server_cookie, accepted_cookie] {
+            let mut leases: Vec<_> =
+                story.records_of(own_cookie).map(|record| record["lease"].as_u64()).collect();
+            leases.dedup();
+            assert_eq!(leases.len(), 1);
+        }
+    });
+}
+
+#[test]
+fn a_connect_under_way_is_its_processs() {
+    for_each_net(|net, sandbox| {
+        let deaf = Deaf::new(net);
+        let socket = net.socket();
+        let own_cookie = cookie(&socket);
+        let mut process = Actor::start(Role::Connect, &addr(&deaf.listener).to_string(), socket);
+        let pid = process.wait_until_it("begins");
+        let mut tracer = Tracer::start_verifying(sandbox);
+        if !tracer.sees("task_file") {
+            return;
+        }
+        // If it was not under way by then, it is told as it happens.
+        let first = tracer.wait_for("attempt", |record| record["cookie"] == own_cookie);
+        assert_eq!(first["pid"], pid);
+        tracer.verify();
+        let _filler = deaf.hear();
+        process.wait_until_it("connected");
+        let established = tracer.wait_for("connection", is(own_cookie, "established"));
+        assert_eq!(established["pid"], pid);
+        assert_eq!(established["lease"], first["lease"]);
+        process.kill();
+        tracer.wait_for("FIN_WAIT2", is(own_cookie, "time_wait:fin_wait2"));
+        tracer.verify();
+        tracer.finish();
+    });
+}
+
+#[test]
+fn an_accept_under_way_is_told_with_its_process() {
+    for_each_net(|net, sandbox| {
+        let listener = net.listener();
+        let (listener_cookie, address) = (cookie(&listener), addr(&listener));
+        let mut process = Actor::start(Role::Accept, "", listener);
+        let pid = process.wait_until_it("begins");
+        let mut tracer = Tracer::start_verifying(sandbox);
+        if !tracer.sees_accepts() {
+            return;
+        }
+        let client = net.socket();
+        client.connect(&address.into()).expect("it connects");
+        process.wait_until_it("accepted");
+        let accept = tracer.wait_for("accept", |record| record["type"] == "accept");
+        assert_eq!(accept["listener"], listener_cookie);
+        assert_eq!(accept["pid"], pid);
+        tracer.verify();
+        // It leaves a connection that nobody reads: the kernel closes it.
+        process.signal(Signal::KILL);
+        let server_cookie = accept["cookie"].as_u64().expect("a number");
+        tracer.wait_for("FIN_WAIT2", is(server_cookie, "time_wait:fin_wait2"));
+        let story = tracer.finish();
+        assert_eq!(story.of(server_cookie), ["accept", "closing:local", "time_wait:fin_wait2"]);
+    });
+}

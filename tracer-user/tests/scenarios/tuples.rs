@@ -1,0 +1,100 @@
+//! Identity: what looks the same and is not.
+
+use std::thread;
+
+use tracer_user::kernel::sandbox::Sandbox;
+
+use crate::support::{
+    Net, Pair, Tracer, cookie, for_each_net, is, read_to_end, reset_on_close, sandbox,
+};
+
+/// Containers have the same addresses and ports.
+#[test]
+fn one_connection_in_two_namespaces_is_two() {
+    if sandbox().is_none() {
+        return;
+    }
+    let [first_sandbox, second_sandbox] = [(), ()].map(|()| {
+        let made = thread::spawn(|| sandbox().expect("there was one before"));
+        made.join().expect("a namespace can be made")
+    });
+    let [first_netns, second_netns] =
+        [&first_sandbox, &second_sandbox].map(|sandbox| sandbox.netns().0.to_string());
+    let arguments = ["-n", &first_netns, "-n", &second_netns, "--verify", "0.2"];
+    let mut tracer = Tracer::start_with(&arguments);
+    let connect_in = |sandbox: &Sandbox| {
+        let connect = || {
+            sandbox.enter().expect("the namespace exists");
+            let listener = Net::V4.listener_on(20_000);
+            let pair = Pair::connect(Net::V4.bound(30_000), &listener);
+            (listener, pair)
+        };
+        thread::scope(|scope| scope.spawn(connect).join().expect("the scenario runs"))
+    };
+    let (first_listener, Pair { client, server }) = connect_in(&first_sandbox);
+    let first = [&client, &server].map(cookie);
+    // The first connection leaves a TIME_WAIT, which the second must not be taken to reuse.
+    drop(client);
+    tracer.wait_for("FIN_WAIT2", is(first[0], "time_wait:fin_wait2"));
+    read_to_end(&server);
+    drop(server);
+    tracer.wait_for("TIME_WAIT", is(first[0], "time_wait:time_wait"));
+    let (second_listener, pair) = connect_in(&second_sandbox);
+    let second = [&pair.client, &pair.server].map(cookie);
+    tracer.wait_for("connection", is(second[0], "established"));
+    tracer.wait_for("accept", is(second[1], "accept"));
+    tracer.verify();
+    let story = tracer.finish();
+    assert_eq!(
+        story.of(first[0]),
+        ["bind", "established", "closing:local", "time_wait:fin_wait2", "time_wait:time_wait"]
+    );
+    assert_eq!(story.of(first[1]), ["accept", "closing:peer", "release:closed"]);
+    assert_eq!(story.of(second[0]), ["bind", "established"]);
+    assert_eq!(story.of(second[1]), ["accept"]);
+    assert!(story.the(second[0], "bind")["reuse"].is_null(), "the port was never used there");
+    for (cookies, sandbox, listener) in
+        [(first, &first_sandbox, &first_listener), (second, &second_sandbox, &second_listener)]
+    {
+        for own_cookie in cookies {
+            for record in story.records_of(own_cookie) {
+                assert_eq!(record["netns"], sandbox.netns().0);
+            }
+        }
+        assert_eq!(story.the(cookies[1], "accept")["listener"], cookie(listener));
+    }
+}
+
+/// The kernel gives the memory of a socket to the next one: a life ends where its socket's does.
+#[test]
+fn sockets_in_the_same_memory_are_told_apart() {
+    for_each_net(|net, sandbox| {
+        let mut tracer = Tracer::start_verifying(sandbox);
+        let listener = net.listener();
+        let mut bound = Vec::new();
+        let mut connected = Vec::new();
+        for _ in 0..100 {
+            // The port stays the same, too.
+            bound.push(cookie(net.bound(20_000)));
+            let Pair { client, server } = Pair::connect(net.bound(20_000), &listener);
+            connected.push([&client, &server].map(cookie));
+            reset_on_close(&client);
+            drop(client);
+        }
+        let [_, last] = connected.last().expect("there are some");
+        tracer.wait_for("release", is(*last, "release:reset_in"));
+        tracer.verify();
+        let story = tracer.finish();
+        let mut previous = None;
+        for (own_cookie, [client, server]) in bound.into_iter().zip(connected) {
+            assert_eq!(story.of(own_cookie), ["bind", "release:closed"]);
+            assert_eq!(story.of(client), ["bind", "established", "release:reset_out"]);
+            assert_eq!(story.of(server), ["accept", "release:reset_in"]);
+            for holder in [own_cookie, client] {
+                let bind = story.the(holder, "bind");
+                assert_eq!(bind["reuse"]["lease"].as_u64(), previous);
+                previous = bind["lease"].as_u64();
+            }
+        }
+    });
+}
