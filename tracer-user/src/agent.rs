@@ -25,6 +25,7 @@ use crate::{
     },
     ledger::{
         Differences, Failure, Instant, Kind, Lease, LeaseEvent, Ledger, Operation, Silence, Sink,
+        Unknown,
     },
     output::{Cgroup, HookReport, Loss, Output, Place, Start, Summary, names, writer::Writer},
 };
@@ -262,8 +263,9 @@ impl Session<'_> {
         self.audit = None;
         self.drain_all()?;
         self.ledger.settle(Instant(clock::monotonic_ns()), &mut self.reporter);
-        let Snapshot { held, unlisted, problems: _ } = snapshot;
-        let mut differences = self.ledger.compare(&held, &unlisted);
+        let Snapshot { held, coverage, problems: _ } = snapshot;
+        let unknown = if self.losses.unhealed() > 0 { Unknown::Gone } else { Unknown::Believed };
+        let mut differences = self.ledger.compare(&held, &coverage, unknown);
         self.ledger.end_snapshot();
         match earlier {
             None if !differences.is_empty() => self.begin_audit(Some(differences)),

@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::LruHashMap,
     programs::{SockAddrContext, SockContext},
 };
-use tracer_ebpf::{FactKind, Hook};
+use tracer_ebpf::{FactKind, Hook, flags};
 
 use crate::{
     emit,
@@ -88,9 +88,13 @@ fn after_bind(ctx: &SockContext, hook: Hook) -> i32 {
         // The kernel runs these programs with the socket itself as the context
         // (__cgroup_bpf_run_filter_sk, kernel/bpf/cgroup.c), so probed reads reach the fields
         // that `struct bpf_sock` does not have, the namespace above all.
-        Sock(ctx.as_ptr().cast_const().cast()).describe::<Probed>(fact);
+        let sk = Sock(ctx.as_ptr().cast_const().cast());
+        sk.describe::<Probed>(fact);
         fact.cookie = cookie;
-        fact.detail = i32::from(auto);
+        fact.detail = sk.incarnation::<Probed>();
+        if auto {
+            fact.flags |= flags::ANY_PORT;
+        }
     });
     ALLOW
 }

@@ -49,6 +49,7 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
         sk.describe::<Typed>(fact);
         // SAFETY: the helper takes this program's context.
         fact.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+        fact.detail = sk.incarnation::<Typed>();
         fact.userlocks = sk.userlocks::<Typed>();
     });
     ALLOW

@@ -65,6 +65,7 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
         }),
         ESTABLISHED => emit::fact(C::slot(Hook::SetState), FactKind::Established, |fact| {
             describe(sk, old, fact);
+            fact.detail = sk.incarnation::<Typed>();
         }),
         CLOSE => emit::fact(C::slot(Hook::SetState), FactKind::Closed, |fact| {
             describe(sk, old, fact);

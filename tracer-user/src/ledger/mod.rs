@@ -14,7 +14,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-pub use held::{Held, HeldBy};
+pub use held::{Coverage, Held, HeldBy, Unknown};
 pub use state::{Differences, Ledger, Sight};
 pub use types::{
     Addr, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent, LeaseId, Netns,

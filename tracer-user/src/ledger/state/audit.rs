@@ -4,19 +4,15 @@
 //! since [`Ledger::begin_snapshot`] is therefore not held against either side, and what remains is
 //! only believed when a second snapshot shows the same.
 
-use std::collections::{BTreeSet, hash_map::Entry};
+use std::collections::hash_map::Entry;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{Hold, Ledger, held_tuple, lease_tuple, phase_of};
 use crate::ledger::{
-    held::{Held, HeldBy},
-    types::{Instant, LeaseId, Netns, Phase, Reason, Sink},
+    held::{Coverage, Held, HeldBy, Unknown},
+    types::{Instant, Lease, Phase, Reason, Sink},
 };
-
-/// A connect() or listen() that has had no result for so long had it in a fact that was lost (the
-/// search of a full range takes milliseconds).
-const LONGEST_CALL_NS: u64 = 10_000_000_000;
 
 /// Where ledger and kernel differ.
 #[derive(Debug, Default)]
@@ -28,7 +24,7 @@ pub struct Differences {
     /// Holds of the kernel that the ledger lacks, or has otherwise.
     missing: FxHashMap<Hold, Held>,
     /// Holds of the ledger that the kernel lacks, or has otherwise.
-    extra: FxHashMap<Hold, LeaseId>,
+    extra: FxHashMap<Hold, Lease>,
 }
 
 impl Differences {
@@ -55,7 +51,9 @@ impl Differences {
         self.missing.retain(|hold, held| {
             earlier.missing.get(hold).is_some_and(|before| before.by == held.by)
         });
-        self.extra.retain(|hold, lease| earlier.extra.get(hold) == Some(lease));
+        self.extra.retain(|hold, lease| {
+            earlier.extra.get(hold).is_some_and(|before| before.id == lease.id)
+        });
     }
 
     /// Each difference in a sentence.
@@ -66,21 +64,28 @@ impl Differences {
                 held.cookie.0, held.local_addr, held.local_port.0, held.netns.0, held.by
             )
         });
-        let extra = self
-            .extra
-            .iter()
-            .map(|(hold, lease)| format!("missing in the kernel: {hold:?} of lease {}", lease.0));
+        let extra = self.extra.values().map(|lease| {
+            format!(
+                "missing in the kernel: socket {}, {}:{} in {}, {:?} of lease {}",
+                lease.cookie.0,
+                lease.local_addr,
+                lease.local_port.0,
+                lease.netns.0,
+                lease.phase,
+                lease.id.0
+            )
+        });
         missing.chain(extra)
     }
 }
 
 impl Ledger {
     /// Compares with a snapshot that was taken since [`begin_snapshot`](Self::begin_snapshot),
-    /// after every fact of its time was applied. Of the `unlisted` namespaces it shows only a part.
+    /// after every fact of its time was applied.
     /// Owners are corrected at once: a lease whose owner was not seen gains one, and one whose
     /// owner has handed it on (to a child that outlives it, or by `SCM_RIGHTS`) gets who has it.
     #[must_use]
-    pub fn compare(&mut self, held: &[Held], unlisted: &BTreeSet<Netns>) -> Differences {
+    pub fn compare(&mut self, held: &[Held], of: &Coverage, unknown: Unknown) -> Differences {
         let mut differences = Differences { leases: self.len(), ..Differences::default() };
         let mut seen = FxHashMap::with_capacity_and_hasher(held.len(), rustc_hash::FxBuildHasher);
         let mut matched = FxHashSet::default();
@@ -102,9 +107,8 @@ impl Ledger {
             if let Some(index) = index {
                 matched.insert((index, hold));
                 if !self.agrees(index, held) {
-                    let id = self.leases[index as usize].lease.id;
                     differences.missing.insert(hold, *held);
-                    differences.extra.insert(hold, id);
+                    differences.extra.insert(hold, self.leases[index as usize].lease);
                 }
             } else if !self.has_just_ended(&hold) {
                 differences.missing.insert(hold, *held);
@@ -123,7 +127,9 @@ impl Ledger {
         }
         for (_, entry) in &self.leases {
             let lease = &entry.lease;
-            if entry.changed == self.epoch || unlisted.contains(&lease.netns) {
+            let is_shown = of.listed.contains(&lease.netns)
+                || unknown == Unknown::Gone && !of.unlisted.contains(&lease.netns);
+            if entry.changed == self.epoch || !is_shown {
                 continue;
             }
             let socket = entry.held_by_socket.then_some(Hold::Socket(lease.cookie));
@@ -132,7 +138,7 @@ impl Ledger {
                 .map(|tuple| Hold::TimeWait(lease.cookie, tuple));
             for hold in socket.into_iter().chain(time_wait) {
                 if !seen.contains_key(&hold) {
-                    differences.extra.insert(hold, lease.id);
+                    differences.extra.insert(hold, *lease);
                 }
             }
         }
@@ -141,8 +147,8 @@ impl Ledger {
 
     /// Makes the ledger agree with the kernel, and tells what that changes.
     pub fn heal(&mut self, differences: &Differences, at: Instant, sink: &mut impl Sink) {
-        self.pending.retain(|_, pending| at.since(pending.began) < LONGEST_CALL_NS);
-        for (hold, id) in &differences.extra {
+        self.forget_lost_calls(at);
+        for (hold, Lease { id, .. }) in &differences.extra {
             let index = match hold {
                 Hold::Socket(cookie) => self.socket_lease(*cookie),
                 Hold::TimeWait(cookie, tuple) => self.time_wait_lease(*cookie, tuple),
