@@ -468,10 +468,12 @@ impl Reporter<'_> {
 
     /// Writes the rest, unless nobody reads it.
     fn finish(&mut self) -> Result<(), AgentError> {
-        let is_written =
+        let unread =
             self.writer.finish(self.output.buffer(), READER_PATIENCE).map_err(AgentError::Write)?;
-        if !is_written {
-            eprintln!("portlife: the reader of stdout does not read: the last records are lost");
+        if unread > 0 {
+            eprintln!(
+                "portlife: the reader of stdout does not read: the last {unread} records are lost"
+            );
         }
         Ok(())
     }
