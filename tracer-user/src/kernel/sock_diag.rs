@@ -28,14 +28,12 @@ pub fn list(netns: Netns, found: &mut Vec<Held>) -> io::Result<()> {
         Some(netlink::SOCK_DIAG),
     )?;
     let mut buffer = vec![0; 1 << 16];
-    for family in [Family::Ipv4, Family::Ipv6] {
-        let request = Request::dump(family);
-        send(&socket, request.as_bytes(), SendFlags::empty())?;
-        while !receive(&socket, &mut buffer, netns, family, found)? {}
-    }
+    send(&socket, Request::dump().as_bytes(), SendFlags::empty())?;
+    while !receive(&socket, &mut buffer, netns, found)? {}
     Ok(())
 }
 
+const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -63,17 +61,20 @@ struct SocketId {
     cookie: [u32; 2],
 }
 
-/// `struct inet_diag_req_v2`, after its netlink header.
+/// `struct inet_diag_req`, after its netlink header. The kernel goes through the sockets of the
+/// whole host for each dump in each namespace, and this older request is the one that takes both
+/// families together (`inet_diag_dump_compat`, net/ipv4/inet_diag.c).
 #[repr(C)]
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 struct Request {
     header: Header,
     family: u8,
-    protocol: u8,
+    source_bits: u8,
+    destination_bits: u8,
     extensions: u8,
-    pad: u8,
-    states: u32,
     id: SocketId,
+    states: u32,
+    tables: u32,
 }
 
 /// `struct inet_diag_msg`.
@@ -93,25 +94,26 @@ struct Message {
 }
 
 impl Request {
-    fn dump(family: Family) -> Self {
-        const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    fn dump() -> Self {
+        const TCPDIAG_GETSOCK: u16 = 18;
         const NLM_F_REQUEST_DUMP: u16 = 0x301;
         // Bound-but-idle sockets are listed since 6.8; older kernels ignore the bit.
         const STATES: u32 = !(1 << TcpState::SynRecv as u32 | 1 << TcpState::NewSynRecv as u32);
         Self {
             header: Header {
                 length: size_of::<Self>() as u32,
-                kind: SOCK_DIAG_BY_FAMILY,
+                kind: TCPDIAG_GETSOCK,
                 flags: NLM_F_REQUEST_DUMP,
                 sequence: 0,
                 port: 0,
             },
-            family: if family == Family::Ipv4 { AF_INET } else { AF_INET6 },
-            protocol: libc::IPPROTO_TCP as u8,
+            family: AF_UNSPEC,
+            source_bits: 0,
+            destination_bits: 0,
             extensions: 0,
-            pad: 0,
-            states: STATES,
             id: SocketId::default(),
+            states: STATES,
+            tables: 0,
         }
     }
 }
@@ -121,7 +123,6 @@ fn receive(
     socket: impl std::os::fd::AsFd,
     buffer: &mut [u8],
     netns: Netns,
-    family: Family,
     found: &mut Vec<Held>,
 ) -> io::Result<bool> {
     const NLMSG_ERROR: u16 = 2;
@@ -142,7 +143,7 @@ fn receive(
             _ => found.extend(
                 Message::read_from_prefix(payload)
                     .ok()
-                    .and_then(|(message, _)| message.held(netns, family)),
+                    .and_then(|(message, _)| message.held(netns)),
             ),
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -151,9 +152,14 @@ fn receive(
 }
 
 impl Message {
-    fn held(self, netns: Netns, family: Family) -> Option<Held> {
+    fn held(self, netns: Netns) -> Option<Held> {
         /// The timer of a TIME_WAIT (`idiag_timer`, net/ipv4/inet_diag.c).
         const TIME_WAIT_TIMER: u8 = 3;
+        let family = match self.family {
+            AF_INET => Family::Ipv4,
+            AF_INET6 => Family::Ipv6,
+            _ => return None,
+        };
         let port = |bytes| match u16::from_be_bytes(bytes) {
             0 => None,
             number => Some(Port(number)),
@@ -188,4 +194,4 @@ impl Message {
     }
 }
 
-const _: () = assert!(size_of::<Request>() == 72 && size_of::<Message>() == 72);
+const _: () = assert!(size_of::<Request>() == 76 && size_of::<Message>() == 72);
