@@ -56,6 +56,8 @@ pub struct Ledger {
     ended: Option<FxHashSet<Hold>>,
     /// Counts the snapshots, to tell what changed while the present one was taken.
     epoch: u32,
+    /// Counts the comparisons with the kernel.
+    comparison: u32,
 }
 
 /// A TIME_WAIT timer that was cancelled before it was due is armed again at once, under the same
@@ -89,6 +91,9 @@ struct Entry {
     attempt: Option<Instant>,
     /// The epoch of the latest change of holder or phase.
     changed: u32,
+    /// The latest comparison in which the kernel had the socket's hold, and the TIME_WAIT's.
+    seen_socket: u32,
+    seen_time_wait: u32,
     next_of_cookie: u32,
     next_of_port: u32,
     previous_of_port: u32,
@@ -177,6 +182,7 @@ impl Ledger {
             accept_due: VecDeque::new(),
             ended: None,
             epoch: 0,
+            comparison: 0,
         }
     }
 
@@ -973,6 +979,8 @@ impl Ledger {
             cancel: None,
             attempt: None,
             changed: self.epoch,
+            seen_socket: 0,
+            seen_time_wait: 0,
             next_of_cookie: NONE,
             next_of_port: first_of_port,
             previous_of_port: NONE,

@@ -4,9 +4,10 @@
 //! since [`Ledger::begin_snapshot`] is therefore not held against either side, and what remains is
 //! only believed when a second snapshot shows the same.
 
-use std::collections::hash_map::Entry;
+use std::mem;
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
+use tracer_ebpf::Owner;
 
 use super::{Hold, Ledger, held_tuple, lease_tuple, phase_of};
 use crate::ledger::{
@@ -25,6 +26,13 @@ pub struct Differences {
     missing: FxHashMap<Hold, Held>,
     /// Holds of the ledger that the kernel lacks, or has otherwise.
     extra: FxHashMap<Hold, Lease>,
+}
+
+/// The processes that have a lease's socket open.
+struct Holders {
+    first: Owner,
+    /// The lease's owner is among them.
+    has_owner: bool,
 }
 
 impl Differences {
@@ -87,42 +95,48 @@ impl Ledger {
     #[must_use]
     pub fn compare(&mut self, held: &[Held], of: &Coverage, unknown: Unknown) -> Differences {
         let mut differences = Differences { leases: self.len(), ..Differences::default() };
-        let mut seen = FxHashMap::with_capacity_and_hasher(held.len(), rustc_hash::FxBuildHasher);
-        let mut matched = FxHashSet::default();
+        self.comparison = self.comparison.wrapping_add(1);
+        let mut matched = 0;
+        let mut holders: FxHashMap<u32, Holders> = FxHashMap::default();
         for held in held {
             let Some(hold) = Hold::of(held) else { continue };
-            match seen.entry(hold) {
-                Entry::Vacant(place) => {
-                    place.insert(held.owner.into_iter().collect::<Vec<_>>());
-                }
-                Entry::Occupied(mut owners) => {
-                    owners.get_mut().extend(held.owner);
-                    continue;
-                }
-            }
             let index = match hold {
                 Hold::Socket(cookie) => self.socket_lease(cookie),
                 Hold::TimeWait(cookie, tuple) => self.time_wait_lease(cookie, &tuple),
             };
-            if let Some(index) = index {
-                matched.insert((index, hold));
-                if !self.agrees(index, held) {
-                    differences.missing.insert(hold, *held);
-                    differences.extra.insert(hold, self.leases[index as usize].lease);
+            let Some(index) = index else {
+                if !self.has_just_ended(&hold) {
+                    differences.missing.entry(hold).or_insert(*held);
                 }
-            } else if !self.has_just_ended(&hold) {
+                continue;
+            };
+            if let Some(holder) = held.owner {
+                let owner = self.leases[index as usize].lease.owner;
+                let holders =
+                    holders.entry(index).or_insert(Holders { first: holder, has_owner: false });
+                holders.has_owner |= owner.is_some_and(|owner| owner.pid == holder.pid);
+            }
+            let entry = &mut self.leases[index as usize];
+            let is_known =
+                entry.seen_socket == self.comparison || entry.seen_time_wait == self.comparison;
+            let seen = match hold {
+                Hold::Socket(_) => &mut entry.seen_socket,
+                Hold::TimeWait(..) => &mut entry.seen_time_wait,
+            };
+            if mem::replace(seen, self.comparison) == self.comparison {
+                // Listed twice: as an open file, and by the kernel.
+                continue;
+            }
+            matched += usize::from(!is_known);
+            if !self.agrees(index, held) {
                 differences.missing.insert(hold, *held);
+                differences.extra.insert(hold, self.leases[index as usize].lease);
             }
         }
-        let leases: FxHashSet<u32> = matched.iter().map(|(index, _)| *index).collect();
-        differences.kernel = leases.len() + differences.missing.len() - differences.extra.len();
-        for (index, hold) in matched {
-            let owner = &mut self.leases[index as usize].lease.owner;
-            let holders = seen.get(&hold).map(Vec::as_slice).unwrap_or_default();
-            let is_among_them =
-                owner.is_some_and(|owner| holders.iter().any(|holder| holder.pid == owner.pid));
-            if !is_among_them && let Some(holder) = holders.first() {
-                *owner = Some(*holder);
+        differences.kernel = matched + differences.missing.len() - differences.extra.len();
+        for (index, Holders { first, has_owner }) in holders {
+            if !has_owner {
+                self.leases[index as usize].lease.owner = Some(first);
             }
         }
         for (_, entry) in &self.leases {
@@ -132,14 +146,15 @@ impl Ledger {
             if entry.changed == self.epoch || !is_shown {
                 continue;
             }
-            let socket = entry.held_by_socket.then_some(Hold::Socket(lease.cookie));
-            let time_wait = lease_tuple(lease)
-                .filter(|_| entry.held_by_time_wait && entry.cancel.is_none())
-                .map(|tuple| Hold::TimeWait(lease.cookie, tuple));
-            for hold in socket.into_iter().chain(time_wait) {
-                if !seen.contains_key(&hold) {
-                    differences.extra.insert(hold, *lease);
-                }
+            if entry.held_by_socket && entry.seen_socket != self.comparison {
+                differences.extra.insert(Hold::Socket(lease.cookie), *lease);
+            }
+            if entry.held_by_time_wait
+                && entry.cancel.is_none()
+                && entry.seen_time_wait != self.comparison
+                && let Some(tuple) = lease_tuple(lease)
+            {
+                differences.extra.insert(Hold::TimeWait(lease.cookie, tuple), *lease);
             }
         }
         differences
