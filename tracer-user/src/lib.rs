@@ -1,9 +1,11 @@
 //! portlife: who holds which local TCP port, since when, until when, and why is there none left?
 //!
 //! Data flows one way: [`kernel`] (facts) to [`ledger`] (leases) to [`output`] (records). The
-//! [`agent`] moves it along.
+//! `agent` moves it along.
 
+#[cfg(feature = "programs")]
 pub mod agent;
+#[cfg(feature = "programs")]
 pub mod cli;
 pub mod filter;
 pub mod kernel;

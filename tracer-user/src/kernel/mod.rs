@@ -10,13 +10,15 @@ pub mod btf;
 pub mod capability;
 pub mod cgroup;
 pub mod clock;
-#[cfg(feature = "debug-log")]
+#[cfg(all(feature = "programs", feature = "debug-log"))]
 pub mod debug_log;
 pub mod kallsyms;
 pub mod layout;
+#[cfg(feature = "programs")]
 pub mod loader;
 pub mod memory;
 pub mod netns;
+#[cfg(feature = "programs")]
 pub mod ring;
 pub mod sandbox;
 pub mod snapshot;
