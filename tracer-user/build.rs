@@ -13,6 +13,9 @@ const OVERRIDE: &str = "PORTLIFE_BPF_OBJECT";
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-env-changed={OVERRIDE}");
+    if env::var_os("CARGO_FEATURE_PROGRAMS").is_none() {
+        return ExitCode::SUCCESS;
+    }
     match object().and_then(|object| embed(&object)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {

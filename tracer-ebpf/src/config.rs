@@ -71,6 +71,8 @@ pub struct Layout {
     /// The reference count that is zero once a namespace is being torn down: `net.ns.__ns_ref`
     /// (6.18), `net.ns.count` (5.11 to 6.17), `net.count` (5.10).
     pub net_refs: u32,
+    /// `net.net_cookie`: 64 bits, never given twice (set at the namespace's birth since 5.12).
+    pub net_cookie: u32,
     /// `net.ipv4.tcp_death_row`.
     pub net_death_row: u32,
     /// Non-zero if that is a pointer and not the structure itself.

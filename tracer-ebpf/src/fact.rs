@@ -40,6 +40,8 @@ pub mod flags {
     /// Of a transition to CLOSE: the socket belongs to no file, because nobody has accepted it or
     /// because its file is closed.
     pub const ORPHAN: u8 = 1 << 5;
+    /// Of a bind(): it had asked for port 0.
+    pub const ANY_PORT: u8 = 1 << 4;
 }
 
 /// What happened.
@@ -48,9 +50,10 @@ pub mod flags {
 pub enum FactKind {
     /// CLOSE to SYN_SENT, in the connecting process; the port is 0 unless the socket was bound.
     ConnectStart = 1,
-    /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: connect() has its port, the SYN is about to leave.
+    /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: connect() has its port, the SYN is about to leave. `detail`
+    /// tells the namespace's incarnation, as it does in every fact that can begin a lease.
     PortChosen = 2,
-    /// Any state to ESTABLISHED.
+    /// Any state to ESTABLISHED; `detail` is the namespace's incarnation.
     Established = 3,
     /// ESTABLISHED (or SYN_RECV) to FIN_WAIT1 or CLOSE_WAIT; `state` is the new state.
     Closing = 4,
@@ -61,9 +64,10 @@ pub enum FactKind {
     Destroyed = 6,
     /// CLOSE to LISTEN, in the listening process; the port is 0 unless the socket was bound.
     ListenStart = 7,
-    /// `BPF_SOCK_OPS_TCP_LISTEN_CB`: listen() succeeded, the port is held.
+    /// `BPF_SOCK_OPS_TCP_LISTEN_CB`: listen() succeeded, the port is held; `detail` is the
+    /// namespace's incarnation.
     Listening = 8,
-    /// `cgroup/post_bind`: bind() got a port; `detail` is 1 if it had asked for port 0.
+    /// `cgroup/post_bind`: bind() got a port; `detail` is the namespace's incarnation.
     Bound = 9,
     /// bind() failed: `detail` is the errno, local address and port are the requested ones.
     BindFailed = 10,
@@ -171,7 +175,9 @@ pub struct Fact {
     pub local_port: u16,
     /// Peer port, host byte order.
     pub peer_port: u16,
-    /// An errno or another number, by kind.
+    /// An errno or another number, by kind. An incarnation is the low half of the namespace's
+    /// cookie (`net.net_cookie`), or 0 where there is none: it tells apart namespaces that had the
+    /// same inode one after the other.
     pub detail: i32,
     /// A [`FactKind`].
     pub kind: u8,

@@ -200,6 +200,15 @@ impl Sock {
         count >= field::<Probed, i32>(row, layout!(death_row_max))
     }
 
+    /// The low half of the namespace's cookie; 0 if the kernel gives it none.
+    #[inline(always)]
+    pub fn incarnation<M: Memory>(self) -> i32 {
+        if layout!(net_cookie) == ABSENT {
+            return 0;
+        }
+        field::<M, u64>(self.net::<M>(), layout!(net_cookie)) as i32
+    }
+
     /// True while the namespace is being torn down.
     #[inline(always)]
     pub fn is_netns_dying<M: Memory>(self) -> bool {

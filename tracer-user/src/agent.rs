@@ -24,13 +24,14 @@ use crate::{
     kernel::{
         cgroup::{CgroupRoot, container_of},
         clock,
-        loader::{self, HookStatus, LoadError, LoadOptions, Outcome, Probes, Scope},
+        loader::{self, HookStatus, LoadError, LoadOptions, Outcome, Probes},
         memory,
+        scope::Scope,
         snapshot::{self, Snapshot},
     },
     ledger::{
         Differences, Failure, Family, Instant, Kind, Lease, LeaseEvent, Ledger, Operation,
-        Pressure, Silence, Sink,
+        Pressure, Silence, Sink, Unknown,
     },
     output::{Cgroup, HookReport, Loss, Output, Place, Start, Summary, names, writer::Writer},
 };
@@ -277,8 +278,9 @@ impl Session<'_> {
         self.audit = None;
         self.drain_all()?;
         self.ledger.settle(Instant(clock::monotonic_ns()), &mut self.reporter);
-        let Snapshot { held, unlisted, problems: _ } = snapshot;
-        let mut differences = self.ledger.compare(&held, &unlisted);
+        let Snapshot { held, coverage, problems: _ } = snapshot;
+        let unknown = if self.losses.unhealed() > 0 { Unknown::Gone } else { Unknown::Believed };
+        let mut differences = self.ledger.compare(&held, &coverage, unknown);
         self.ledger.end_snapshot();
         match earlier {
             None if !differences.is_empty() => self.begin_audit(Some(differences)),
@@ -486,10 +488,12 @@ impl Reporter<'_> {
 
     /// Writes the rest, unless nobody reads it.
     fn finish(&mut self) -> Result<(), AgentError> {
-        let is_written =
+        let unread =
             self.writer.finish(self.output.buffer(), READER_PATIENCE).map_err(AgentError::Write)?;
-        if !is_written {
-            eprintln!("portlife: the reader of stdout does not read: the last records are lost");
+        if unread > 0 {
+            eprintln!(
+                "portlife: the reader of stdout does not read: the last {unread} records are lost"
+            );
         }
         Ok(())
     }

@@ -3,7 +3,9 @@
 //! Data flows one way: [`kernel`] (facts) to [`ledger`] (leases) to [`exhaustion`] (why there is no
 //! port left) to [`output`] (records). The [`agent`] moves it along.
 
+#[cfg(feature = "programs")]
 pub mod agent;
+#[cfg(feature = "programs")]
 pub mod cli;
 pub mod exhaustion;
 pub mod filter;

@@ -3,7 +3,9 @@
 mod build_ebpf;
 #[path = "../../tracer-ebpf/fingerprint.rs"]
 mod fingerprint;
+mod load;
 mod run;
+mod soak;
 mod test;
 mod vm;
 mod workspace;
@@ -19,6 +21,8 @@ enum Task {
     Run(run::Args),
     /// Run all tests, with those that need root and this kernel.
     Test(test::Args),
+    /// Load the tracer with millions of connections and check that it misses nothing (as root).
+    Soak(soak::Args),
     /// Run the scenarios on other kernels, in virtual machines.
     Vm(vm::Args),
 }
@@ -31,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Run(args) => run::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Soak(args) => soak::run(&args),
         Task::Vm(args) => vm::run(&args),
     }
 }

@@ -145,7 +145,10 @@ fn after_bind(ctx: &SockContext, hook: Hook) -> i32 {
     let sk = Sock(ctx.as_ptr().cast_const().cast());
     emit::owned_fact::<Probed>(hook as u32, FactKind::Bound, sk, |fact| {
         fact.cookie = cookie;
-        fact.detail = i32::from(auto);
+        fact.detail = sk.incarnation::<Probed>();
+        if auto {
+            fact.flags |= flags::ANY_PORT;
+        }
     });
     ALLOW
 }

@@ -48,6 +48,7 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
     emit::fact::<Typed>(Hook::SockOps as u32, kind, sk, |fact| {
         // SAFETY: the helper takes this program's context.
         fact.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+        fact.detail = sk.incarnation::<Typed>();
         fact.userlocks = sk.userlocks::<Typed>();
     });
     ALLOW

@@ -70,6 +70,7 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
         ESTABLISHED => {
             emit::fact::<Typed>(C::slot(Hook::SetState), FactKind::Established, sk, |fact| {
                 identify(sk, old, fact);
+                fact.detail = sk.incarnation::<Typed>();
             })
         }
         CLOSE => emit::fact::<Typed>(C::slot(Hook::SetState), FactKind::Closed, sk, |fact| {

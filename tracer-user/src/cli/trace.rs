@@ -14,8 +14,9 @@ use crate::{
     filter::{self, Destination, Filter, KindFilter, PortRange},
     kernel::{
         clock,
-        loader::{HookFamily, LoadOptions, Scope},
+        loader::{HookFamily, LoadOptions},
         netns,
+        scope::Scope,
     },
     ledger::{Family, Netns},
     output::{Output, Verbosity, json::Json, text::Text},

@@ -7,8 +7,8 @@ use crate::{
     kernel::{
         cgroup::{CgroupRoot, container_of},
         clock,
-        loader::Scope,
         occupants::PortLists,
+        scope::Scope,
     },
     ledger::{Instant, Port},
     output::{

@@ -84,6 +84,7 @@ fn resolve_sock(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
         .into_iter()
         .find_map(|name| scalar(&net, name, 32).ok())
         .unwrap_or(ABSENT);
+    layout.net_cookie = scalar(&net, "net_cookie", 64).unwrap_or(ABSENT);
     layout.sk_ipv6only = bitfield(&sock, "__sk_common.skc_ipv6only")?;
     layout.sk_socket = sock.field("sk_socket")?.offset();
     if resolve_death_row(&net, layout).is_err() {

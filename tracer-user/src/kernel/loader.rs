@@ -19,7 +19,6 @@ use aya::{
         ProgramError, SockOps,
     },
 };
-use tracer_ebpf::NETNS_WANTED_MOST;
 use zerocopy::IntoBytes;
 
 use super::{
@@ -28,8 +27,9 @@ use super::{
     cgroup::CgroupRoot,
     clock, kallsyms, layout, memory,
     ring::Ring,
+    scope::Scope,
 };
-use crate::ledger::{Instant, Netns, Sight};
+use crate::ledger::{Instant, Sight};
 
 /// The object that `cargo xtask build-ebpf` made, embedded.
 pub(super) static OBJECT: &[u8] =
@@ -144,30 +144,6 @@ pub struct LoadOptions {
     pub scope: Scope,
 }
 
-/// The network namespaces that the programs report and that snapshots show.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Scope([u32; NETNS_WANTED_MOST]);
-
-impl Scope {
-    /// These namespaces; all if there are none of them, or more than the programs can tell apart.
-    #[must_use]
-    pub fn of(namespaces: &[Netns]) -> Self {
-        let mut inodes = [0; NETNS_WANTED_MOST];
-        if namespaces.len() <= NETNS_WANTED_MOST {
-            for (inode, netns) in inodes.iter_mut().zip(namespaces) {
-                *inode = netns.0;
-            }
-        }
-        Self(inodes)
-    }
-
-    /// True if this namespace is reported.
-    #[must_use]
-    pub fn contains(self, netns: Netns) -> bool {
-        self == Self::default() || self.0.contains(&netns.0)
-    }
-}
-
 /// Where a function hook and a tracepoint tell the same, the tracepoint is the dearer one: it fires
 /// for every timer or every system call of the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -222,7 +198,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         .override_global("COOKIE_HELPER", &u32::from(has_cookie_helper), true)
         .override_global("TW_TIMER_HANDLER", handler.as_ref().unwrap_or(&0), true)
         .override_global("WAKE_BYTES", &u64::from(options.ring_bytes / 4), true)
-        .override_global("NETNS_WANTED", &options.scope.0, true)
+        .override_global("NETNS_WANTED", &options.scope.inodes(), true)
         .override_global("NR_BIND", &(libc::SYS_bind as u64), true)
         .override_global("NR_ACCEPT", &(libc::SYS_accept as u64), true)
         .override_global("NR_ACCEPT4", &(libc::SYS_accept4 as u64), true)

@@ -10,17 +10,22 @@ pub mod btf;
 pub mod capability;
 pub mod cgroup;
 pub mod clock;
-#[cfg(feature = "debug-log")]
+#[cfg(all(feature = "programs", feature = "debug-log"))]
 pub mod debug_log;
+#[cfg(feature = "programs")]
 pub mod holders;
 pub mod kallsyms;
 pub mod layout;
+#[cfg(feature = "programs")]
 pub mod loader;
 pub mod memory;
 pub mod netns;
+#[cfg(feature = "programs")]
 pub mod occupants;
+#[cfg(feature = "programs")]
 pub mod ring;
 pub mod sandbox;
+pub mod scope;
 pub mod settings;
 pub mod snapshot;
 pub mod sock_diag;

@@ -8,8 +8,9 @@ use std::{
 
 use super::{
     holders::{HolderLists, Iterators, load_iterator, open_iterator, refused},
-    loader::{LoadError, Scope},
+    loader::LoadError,
     memory, netns,
+    scope::Scope,
     settings::SettingsFiles,
     snapshot::{self, Found},
     sock_diag::{self, Timed},

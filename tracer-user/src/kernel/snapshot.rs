@@ -10,11 +10,11 @@ use std::{
 use tracer_ebpf::{FactKind, OwnedFact, decode};
 
 use super::{
-    loader::Scope,
     netns::{self, NamespaceFile, Namespaces, SocketFile},
+    scope::Scope,
     sock_diag,
 };
-use crate::ledger::{Held, Netns};
+use crate::ledger::{Coverage, Held, Netns};
 
 /// What a snapshot found, and what it could not look at.
 #[derive(Debug, Default)]
@@ -22,8 +22,8 @@ pub struct Snapshot {
     /// Holds; first those that processes have open, with their owners, then those that the
     /// kernel lists, among which the former stand once more.
     pub held: Vec<Held>,
-    /// Namespaces of which only the sockets that processes hold are known.
-    pub unlisted: BTreeSet<Netns>,
+    /// How much of the host that is.
+    pub coverage: Coverage,
     /// What is missing, in sentences.
     pub problems: Vec<String>,
 }
@@ -44,7 +44,7 @@ pub fn take(files: Option<File>, scope: Scope) -> Snapshot {
     }
     let namespaces = found.namespaces(scope);
     let reached: BTreeSet<u32> = namespaces.iter().map(|(inode, _)| inode).collect();
-    snapshot.unlisted =
+    snapshot.coverage.unlisted =
         found.sockets.keys().filter(|inode| !reached.contains(inode)).copied().map(Netns).collect();
     // A thread that entered a namespace is not used for anything else.
     thread::scope(|scope| {
@@ -57,15 +57,17 @@ pub fn take(files: Option<File>, scope: Scope) -> Snapshot {
 }
 
 fn list_all(namespaces: &Namespaces, snapshot: &mut Snapshot) {
-    let Snapshot { held, unlisted, problems } = snapshot;
+    let Snapshot { held, coverage, problems } = snapshot;
     for (inode, handle) in namespaces.iter() {
         let netns = Netns(inode);
         let result = netns::enter(handle).and_then(|()| sock_diag::list(netns, held));
         if let Err(error) = result {
-            unlisted.insert(netns);
+            coverage.unlisted.insert(netns);
             problems.push(format!(
                 "orphans and TIME_WAITs of network namespace {inode} are not listed: {error}"
             ));
+        } else {
+            coverage.listed.insert(netns);
         }
     }
 }

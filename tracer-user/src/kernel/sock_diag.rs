@@ -84,7 +84,9 @@ fn holds_nothing() -> bool {
     count("sockstat") == Some(0) && (!has_v6 || count("sockstat6") == Some(0))
 }
 
+const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// `struct nlmsghdr` (include/uapi/linux/netlink.h).
 #[repr(C)]
@@ -110,9 +112,9 @@ struct SocketId {
     cookie: [u32; 2],
 }
 
-/// `struct inet_diag_req`, after its netlink header. This first version of the request is answered
-/// with both families in one walk of the kernel's table (`inet_diag_dump_compat`,
-/// net/ipv4/inet_diag.c); the second takes one walk for each.
+/// `struct inet_diag_req`, after its netlink header. The kernel goes through the sockets of the
+/// whole host for each dump in each namespace, and this older request is the one that takes both
+/// families together (`inet_diag_dump_compat`, net/ipv4/inet_diag.c).
 #[repr(C)]
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 struct Request {
@@ -155,7 +157,7 @@ impl Request {
                 sequence: 0,
                 port: 0,
             },
-            family: 0,
+            family: AF_UNSPEC,
             prefix_lengths: [0; 2],
             extensions: 0,
             // Zero is any port.
@@ -205,7 +207,11 @@ impl Message {
     fn held(self, netns: Netns) -> Option<Held> {
         /// The timer of a TIME_WAIT (`idiag_timer`, net/ipv4/inet_diag.c).
         const TIME_WAIT_TIMER: u8 = 3;
-        let family = if self.family == AF_INET { Family::Ipv4 } else { Family::Ipv6 };
+        let family = match self.family {
+            AF_INET => Family::Ipv4,
+            AF_INET6 => Family::Ipv6,
+            _ => return None,
+        };
         let port = |bytes| match u16::from_be_bytes(bytes) {
             0 => None,
             number => Some(Port(number)),

@@ -1,5 +1,7 @@
 //! What a snapshot found.
 
+use std::collections::BTreeSet;
+
 use tracer_ebpf::{Fact, Owner, TcpState, flags};
 
 use super::types::{Addr, Cookie, Family, Netns, Port, Substate};
@@ -27,6 +29,26 @@ pub struct Held {
     pub userlocks: Option<u8>,
     /// The process that holds the socket, if one does.
     pub owner: Option<Owner>,
+}
+
+/// How much of the host a snapshot shows.
+#[derive(Clone, Debug, Default)]
+pub struct Coverage {
+    /// Namespaces whose holds it has all.
+    pub listed: BTreeSet<Netns>,
+    /// Namespaces of which it has only the sockets that processes hold.
+    pub unlisted: BTreeSet<Netns>,
+}
+
+/// What to think of namespaces that a snapshot does not know. Nothing leads to them any more: they
+/// are being torn down, which may take seconds while the facts of it arrive, or they are kept alive
+/// by orphaned sockets alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// They hold what the ledger says: the facts will come.
+    Believed,
+    /// They hold nothing: facts were lost, perhaps those of their end.
+    Gone,
 }
 
 /// The holder that a snapshot found.

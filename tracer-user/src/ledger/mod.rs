@@ -15,7 +15,7 @@ mod usage;
 #[cfg(test)]
 mod tests;
 
-pub use held::{Held, HeldBy};
+pub use held::{Coverage, Held, HeldBy, Unknown};
 pub use state::{Differences, Ledger, Sight};
 pub use types::{
     Addr, BucketClass, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent,

@@ -1,4 +1,10 @@
 //! Per namespace and port: who holds it now, and who held it last.
+//!
+//! Who holds a port now is bounded by the number of sockets. Who held it last is not: namespaces
+//! come and go, and nothing tells when one has gone. So what is remembered of ports that nobody
+//! holds is limited, and the longest unused is forgotten first.
+
+use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
@@ -27,42 +33,240 @@ pub struct PortSlot {
     pub class: BucketClass,
 }
 
+/// Which of the namespaces that had an inode one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Incarnation(u32);
+
+impl Incarnation {
+    /// From the low half of the namespace's cookie. `None` if it has none.
+    #[must_use]
+    pub fn from_cookie(cookie: u32) -> Option<Self> {
+        (cookie != 0).then_some(Self(cookie))
+    }
+}
+
 const EMPTY: PortSlot = PortSlot { first: NONE, last_use: None, class: BucketClass::Connect };
 const PAGE_PORTS: usize = 256;
-type Page = Box<[PortSlot; PAGE_PORTS]>;
+/// Pages on which nobody holds a port that are kept for who held it last: 16 MB of them.
+const MOST_IDLE_PAGES: usize = 2048;
 
 /// All namespaces' ports. A namespace's table is allocated in pages of 256 ports, as they are
 /// used: the whole range of one takes about 2 MB, an idle namespace nothing.
 #[derive(Debug, Default)]
 pub struct Ports {
-    namespaces: FxHashMap<Netns, Vec<Option<Page>>>,
+    namespaces: FxHashMap<Netns, Namespace>,
+    /// Pages that came to be idle, the longest ago first. They may be in use again by now.
+    idle: VecDeque<(Netns, usize)>,
+}
+
+#[derive(Debug, Default)]
+struct Namespace {
+    /// `None` until a fact has told it.
+    incarnation: Option<Incarnation>,
+    pages: Vec<Option<Box<Page>>>,
+    allocated: usize,
+}
+
+#[derive(Debug)]
+struct Page {
+    slots: [PortSlot; PAGE_PORTS],
+    /// Leases on these ports.
+    leases: usize,
+    /// It is among [`Ports::idle`].
+    is_listed: bool,
+    /// It was in use since it was put there, or since it was passed over.
+    was_used: bool,
+}
+
+impl Page {
+    const NEW: Self =
+        Self { slots: [EMPTY; PAGE_PORTS], leases: 0, is_listed: false, was_used: false };
 }
 
 impl Ports {
-    /// The slot of a port; empty if it was never used.
+    /// The slot of a port; empty if nothing is known of it.
     #[must_use]
     pub fn get(&self, netns: Netns, port: Port) -> PortSlot {
         let (page, index) = place(port);
         self.namespaces
             .get(&netns)
-            .and_then(|pages| pages.get(page)?.as_ref()?.get(index))
+            .and_then(|namespace| namespace.pages.get(page)?.as_ref()?.slots.get(index))
             .copied()
             .unwrap_or(EMPTY)
     }
 
-    /// The slot of a port, to write to.
-    pub fn get_mut(&mut self, netns: Netns, port: Port) -> &mut PortSlot {
+    /// A lease begins on a port, as the first of the port's chain.
+    pub fn hold(&mut self, netns: Netns, port: Port, lease: u32) {
         let (page, index) = place(port);
-        let pages = self.namespaces.entry(netns).or_default();
-        if pages.len() <= page {
-            pages.resize_with(page + 1, || None);
+        let page = self.namespaces.entry(netns).or_default().page_mut(page);
+        page.leases += 1;
+        page.slots[index].first = lease;
+    }
+
+    /// Notes the class of the bucket of a port that is held.
+    pub fn set_class(&mut self, netns: Netns, port: Port, class: BucketClass) {
+        let (page, index) = place(port);
+        self.namespaces.entry(netns).or_default().page_mut(page).slots[index].class = class;
+    }
+
+    /// A lease ends. If it was the first of the port's chain, `first` is the next, or [`NONE`].
+    pub fn release(&mut self, netns: Netns, port: Port, last_use: LastUse, first: Option<u32>) {
+        let (number, index) = place(port);
+        let page = self.namespaces.entry(netns).or_default().page_mut(number);
+        page.leases = page.leases.saturating_sub(1);
+        let slot = &mut page.slots[index];
+        slot.last_use = Some(last_use);
+        slot.first = first.unwrap_or(slot.first);
+        if page.leases > 0 {
+            return;
         }
-        // Both indices are in range: `page` by the resize, `index` by its type's eight bits.
-        &mut pages[page].get_or_insert_with(|| Box::new([EMPTY; PAGE_PORTS]))[index]
+        page.was_used = page.is_listed;
+        if !page.is_listed {
+            page.is_listed = true;
+            self.idle.push_back((netns, number));
+            while self.idle.len() > MOST_IDLE_PAGES {
+                self.forget_a_page();
+            }
+        }
+    }
+
+    /// Forgets what was before if the namespace is not the one that had this inode before.
+    pub fn meet(&mut self, netns: Netns, incarnation: Option<Incarnation>) {
+        let Some(incarnation) = incarnation else { return };
+        let namespace = self.namespaces.entry(netns).or_default();
+        let before = namespace.incarnation.replace(incarnation);
+        if before == Some(incarnation) {
+            return;
+        }
+        let is_held = namespace.pages.iter().flatten().any(|page| page.leases > 0);
+        if before.is_none() && is_held {
+            // Its inode is not free for another while somebody holds a port in it.
+            return;
+        }
+        for place in &mut namespace.pages {
+            match place {
+                Some(page) if page.leases > 0 => {
+                    page.slots.iter_mut().for_each(|slot| slot.last_use = None);
+                }
+                Some(_) => {
+                    *place = None;
+                    namespace.allocated -= 1;
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Takes the page that is idle for the longest time off the list, and forgets it unless it was
+    /// in use since.
+    fn forget_a_page(&mut self) {
+        let Some((netns, number)) = self.idle.pop_front() else { return };
+        let Some(namespace) = self.namespaces.get_mut(&netns) else { return };
+        let Some(place) = namespace.pages.get_mut(number) else { return };
+        match place {
+            Some(page) if page.leases > 0 => page.is_listed = false,
+            Some(page) if page.was_used => {
+                page.was_used = false;
+                self.idle.push_back((netns, number));
+            }
+            Some(_) => {
+                *place = None;
+                namespace.allocated -= 1;
+                if namespace.allocated == 0 {
+                    self.namespaces.remove(&netns);
+                }
+            }
+            // Its namespace had gone.
+            None => {}
+        }
     }
 }
 
+impl Namespace {
+    fn page_mut(&mut self, number: usize) -> &mut Page {
+        if self.pages.len() <= number {
+            self.pages.resize_with(number + 1, || None);
+        }
+        // In range by the resize.
+        let place = &mut self.pages[number];
+        if place.is_none() {
+            self.allocated += 1;
+        }
+        place.get_or_insert_with(|| Box::new(Page::NEW))
+    }
+}
+
+/// The number of a port's page, and its index there, which is in range by its eight bits.
 fn place(port: Port) -> (usize, usize) {
     let [page, index] = port.0.to_be_bytes();
     (usize::from(page), usize::from(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PORT: Port = Port(40_000);
+
+    fn use_port(ports: &mut Ports, netns: u32, port: Port, lease: u64) {
+        ports.hold(Netns(netns), port, 0);
+        let last_use = LastUse { lease: LeaseId(lease), released: Instant(lease) };
+        ports.release(Netns(netns), port, last_use, Some(NONE));
+    }
+
+    fn last_lease(ports: &Ports, netns: u32, port: Port) -> Option<u64> {
+        ports.get(Netns(netns), port).last_use.map(|last| last.lease.0)
+    }
+
+    fn pages(ports: &Ports) -> usize {
+        ports.namespaces.values().flat_map(|namespace| &namespace.pages).flatten().count()
+    }
+
+    #[test]
+    fn what_namespaces_leave_behind_is_bounded() {
+        let mut ports = Ports::default();
+        ports.hold(Netns(1), PORT, 7);
+        for netns in 2..100_000 {
+            use_port(&mut ports, netns, PORT, u64::from(netns));
+        }
+        assert_eq!(pages(&ports), MOST_IDLE_PAGES + 1);
+        assert_eq!(ports.namespaces.len(), MOST_IDLE_PAGES + 1);
+        assert_eq!(ports.get(Netns(1), PORT).first, 7, "what is held is never forgotten");
+        assert_eq!(last_lease(&ports, 99_999, PORT), Some(99_999));
+        assert_eq!(last_lease(&ports, 2, PORT), None);
+    }
+
+    #[test]
+    fn a_port_in_use_now_and_then_is_remembered() {
+        let mut ports = Ports::default();
+        for netns in 2..100_000 {
+            if netns % 1000 == 0 {
+                use_port(&mut ports, 1, PORT, u64::from(netns));
+            }
+            use_port(&mut ports, netns, PORT, 1);
+            assert!(netns < 1000 || last_lease(&ports, 1, PORT).is_some());
+        }
+        assert!(ports.idle.len() <= MOST_IDLE_PAGES);
+    }
+
+    #[test]
+    fn a_namespace_does_not_inherit_from_the_one_that_had_its_inode() {
+        let mut ports = Ports::default();
+        let [first, second] = [1, 2].map(Incarnation::from_cookie);
+        ports.meet(Netns(1), first);
+        use_port(&mut ports, 1, PORT, 5);
+        ports.meet(Netns(1), first);
+        ports.meet(Netns(1), None);
+        assert_eq!(last_lease(&ports, 1, PORT), Some(5));
+        ports.meet(Netns(1), second);
+        assert_eq!(last_lease(&ports, 1, PORT), None);
+        // Nobody has told yet which one it is: while a port is held it cannot be another.
+        ports.hold(Netns(2), Port(80), 1);
+        use_port(&mut ports, 2, PORT, 6);
+        ports.meet(Netns(2), first);
+        assert_eq!(last_lease(&ports, 2, PORT), Some(6));
+        use_port(&mut ports, 3, PORT, 7);
+        ports.meet(Netns(3), first);
+        assert_eq!(last_lease(&ports, 3, PORT), None);
+    }
 }

@@ -14,7 +14,7 @@ use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags};
 
 use super::{
     held::{Held, HeldBy, port},
-    ports::{LastUse, NONE, Ports},
+    ports::{Incarnation, LastUse, NONE, Ports},
     types::{
         Addr, BucketClass, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease,
         LeaseEvent, LeaseId, Netns, Operation, Phase, Port, Reason, Reuse, Side, Sink, Substate,
@@ -52,6 +52,8 @@ pub struct Ledger {
     listeners: FxHashMap<(Netns, Port), Vec<u32>>,
     /// Calls under way that have no port yet.
     pending: FxHashMap<Cookie, Pending>,
+    /// The number of them at which those without a result are forgotten.
+    most_pending: usize,
     /// Cancelled TIME_WAITs whose fate the next facts tell, by connection.
     cancelled: FxHashMap<Tuple, u32>,
     /// What is to be decided at a certain time at the latest, oldest first.
@@ -66,6 +68,8 @@ pub struct Ledger {
     epoch: u32,
     usage: Usage,
     culprits: FxHashMap<Netns, counts::Culprit>,
+    /// Counts the comparisons with the kernel.
+    comparison: u32,
 }
 
 /// A TIME_WAIT timer that was cancelled before it was due is armed again at once, under the same
@@ -73,12 +77,13 @@ pub struct Ledger {
 const KILL_SETTLES_NS: u64 = 20_000_000;
 /// A timer that was due expires at once, unless its CPU is taken away (a virtual machine's may).
 const EXPIRY_SETTLES_NS: u64 = 1_000_000_000;
-/// How long the record of a new connection waits to learn who accepts it.
-const ACCEPT_SETTLES_NS: u64 = 60_000_000;
-
 /// A connect() or listen() that has had no result for so long had it in a fact that was lost (the
 /// search of a full range takes milliseconds).
 const LONGEST_CALL_NS: u64 = 10_000_000_000;
+/// Calls under way that are too few to look for such.
+const FEW_CALLS: usize = 1024;
+/// How long the record of a new connection waits to learn who accepts it.
+const ACCEPT_SETTLES_NS: u64 = 60_000_000;
 
 #[derive(Debug)]
 struct Entry {
@@ -104,6 +109,9 @@ struct Entry {
     counted_time_wait: bool,
     /// The epoch of the latest change of holder or phase.
     changed: u32,
+    /// The latest comparison in which the kernel had the socket's hold, and the TIME_WAIT's.
+    seen_socket: u32,
+    seen_time_wait: u32,
     next_of_cookie: u32,
     next_of_port: u32,
     previous_of_port: u32,
@@ -194,6 +202,7 @@ impl Ledger {
             ports: Ports::default(),
             listeners: FxHashMap::default(),
             pending: FxHashMap::default(),
+            most_pending: FEW_CALLS,
             cancelled: FxHashMap::default(),
             expiry_due: VecDeque::new(),
             kill_due: VecDeque::new(),
@@ -203,6 +212,7 @@ impl Ledger {
             epoch: 0,
             usage: Usage::default(),
             culprits: FxHashMap::default(),
+            comparison: 0,
         }
     }
 
@@ -423,11 +433,12 @@ impl NewLease {
 impl Ledger {
     fn bound(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
         let at = Instant(fact.time_ns);
-        let auto = fact.detail != 0;
+        let auto = fact.flags & flags::ANY_PORT != 0;
         let kind = if auto { Kind::BindAuto } else { Kind::Bind };
         if self.socket_lease(Cookie(fact.cookie)).is_some() {
             return;
         }
+        self.meet_namespace(fact);
         let Some(new) = NewLease::from_fact(fact, kind, Phase::Bound) else { return };
         let new = NewLease { owner, acquired: Some(at), peer: None, ..new };
         let requested_port = if auto { 0 } else { new.local_port.0 };
@@ -490,7 +501,7 @@ impl Ledger {
                 self.drop_socket_hold(index, at, Reason::Closed, sink);
             }
             let operation = Operation::Connect;
-            self.pending.insert(cookie, Pending::from_fact(fact, operation, owner));
+            self.call_begins(cookie, Pending::from_fact(fact, operation, owner));
             return;
         }
         let Some(mut index) = self.bound_lease(fact, owner) else { return };
@@ -516,6 +527,7 @@ impl Ledger {
     fn port_chosen(&mut self, fact: &Fact, sink: &mut impl Sink) {
         let at = Instant(fact.time_ns);
         let cookie = Cookie(fact.cookie);
+        self.meet_namespace(fact);
         let from_time_wait = self.take_over(fact, sink);
         if let Some(index) = self.socket_lease(cookie) {
             self.pending.remove(&cookie);
@@ -556,6 +568,7 @@ impl Ledger {
             self.tell(index, at, Change::Established { handshake_ns }, sink);
             return;
         }
+        self.meet_namespace(fact);
         let from_time_wait = self.take_over(fact, sink);
         if fact.state == TcpState::SynRecv as u8 {
             self.born_of_listener(fact, sink);
@@ -615,7 +628,7 @@ impl Ledger {
         let at = Instant(fact.time_ns);
         if fact.local_port == 0 {
             let pending = Pending::from_fact(fact, Operation::Listen, owner);
-            self.pending.insert(Cookie(fact.cookie), pending);
+            self.call_begins(Cookie(fact.cookie), pending);
             return;
         }
         let Some(index) = self.bound_lease(fact, owner) else { return };
@@ -632,6 +645,7 @@ impl Ledger {
             self.listens(index, at, sink);
             return;
         }
+        self.meet_namespace(fact);
         let owner = self.pending.remove(&cookie).and_then(|pending| pending.owner);
         let Some(new) = NewLease::from_fact(fact, Kind::Listen, Phase::Listen) else { return };
         let new = NewLease { owner, acquired: Some(at), peer: None, ..new };
@@ -921,6 +935,11 @@ impl Ledger {
         let entry = &mut self.leases[index as usize];
         entry.cancel = Some(Cancel { at, reason });
         let deadline = Deadline { at, index, id: entry.lease.id };
+        if self.cancelled.len() > self.leases.len() {
+            // A loss can leave an entry behind.
+            let leases = &self.leases;
+            self.cancelled.retain(|tuple, index| is_cancelled(leases, *index, tuple));
+        }
         self.cancelled.insert(tuple, index);
         if is_due && !is_netns_dying {
             self.expiry_due.push_back(deadline);
@@ -946,8 +965,12 @@ impl Ledger {
     /// A new holder of a connection's addresses and ports: if a TIME_WAIT of the same was just
     /// cancelled, this is why.
     fn take_over(&mut self, fact: &Fact, sink: &mut impl Sink) -> Option<Reuse> {
-        let index = *self.cancelled.get(&tuple(fact)?)?;
+        let tuple = tuple(fact)?;
+        let index = *self.cancelled.get(&tuple)?;
         let entry = self.leases.get(index as usize)?;
+        if !is_cancelled(&self.leases, index, &tuple) {
+            return None;
+        }
         let (previous, cancel) = (entry.lease.id, entry.cancel?);
         self.end_time_wait(index, cancel.at, Reason::TimeWaitReused, sink);
         Some(Reuse { previous, idle_ns: 0, from_time_wait: true })
@@ -1089,6 +1112,8 @@ impl Ledger {
             destination: NONE,
             counted_time_wait: false,
             changed: self.epoch,
+            seen_socket: 0,
+            seen_time_wait: 0,
             next_of_cookie: NONE,
             next_of_port: first_of_port,
             previous_of_port: NONE,
@@ -1099,7 +1124,7 @@ impl Ledger {
         if let Some(next) = self.leases.get_mut(first_of_port as usize) {
             next.previous_of_port = index;
         }
-        self.ports.get_mut(netns, local_port).first = index;
+        self.ports.hold(netns, local_port, index);
         if phase == Phase::Listen {
             self.listeners.entry((netns, local_port)).or_default().push(index);
         }
@@ -1155,11 +1180,15 @@ impl Ledger {
         if let Some(next) = self.leases.get_mut(next_of_port as usize) {
             next.previous_of_port = previous_of_port;
         }
-        let slot = self.ports.get_mut(lease.netns, lease.local_port);
-        slot.last_use = Some(LastUse { lease: lease.id, released: at });
-        if previous_of_port == NONE {
-            slot.first = next_of_port;
-        } else {
+        let last_use = LastUse { lease: lease.id, released: at };
+        let is_first = previous_of_port == NONE;
+        self.ports.release(
+            lease.netns,
+            lease.local_port,
+            last_use,
+            is_first.then_some(next_of_port),
+        );
+        if !is_first {
             self.leases[previous_of_port as usize].next_of_port = next_of_port;
         }
         let Lease { netns, local_port, local_addr, acquired, .. } = lease;
@@ -1169,6 +1198,28 @@ impl Ledger {
         } else {
             self.leave_bucket(netns, local_port, local_addr);
         }
+    }
+
+    /// Notes which namespace a fact that begins a lease is of, since its inode may have been
+    /// another's before.
+    fn meet_namespace(&mut self, fact: &Fact) {
+        if fact.local_port != 0 {
+            self.ports
+                .meet(Netns(fact.netns), Incarnation::from_cookie(fact.detail.cast_unsigned()));
+        }
+    }
+
+    /// connect() or listen() begins to look for a port.
+    fn call_begins(&mut self, cookie: Cookie, call: Pending) {
+        if self.pending.len() >= self.most_pending {
+            self.forget_lost_calls(call.began);
+            self.most_pending = FEW_CALLS.max(2 * self.pending.len());
+        }
+        self.pending.insert(cookie, call);
+    }
+
+    fn forget_lost_calls(&mut self, now: Instant) {
+        self.pending.retain(|_, call| now.since(call.began) < LONGEST_CALL_NS);
     }
 
     fn tell(&mut self, index: u32, at: Instant, change: Change, sink: &mut impl Sink) {
@@ -1299,6 +1350,13 @@ impl Ledger {
     }
 }
 
+/// True if this is the lease of a TIME_WAIT of this connection, whose timer is cancelled.
+fn is_cancelled(leases: &Slab<Entry>, index: u32, tuple: &Tuple) -> bool {
+    leases.get(index as usize).is_some_and(|entry| {
+        entry.cancel.is_some() && lease_tuple(&entry.lease).as_ref() == Some(tuple)
+    })
+}
+
 /// Why a socket went to CLOSE (kernel-side order of events: net/ipv4/tcp.c, tcp_input.c).
 fn close_reason(fact: &Fact, old: Option<TcpState>) -> Reason {
     let is_shut = fact.flags & flags::SHUTDOWN_BOTH != 0;
@@ -1386,4 +1444,37 @@ fn lease_tuple(lease: &Lease) -> Option<Tuple> {
         local: (lease.local_addr, lease.local_port),
         peer: lease.peer?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_whose_result_was_lost_are_forgotten() {
+        let sight = Sight {
+            ports_chosen: true,
+            accepts: true,
+            marks_connect: true,
+            bound_idle: true,
+            since: Instant(0),
+        };
+        let mut ledger = Ledger::new(sight);
+        let mut most = 0;
+        for call in 0..1_000_000_u64 {
+            let began = Instant(call * 10_000_000);
+            let pending = Pending {
+                began,
+                netns: Netns(1),
+                peer: None,
+                operation: Operation::Connect,
+                owner: None,
+            };
+            ledger.call_begins(Cookie(call), pending);
+            most = most.max(ledger.pending.len());
+        }
+        // A thousand of them begin in the longest time that a call may take.
+        assert!(most <= 2 * FEW_CALLS, "{most}");
+        assert!(ledger.pending.contains_key(&Cookie(999_999)));
+    }
 }

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags, mapped};
 
 use super::{
-    Addr, Change, Cookie, Differences, Failure, Family, Held, HeldBy, Instant, Lease, LeaseEvent,
-    LeaseId, Ledger, Netns, Port, Pressure, Reason, Sight, Sink, Substate,
+    Addr, Change, Cookie, Coverage, Differences, Failure, Family, Held, HeldBy, Instant, Lease,
+    LeaseEvent, LeaseId, Ledger, Netns, Port, Pressure, Reason, Sight, Sink, Substate, Unknown,
 };
 
 const LOCAL: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
@@ -106,7 +106,8 @@ impl Kernel {
 
     fn bind(&mut self, locked: bool) {
         let (cookie, port) = (self.cookie(), self.port());
-        self.fact(FactKind::Bound, cookie, port, 0).detail = i32::from(!locked);
+        self.fact(FactKind::Bound, cookie, port, 0).flags =
+            if locked { 0 } else { flags::ANY_PORT };
         self.sockets.insert(cookie, Socket { port, locked, state: TcpState::Close, peer: 0 });
     }
 
@@ -433,16 +434,16 @@ proptest! {
         apply(&mut ledger, &kept, &mut lives);
         let now = Instant(kernel.now + 10 * STEP_NS);
         ledger.settle(Instant(u64::MAX), &mut lives);
-        let unlisted = BTreeSet::new();
+        let whole = whole();
         for _ in 0..2 {
             ledger.begin_snapshot();
-            let differences = ledger.compare(&kernel.snapshot(), &unlisted);
+            let differences = ledger.compare(&kernel.snapshot(), &whole, Unknown::Believed);
             ledger.end_snapshot();
             ledger.heal(&differences, now, &mut lives);
         }
         prop_assert_eq!(holds(&ledger), kernel.holds());
         ledger.begin_snapshot();
-        prop_assert!(ledger.compare(&kernel.snapshot(), &unlisted).is_empty());
+        prop_assert!(ledger.compare(&kernel.snapshot(), &whole, Unknown::Believed).is_empty());
     }
 
     /// Without loss no difference is confirmed, however snapshots and facts interleave.
@@ -459,7 +460,7 @@ proptest! {
         let mut lives = Lives::default();
         let mut snapshot = Vec::new();
         let mut first = Differences::default();
-        let unlisted = BTreeSet::new();
+        let whole = whole();
         for at in 0..=steps.len() {
             if at == began {
                 ledger.begin_snapshot();
@@ -468,7 +469,7 @@ proptest! {
                 snapshot = kernel.snapshot();
             }
             if at == compared {
-                first = ledger.compare(&snapshot, &unlisted);
+                first = ledger.compare(&snapshot, &whole, Unknown::Believed);
             }
             if at == again {
                 ledger.begin_snapshot();
@@ -477,7 +478,7 @@ proptest! {
                 snapshot = kernel.snapshot();
             }
             if at == confirmed {
-                let mut second = ledger.compare(&snapshot, &unlisted);
+                let mut second = ledger.compare(&snapshot, &whole, Unknown::Believed);
                 second.retain_confirmed(&first);
                 let found: Vec<_> = second.descriptions().collect();
                 prop_assert!(found.is_empty(), "{:?}", found);
@@ -489,6 +490,28 @@ proptest! {
             ledger.settle(Instant(kernel.now + STEP_NS), &mut lives);
         }
     }
+}
+
+/// A snapshot of every namespace.
+fn whole() -> Coverage {
+    Coverage { listed: BTreeSet::from([Netns(NETNS)]), unlisted: BTreeSet::new() }
+}
+
+#[test]
+fn a_namespace_that_no_snapshot_reaches_is_believed_until_facts_are_lost() {
+    let mut kernel = Kernel::new();
+    kernel.step(2, 0);
+    kernel.step(8, 0);
+    let mut ledger = Ledger::new(SIGHT);
+    apply(&mut ledger, &kernel.facts, &mut Lives::default());
+    assert_eq!(kernel.time_waits.len(), 1);
+    ledger.begin_snapshot();
+    let none = Coverage::default();
+    assert!(ledger.compare(&[], &none, Unknown::Believed).is_empty());
+    assert_eq!(ledger.compare(&[], &none, Unknown::Gone).extra(), 1);
+    let partly = Coverage { unlisted: BTreeSet::from([Netns(NETNS)]), ..none };
+    assert!(ledger.compare(&[], &partly, Unknown::Gone).is_empty());
+    assert_eq!(ledger.compare(&[], &whole(), Unknown::Believed).extra(), 1);
 }
 
 #[test]
@@ -517,7 +540,7 @@ fn what_a_snapshot_cannot_show_is_not_held_against_the_ledger() {
         apply(&mut ledger, &kernel.facts, &mut Lives::default());
         assert_eq!(ledger.len(), 1);
         ledger.begin_snapshot();
-        ledger.compare(&[], &BTreeSet::new()).extra()
+        ledger.compare(&[], &Coverage::default(), Unknown::Gone).extra()
     });
     assert_eq!(extra, [1, 0]);
 }

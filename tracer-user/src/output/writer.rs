@@ -9,11 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What a buffer keeps of its memory when it is empty.
+const USUAL_BYTES: usize = 4 << 20;
+
 /// Hands buffers to the thread that writes them, one at a time.
 #[derive(Debug)]
 pub struct Writer {
     full: SyncSender<Vec<u8>>,
     written: Receiver<io::Result<Vec<u8>>>,
+    /// Records in the buffer that is being written.
+    under_way: usize,
     /// A buffer to go on with while the other is being written; `None` while both are in use.
     spare: Option<Vec<u8>>,
 }
@@ -32,12 +37,14 @@ impl Writer {
                 let mut stdout = io::stdout().lock();
                 let result = stdout.write_all(&buffer).and_then(|()| stdout.flush());
                 buffer.clear();
+                // Only a reader that stalls, or the first snapshot, makes it grow beyond.
+                buffer.shrink_to(USUAL_BYTES);
                 if done.send(result.map(|()| buffer)).is_err() {
                     return;
                 }
             }
         })?;
-        Ok(Self { full, written, spare: Some(Vec::new()) })
+        Ok(Self { full, written, under_way: 0, spare: Some(Vec::new()) })
     }
 
     /// Begins to write what is in the buffer and empties it, unless the last writing goes on.
@@ -47,7 +54,7 @@ impl Writer {
     pub fn flush(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
         if self.spare.is_none() {
             match self.written.try_recv() {
-                Ok(result) => self.spare = Some(result?),
+                Ok(result) => self.is_written(result?),
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(io::ErrorKind::BrokenPipe.into()),
             }
@@ -56,30 +63,44 @@ impl Writer {
             && let Some(spare) = self.spare.take()
         {
             let full = mem::replace(buffer, spare);
+            self.under_way = records_in(&full);
             self.full.send(full).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
         }
         Ok(())
     }
 
-    /// Writes what is left, as long as the reader takes it within `patience`. True if it did.
+    /// Writes what is left, as long as the reader takes it within `patience`. Returns how many
+    /// records it did not take, not counting off those that it took of an unfinished writing.
     ///
     /// # Errors
     /// If a writing fails.
-    pub fn finish(&mut self, buffer: &mut Vec<u8>, patience: Duration) -> io::Result<bool> {
+    pub fn finish(&mut self, buffer: &mut Vec<u8>, patience: Duration) -> io::Result<usize> {
         let deadline = Instant::now() + patience;
         loop {
             self.flush(buffer)?;
             if self.spare.is_some() {
-                return Ok(true);
+                return Ok(0);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match self.written.recv_timeout(left) {
-                Ok(result) => self.spare = Some(result?),
-                Err(RecvTimeoutError::Timeout) => return Ok(false),
+                Ok(result) => self.is_written(result?),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Ok(self.under_way + records_in(buffer));
+                }
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(io::ErrorKind::BrokenPipe.into());
                 }
             }
         }
     }
+
+    fn is_written(&mut self, emptied: Vec<u8>) {
+        self.under_way = 0;
+        self.spare = Some(emptied);
+    }
+}
+
+/// Each record is a line.
+fn records_in(buffer: &[u8]) -> usize {
+    buffer.iter().filter(|byte| **byte == b'\n').count()
 }

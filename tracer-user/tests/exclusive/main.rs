@@ -6,6 +6,8 @@ mod firings;
 #[expect(dead_code, reason = "the other scenarios use the rest of it")]
 mod support;
 
+mod memory;
+
 use std::{
     fs,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -116,8 +118,15 @@ fn a_verified_ledger_agrees_with_the_kernel_under_load() {
     let _turn = alone();
     let Some(sandbox) = sandbox() else { return };
     let netns = sandbox.netns().0.to_string();
-    let tracer = Tracer::start_with(&["-n", &netns, "--verify", "0.1"]);
-    churn(4000);
+    let mut tracer = Tracer::start_with(&["-n", &netns, "--verify", "0.1"]);
+    let mut latest = 0;
+    for _ in 0..3 {
+        churn(1500);
+        let record = tracer.wait_for("a further comparison", |record| {
+            record["type"] == "verify" && record["mono_ns"].as_u64() > Some(latest)
+        });
+        latest = record["mono_ns"].as_u64().expect("a number");
+    }
     let story = tracer.finish();
     let verified: Vec<_> =
         story.records.iter().filter(|record| record["type"] == "verify").collect();

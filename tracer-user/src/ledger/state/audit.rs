@@ -4,14 +4,15 @@
 //! since [`Ledger::begin_snapshot`] is therefore not held against either side, and what remains is
 //! only believed when a second snapshot shows the same.
 
-use std::collections::{BTreeSet, hash_map::Entry};
+use std::mem;
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
+use tracer_ebpf::Owner;
 
-use super::{Hold, LONGEST_CALL_NS, Ledger, held_tuple, lease_tuple, phase_of};
+use super::{Hold, Ledger, held_tuple, lease_tuple, phase_of};
 use crate::ledger::{
-    held::{Held, HeldBy},
-    types::{Instant, LeaseId, Netns, Phase, Reason, Sink},
+    held::{Coverage, Held, HeldBy, Unknown},
+    types::{Instant, Lease, Phase, Reason, Sink},
 };
 
 /// Where ledger and kernel differ.
@@ -24,7 +25,14 @@ pub struct Differences {
     /// Holds of the kernel that the ledger lacks, or has otherwise.
     missing: FxHashMap<Hold, Held>,
     /// Holds of the ledger that the kernel lacks, or has otherwise.
-    extra: FxHashMap<Hold, LeaseId>,
+    extra: FxHashMap<Hold, Lease>,
+}
+
+/// The processes that have a lease's socket open.
+struct Holders {
+    first: Owner,
+    /// The lease's owner is among them.
+    has_owner: bool,
 }
 
 impl Differences {
@@ -51,7 +59,9 @@ impl Differences {
         self.missing.retain(|hold, held| {
             earlier.missing.get(hold).is_some_and(|before| before.by == held.by)
         });
-        self.extra.retain(|hold, lease| earlier.extra.get(hold) == Some(lease));
+        self.extra.retain(|hold, lease| {
+            earlier.extra.get(hold).is_some_and(|before| before.id == lease.id)
+        });
     }
 
     /// Each difference in a sentence.
@@ -62,77 +72,92 @@ impl Differences {
                 held.cookie.0, held.local_addr, held.local_port.0, held.netns.0, held.by
             )
         });
-        let extra = self
-            .extra
-            .iter()
-            .map(|(hold, lease)| format!("missing in the kernel: {hold:?} of lease {}", lease.0));
+        let extra = self.extra.values().map(|lease| {
+            format!(
+                "missing in the kernel: socket {}, {}:{} in {}, {:?} of lease {}",
+                lease.cookie.0,
+                lease.local_addr,
+                lease.local_port.0,
+                lease.netns.0,
+                lease.phase,
+                lease.id.0
+            )
+        });
         missing.chain(extra)
     }
 }
 
 impl Ledger {
     /// Compares with a snapshot that was taken since [`begin_snapshot`](Self::begin_snapshot),
-    /// after every fact of its time was applied. Of the `unlisted` namespaces it shows only a part.
+    /// after every fact of its time was applied.
     /// Owners are corrected at once: a lease whose owner was not seen gains one, and one whose
     /// owner has handed it on (to a child that outlives it, or by `SCM_RIGHTS`) gets who has it.
     #[must_use]
-    pub fn compare(&mut self, held: &[Held], unlisted: &BTreeSet<Netns>) -> Differences {
+    pub fn compare(&mut self, held: &[Held], of: &Coverage, unknown: Unknown) -> Differences {
         let mut differences = Differences { leases: self.len(), ..Differences::default() };
-        let mut seen = FxHashMap::with_capacity_and_hasher(held.len(), rustc_hash::FxBuildHasher);
-        let mut matched = FxHashSet::default();
+        self.comparison = self.comparison.wrapping_add(1);
+        let mut matched = 0;
+        let mut holders: FxHashMap<u32, Holders> = FxHashMap::default();
         for held in held {
             let Some(hold) = Hold::of(held) else { continue };
-            match seen.entry(hold) {
-                Entry::Vacant(place) => {
-                    place.insert(held.owner.into_iter().collect::<Vec<_>>());
-                }
-                Entry::Occupied(mut owners) => {
-                    owners.get_mut().extend(held.owner);
-                    continue;
-                }
-            }
             let index = match hold {
                 Hold::Socket(cookie) => self.socket_lease(cookie),
                 Hold::TimeWait(cookie, tuple) => self.time_wait_lease(cookie, &tuple),
             };
-            if let Some(index) = index {
-                matched.insert((index, hold));
-                if !self.agrees(index, held) {
-                    let id = self.leases[index as usize].lease.id;
-                    differences.missing.insert(hold, *held);
-                    differences.extra.insert(hold, id);
+            let Some(index) = index else {
+                if !self.has_just_ended(&hold) {
+                    differences.missing.entry(hold).or_insert(*held);
                 }
-            } else if !self.has_just_ended(&hold) {
+                continue;
+            };
+            if let Some(holder) = held.owner {
+                let owner = self.leases[index as usize].lease.owner;
+                let holders =
+                    holders.entry(index).or_insert(Holders { first: holder, has_owner: false });
+                holders.has_owner |= owner.is_some_and(|owner| owner.pid == holder.pid);
+            }
+            let entry = &mut self.leases[index as usize];
+            let is_known =
+                entry.seen_socket == self.comparison || entry.seen_time_wait == self.comparison;
+            let seen = match hold {
+                Hold::Socket(_) => &mut entry.seen_socket,
+                Hold::TimeWait(..) => &mut entry.seen_time_wait,
+            };
+            if mem::replace(seen, self.comparison) == self.comparison {
+                // Listed twice: as an open file, and by the kernel.
+                continue;
+            }
+            matched += usize::from(!is_known);
+            if !self.agrees(index, held) {
                 differences.missing.insert(hold, *held);
+                differences.extra.insert(hold, self.leases[index as usize].lease);
             }
         }
-        let leases: FxHashSet<u32> = matched.iter().map(|(index, _)| *index).collect();
-        differences.kernel = leases.len() + differences.missing.len() - differences.extra.len();
-        for (index, hold) in matched {
-            let owner = &mut self.leases[index as usize].lease.owner;
-            let holders = seen.get(&hold).map(Vec::as_slice).unwrap_or_default();
-            let is_among_them =
-                owner.is_some_and(|owner| holders.iter().any(|holder| holder.pid == owner.pid));
-            if !is_among_them && let Some(holder) = holders.first() {
-                *owner = Some(*holder);
+        differences.kernel = matched + differences.missing.len() - differences.extra.len();
+        for (index, Holders { first, has_owner }) in holders {
+            if !has_owner {
+                self.leases[index as usize].lease.owner = Some(first);
             }
         }
         for (_, entry) in &self.leases {
             let lease = &entry.lease;
-            if entry.changed == self.epoch || unlisted.contains(&lease.netns) {
+            let is_shown = of.listed.contains(&lease.netns)
+                || unknown == Unknown::Gone && !of.unlisted.contains(&lease.netns);
+            if entry.changed == self.epoch || !is_shown {
                 continue;
             }
             // What no snapshot can show is believed to last until a fact ends it.
             let is_idle = matches!(lease.phase, Phase::Bound | Phase::TimeWait(_));
             let is_listed = self.sight.bound_idle || !is_idle;
-            let socket = (entry.held_by_socket && is_listed).then_some(Hold::Socket(lease.cookie));
-            let time_wait = lease_tuple(lease)
-                .filter(|_| entry.held_by_time_wait && entry.cancel.is_none())
-                .map(|tuple| Hold::TimeWait(lease.cookie, tuple));
-            for hold in socket.into_iter().chain(time_wait) {
-                if !seen.contains_key(&hold) {
-                    differences.extra.insert(hold, lease.id);
-                }
+            if entry.held_by_socket && is_listed && entry.seen_socket != self.comparison {
+                differences.extra.insert(Hold::Socket(lease.cookie), *lease);
+            }
+            if entry.held_by_time_wait
+                && entry.cancel.is_none()
+                && entry.seen_time_wait != self.comparison
+                && let Some(tuple) = lease_tuple(lease)
+            {
+                differences.extra.insert(Hold::TimeWait(lease.cookie, tuple), *lease);
             }
         }
         differences
@@ -140,8 +165,8 @@ impl Ledger {
 
     /// Makes the ledger agree with the kernel, and tells what that changes.
     pub fn heal(&mut self, differences: &Differences, at: Instant, sink: &mut impl Sink) {
-        self.pending.retain(|_, pending| at.since(pending.began) < LONGEST_CALL_NS);
-        for (hold, id) in &differences.extra {
+        self.forget_lost_calls(at);
+        for (hold, Lease { id, .. }) in &differences.extra {
             let index = match hold {
                 Hold::Socket(cookie) => self.socket_lease(*cookie),
                 Hold::TimeWait(cookie, tuple) => self.time_wait_lease(*cookie, tuple),

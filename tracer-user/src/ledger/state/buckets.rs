@@ -126,7 +126,7 @@ impl Ledger {
     }
 
     fn set_class(&mut self, netns: Netns, port: Port, class: BucketClass) {
-        self.ports.get_mut(netns, port).class = class;
+        self.ports.set_class(netns, port, class);
         let is_locked = class == BucketClass::Bind;
         if !self.usage.set_locked(netns, port, is_locked) {
             return;
