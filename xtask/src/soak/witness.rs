@@ -34,7 +34,7 @@ pub struct Hidden {
 }
 
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
-const EVENTS: [&str; 2] = ["sock/inet_sock_set_state", "timer/timer_cancel"];
+const EVENTS: [&str; 2] = ["sock/inet_sock_set_state", "timer/timer_expire_entry"];
 
 impl Witness {
     /// Begins to record. `None` if tracefs is not mounted or lacks the events: then every
@@ -104,7 +104,7 @@ impl Hidden {
             };
             if line.contains(" inet_sock_set_state: ") {
                 hidden.ports.extend(field("sport").and_then(|port| port.parse::<u16>().ok()));
-            } else if line.contains(" timer_cancel: ") && line.contains("tw_timer_handler") {
+            } else if line.contains(" timer_expire_entry: ") && line.contains("tw_timer_handler") {
                 hidden.time_waits += 1;
             }
         }
@@ -143,14 +143,17 @@ mod tests {
     fn a_difference_is_explained_by_its_port() {
         let hidden = Hidden::read(
             " tokio-75 [001] ..s1. 1.1: inet_sock_set_state: family=AF_INET sport=58633 dport=9 x\n\
-             tokio-75 [001] D.s3. 1.2: timer_start: timer=1 function=tw_timer_handler\n",
+             tokio-75 [001] ..s1. 1.2: timer_expire_entry: timer=1 function=tw_timer_handler now=1\n\
+             tokio-75 [001] ..s1. 1.3: timer_expire_entry: timer=1 function=process_timeout now=1\n",
         );
         assert_eq!(hidden.ports, BTreeSet::from([58_633]));
-        assert_eq!(hidden.time_waits, 0);
+        assert_eq!(hidden.time_waits, 1);
         let of = |port: u16, holder: &str| {
             format!("missing in the ledger: socket 5, ::1:{port} in 4026532315, {holder}")
         };
         let differences = [of(58_633, "TimeWait(TimeWait)"), of(9, "Socket(Established)")];
         assert_eq!(hidden.unexplained(&differences), [&differences[1]]);
+        let ends = [of(1, "TimeWait(TimeWait)"), of(2, "TimeWait(TimeWait)")];
+        assert_eq!(hidden.unexplained(&ends), [&ends[1]]);
     }
 }
