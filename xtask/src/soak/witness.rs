@@ -19,7 +19,8 @@ use anyhow::{Context as _, Result};
 /// process.
 pub struct Witness {
     instance: PathBuf,
-    pipe: File,
+    /// `None` only while this is dropped.
+    pipe: Option<File>,
     text: Vec<u8>,
     threads: BTreeSet<String>,
 }
@@ -47,13 +48,15 @@ impl Witness {
         // From here on the instance is removed again whatever happens.
         let pipe = File::open(instance.join("trace_pipe"));
         let mut witness = match pipe {
-            Ok(pipe) => Self { instance, pipe, text: Vec::new(), threads: BTreeSet::new() },
+            Ok(pipe) => {
+                Self { instance, pipe: Some(pipe), text: Vec::new(), threads: BTreeSet::new() }
+            }
             Err(_) => {
                 let _ = fs::remove_dir(&instance);
                 return None;
             }
         };
-        rustix::io::ioctl_fionbio(&witness.pipe, true).ok();
+        rustix::io::ioctl_fionbio(witness.pipe.as_ref()?, true).ok()?;
         witness.follow().ok()?;
         Some(witness)
     }
@@ -74,8 +77,10 @@ impl Witness {
             }
             self.threads = threads;
         }
-        // Ends with EAGAIN.
-        let _ = self.pipe.read_to_end(&mut self.text);
+        if let Some(pipe) = &mut self.pipe {
+            // Ends with EAGAIN.
+            let _ = pipe.read_to_end(&mut self.text);
+        }
         Ok(())
     }
 
@@ -91,6 +96,8 @@ impl Drop for Witness {
         for event in EVENTS {
             let _ = fs::write(self.instance.join("events").join(event).join("enable"), "0");
         }
+        // While it is being read it cannot be removed.
+        self.pipe = None;
         let _ = fs::remove_dir(&self.instance);
     }
 }
