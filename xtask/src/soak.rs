@@ -47,6 +47,8 @@ pub struct Args {
     time_waits: u32,
 }
 
+/// Differences that are printed: a softirq that the kernel hides can end hundreds of TIME_WAITs.
+const MOST_SHOWN: usize = 20;
 /// How often there is a word on stderr.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the tracer's memory is looked at.
@@ -252,7 +254,7 @@ impl Report {
         for record in &told.differed {
             println!("  {record}");
         }
-        for difference in &told.differences {
+        for difference in told.differences.iter().take(MOST_SHOWN) {
             println!("  {difference}");
         }
         match hidden {

@@ -19,7 +19,8 @@ use anyhow::{Context as _, Result};
 /// process.
 pub struct Witness {
     instance: PathBuf,
-    pipe: File,
+    /// `None` only while this is dropped.
+    pipe: Option<File>,
     text: Vec<u8>,
     threads: BTreeSet<String>,
 }
@@ -34,7 +35,7 @@ pub struct Hidden {
 }
 
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
-const EVENTS: [&str; 2] = ["sock/inet_sock_set_state", "timer/timer_cancel"];
+const EVENTS: [&str; 2] = ["sock/inet_sock_set_state", "timer/timer_expire_entry"];
 
 impl Witness {
     /// Begins to record. `None` if tracefs is not mounted or lacks the events: then every
@@ -47,13 +48,15 @@ impl Witness {
         // From here on the instance is removed again whatever happens.
         let pipe = File::open(instance.join("trace_pipe"));
         let mut witness = match pipe {
-            Ok(pipe) => Self { instance, pipe, text: Vec::new(), threads: BTreeSet::new() },
+            Ok(pipe) => {
+                Self { instance, pipe: Some(pipe), text: Vec::new(), threads: BTreeSet::new() }
+            }
             Err(_) => {
                 let _ = fs::remove_dir(&instance);
                 return None;
             }
         };
-        rustix::io::ioctl_fionbio(&witness.pipe, true).ok();
+        rustix::io::ioctl_fionbio(witness.pipe.as_ref()?, true).ok()?;
         witness.follow().ok()?;
         Some(witness)
     }
@@ -74,8 +77,10 @@ impl Witness {
             }
             self.threads = threads;
         }
-        // Ends with EAGAIN.
-        let _ = self.pipe.read_to_end(&mut self.text);
+        if let Some(pipe) = &mut self.pipe {
+            // Ends with EAGAIN.
+            let _ = pipe.read_to_end(&mut self.text);
+        }
         Ok(())
     }
 
@@ -91,6 +96,8 @@ impl Drop for Witness {
         for event in EVENTS {
             let _ = fs::write(self.instance.join("events").join(event).join("enable"), "0");
         }
+        // While it is being read it cannot be removed.
+        self.pipe = None;
         let _ = fs::remove_dir(&self.instance);
     }
 }
@@ -104,7 +111,7 @@ impl Hidden {
             };
             if line.contains(" inet_sock_set_state: ") {
                 hidden.ports.extend(field("sport").and_then(|port| port.parse::<u16>().ok()));
-            } else if line.contains(" timer_cancel: ") && line.contains("tw_timer_handler") {
+            } else if line.contains(" timer_expire_entry: ") && line.contains("tw_timer_handler") {
                 hidden.time_waits += 1;
             }
         }
@@ -143,14 +150,17 @@ mod tests {
     fn a_difference_is_explained_by_its_port() {
         let hidden = Hidden::read(
             " tokio-75 [001] ..s1. 1.1: inet_sock_set_state: family=AF_INET sport=58633 dport=9 x\n\
-             tokio-75 [001] D.s3. 1.2: timer_start: timer=1 function=tw_timer_handler\n",
+             tokio-75 [001] ..s1. 1.2: timer_expire_entry: timer=1 function=tw_timer_handler now=1\n\
+             tokio-75 [001] ..s1. 1.3: timer_expire_entry: timer=1 function=process_timeout now=1\n",
         );
         assert_eq!(hidden.ports, BTreeSet::from([58_633]));
-        assert_eq!(hidden.time_waits, 0);
+        assert_eq!(hidden.time_waits, 1);
         let of = |port: u16, holder: &str| {
             format!("missing in the ledger: socket 5, ::1:{port} in 4026532315, {holder}")
         };
         let differences = [of(58_633, "TimeWait(TimeWait)"), of(9, "Socket(Established)")];
         assert_eq!(hidden.unexplained(&differences), [&differences[1]]);
+        let ends = [of(1, "TimeWait(TimeWait)"), of(2, "TimeWait(TimeWait)")];
+        assert_eq!(hidden.unexplained(&ends), [&ends[1]]);
     }
 }
