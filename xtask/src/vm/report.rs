@@ -223,7 +223,6 @@ pub fn markdown(columns: &[Column]) -> String {
     for note in notes(columns) {
         let _ = write!(table, "\n* {note}");
     }
-    table.push('\n');
     table
 }
 
