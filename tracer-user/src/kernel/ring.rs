@@ -1,7 +1,7 @@
 //! The ring buffer between the programs and the agent.
 
 use std::{
-    io,
+    io, thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use tracer_ebpf::{Hook, HookCounters};
 
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
-const LONGEST_DRAIN: Duration = Duration::from_millis(200);
+const LONGEST_DRAIN: Duration = Duration::from_secs(2);
 
 /// The agent's end of the ring.
 ///
@@ -63,15 +63,20 @@ impl Ring {
     /// is still being written on another CPU holds back those behind it.
     ///
     /// # Errors
-    /// If the kernel refuses the poll.
+    /// If the kernel refuses the poll, or to read the counters.
     pub fn drain_all(&mut self, mut consume: impl FnMut(&[u8])) -> io::Result<()> {
-        // Hooks write for microseconds; a busy host may never leave the ring empty.
+        // A busy host may never leave the ring empty.
+        let HookCounters { seen, filtered, emitted: _, ring_full } = self.counters()?;
+        let begun = seen.saturating_sub(filtered + ring_full);
+        // Programs write for microseconds, unless their CPU is taken from them: by another task
+        // where they can be preempted (7.0), or by a hypervisor.
         let deadline = Instant::now() + LONGEST_DRAIN;
         loop {
             self.drain(usize::MAX, &mut consume);
-            if !self.has_data()? || Instant::now() > deadline {
+            if self.received >= begun || !self.has_data()? || Instant::now() > deadline {
                 return Ok(());
             }
+            thread::yield_now();
         }
     }
 
