@@ -81,6 +81,10 @@ const IDLE_DRAINS: u32 = 3;
 const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
 /// Bytes that may wait for a slow reader of stdout.
 const MOST_BACKLOG_BYTES: usize = 32 << 20;
+/// How often the ledger is compared with the kernel where the user does not say: there are
+/// kernels that run no program in some places and count no miss, and a port that is shown as held
+/// for ever would be worse than one that is let go late.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the end waits for a reader that does not read.
 const READER_PATIENCE: Duration = Duration::from_secs(1);
 /// Comparisons that may find a difference, or a further loss, before a loss is reported as not
@@ -124,6 +128,8 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
         totals: BTreeMap::new(),
     };
     reporter.begin(begins, &probes.hooks, warnings, &ledger);
+    // Without a snapshot the ledger does not have what was there before it, and need not.
+    let checks = verify.or(snapshot.then_some(CHECK_INTERVAL));
     let mut session = Session {
         probes,
         scope,
@@ -132,8 +138,9 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
         reporter,
         losses: Losses::default(),
         counted: Deadline::now(),
-        verify,
-        next_verify: Deadline::now() + verify.unwrap_or_default(),
+        verifies: verify.is_some(),
+        checks,
+        next_check: Deadline::now() + checks.unwrap_or_default(),
         audit: None,
     };
     let end = async {
@@ -169,8 +176,11 @@ struct Session<'a> {
     losses: Losses,
     /// When the counters were looked at last.
     counted: Deadline,
-    verify: Option<Duration>,
-    next_verify: Deadline,
+    /// Comparisons are reported, each of them.
+    verifies: bool,
+    /// How often ledger and kernel are compared.
+    checks: Option<Duration>,
+    next_check: Deadline,
     audit: Option<Audit>,
 }
 
@@ -198,7 +208,8 @@ impl Session<'_> {
                 && self.reporter.backlog() == 0
                 && self.losses.unhealed() == 0;
             if is_idle {
-                let until = self.verify.map(|_| self.next_verify);
+                // Where nothing happens there is nothing to check, unless it was asked for.
+                let until = self.verifies.then_some(self.next_check);
                 self.probes.ring.sleep(until).await.map_err(AgentError::Ring)?;
             }
             tokio::select! {
@@ -263,7 +274,7 @@ impl Session<'_> {
     /// Compares the ledger with the kernel when that is due, a step at a time.
     async fn audit(&mut self) -> Result<(), AgentError> {
         let Some(audit) = &mut self.audit else {
-            let is_due = self.verify.is_some() && Deadline::now() >= self.next_verify;
+            let is_due = self.checks.is_some() && Deadline::now() >= self.next_check;
             if is_due || self.losses.unhealed() > 0 {
                 self.begin_audit(None);
             }
@@ -317,17 +328,23 @@ impl Session<'_> {
             }
             self.report_losses(at, is_clean);
         }
-        if let Some(interval) = self.verify.filter(|_| Deadline::now() >= self.next_verify) {
-            self.next_verify = Deadline::now() + interval;
-            self.reporter.output.verify(at, differences);
+        if let Some(interval) = self.checks.filter(|_| Deadline::now() >= self.next_check) {
+            self.next_check = Deadline::now() + interval;
+            if self.verifies {
+                self.reporter.output.verify(at, differences);
+            } else {
+                // The next comparison shows whether that has healed it.
+                self.losses.unseen.now += (differences.missing() + differences.extra()) as u64;
+            }
         }
         Ok(())
     }
 
     fn report_losses(&mut self, at: Instant, healed: bool) {
-        let Losses { ring, recursion, rounds } = &mut self.losses;
+        let Losses { ring, recursion, unseen, rounds } = &mut self.losses;
         *rounds = 0;
-        for (lost, place) in [(ring, Place::Ring), (recursion, Place::Recursion)] {
+        let places = [(ring, Place::Ring), (recursion, Place::Recursion), (unseen, Place::Unseen)];
+        for (lost, place) in places {
             let count = lost.now - lost.reported;
             if count > 0 {
                 self.reporter.output.loss(at, &Loss { count, place, healed });
@@ -363,6 +380,8 @@ impl Session<'_> {
 struct Losses {
     ring: Lost,
     recursion: Lost,
+    /// Differences between ledger and kernel that nothing else explains.
+    unseen: Lost,
     /// Comparisons since the oldest loss that is not healed.
     rounds: u32,
 }
@@ -375,11 +394,12 @@ struct Lost {
 
 impl Losses {
     fn total(&self) -> u64 {
-        self.ring.now + self.recursion.now
+        self.ring.now + self.recursion.now + self.unseen.now
     }
 
     fn unhealed(&self) -> u64 {
-        self.total() - self.ring.reported - self.recursion.reported
+        let Self { ring, recursion, unseen, rounds: _ } = self;
+        self.total() - ring.reported - recursion.reported - unseen.reported
     }
 }
 

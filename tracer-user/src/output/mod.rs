@@ -78,6 +78,8 @@ pub enum Place {
     Ring,
     /// The kernel skipped a program that had interrupted itself.
     Recursion,
+    /// Nobody knows: ledger and kernel differed, and no miss was counted.
+    Unseen,
 }
 
 /// A cgroup by name.

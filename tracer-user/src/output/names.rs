@@ -132,6 +132,7 @@ pub fn place(place: Place) -> &'static str {
     match place {
         Place::Ring => "ring",
         Place::Recursion => "recursion",
+        Place::Unseen => "unseen",
     }
 }
 

@@ -240,6 +240,7 @@ impl Output for Text {
         let place = match place {
             Place::Ring => "the ring buffer was full (a larger --ring-bytes helps)",
             Place::Recursion => "the kernel skipped programs that interrupted themselves",
+            Place::Unseen => "the kernel ran no program for them, and counted no miss",
         };
         let outcome = if healed {
             "the ledger was compared with the kernel since, and agrees"
