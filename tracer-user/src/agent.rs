@@ -521,12 +521,13 @@ impl Reporter<'_> {
 
 impl From<&HookStatus> for HookReport {
     fn from(hook: &HookStatus) -> Self {
-        let (outcome, loss) = match &hook.outcome {
+        let HookStatus { name, without, outcome } = hook;
+        let (outcome, loss) = match outcome {
             Outcome::Attached(how) => (Ok(*how), None),
-            Outcome::Replaced { reason, by } => (Err(format!("{reason}; {by} instead")), None),
-            Outcome::Missing { reason, loss } => (Err(reason.clone()), Some(*loss)),
+            Outcome::Replaced { reason } => (Err(format!("{reason}; {without}")), None),
+            Outcome::Missing { reason } => (Err(reason.clone()), Some(*without)),
         };
-        Self { name: hook.name, outcome, loss }
+        Self { name, outcome, loss }
     }
 }
 

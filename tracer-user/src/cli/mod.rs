@@ -1,5 +1,6 @@
 //! The command line: one file for each subcommand.
 
+mod check;
 mod trace;
 mod why;
 
@@ -36,6 +37,8 @@ struct Cli {
 enum Command {
     /// Show what is held now, then every lease event as it happens (the default)
     Trace(Box<trace::Args>),
+    /// Show whether it can run here, what each hook costs, and what the settings mean for ports
+    Check(check::Args),
     /// Show who holds a port, when it will be free, and what it is good for meanwhile
     Why(why::Args),
 }
@@ -54,6 +57,7 @@ pub fn run() -> ExitCode {
     let (verbose, outcome) = match command {
         None => (trace.verbose > 0, trace::run(trace)),
         Some(Command::Trace(args)) => (args.verbose > 0, trace::run(*args)),
+        Some(Command::Check(args)) => (args.verbose, check::run(&args)),
         Some(Command::Why(args)) => (args.verbose, why::run(&args)),
     };
     let code = match outcome {

@@ -10,6 +10,7 @@ pub mod headroom;
 pub mod holder;
 pub mod occupancy;
 pub mod settings;
+pub mod verdicts;
 
 pub use capacity::{KernelRules, ReuseRule, SocketRangeRule};
 pub use cause::{Advice, advice_on, cause_of, free_in_s};
@@ -18,3 +19,4 @@ pub use headroom::{BindAny, BindView, Connect, ConnectView, Headroom, KernelTime
 pub use holder::{Holder, HolderBy};
 pub use occupancy::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortView};
 pub use settings::{LocalRange, PortClass, PortSet, Settings, TimeWaitReuse};
+pub use verdicts::{Grade, Verdict, judge};

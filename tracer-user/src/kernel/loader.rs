@@ -78,6 +78,8 @@ pub enum LoadError {
 pub struct HookStatus {
     /// The kernel's name of the hook.
     pub name: &'static str,
+    /// What cannot be told without this hook, or what tells it instead.
+    pub without: &'static str,
     /// How it is attached, or why it is not.
     pub outcome: Outcome,
 }
@@ -91,16 +93,23 @@ pub enum Outcome {
     Replaced {
         /// The reason, the kernel's where it gave one.
         reason: String,
-        /// What tells the same.
-        by: &'static str,
     },
-    /// It is not.
+    /// It is not, and something goes untold.
     Missing {
         /// The reason, the kernel's where it gave one.
         reason: String,
-        /// What cannot be told without this hook.
-        loss: &'static str,
     },
+}
+
+/// What a program cost while the kernel kept statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramCost {
+    /// The hook that it runs at.
+    pub hook: &'static str,
+    /// How often it ran.
+    pub runs: u64,
+    /// Nanoseconds of all runs, without what it takes to get there.
+    pub ns: u64,
 }
 
 impl HookStatus {
@@ -226,7 +235,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         options.hooks,
         &TIME_WAIT_FUNCTIONS,
         &time_wait,
-        "timer_start, timer_cancel, timer_expire_entry",
+        "timer_start, timer_cancel and timer_expire_entry tell it, which fire for every timer",
     )?;
     if !has_time_wait_functions {
         attacher.tracepoint("timer_expire_entry", timers.clone(), TIME_WAIT_LOSS);
@@ -259,7 +268,8 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
     let accept = if accept_parameters == Some(4) { ACCEPT_OF_FOUR } else { ACCEPT };
     let call_functions = [BIND4, BIND6, accept];
     let needs = files.clone().and(accept_parameters.map(|_| ()).ok_or_else(no_accept));
-    if !attacher.functions(options.hooks, &call_functions, &needs, "sys_exit")? {
+    const INSTEAD: &str = "sys_exit tells it, which fires for every system call";
+    if !attacher.functions(options.hooks, &call_functions, &needs, INSTEAD)? {
         const LOSS: &str = "failed bind()s are not seen, and accepted connections are shown with \
                             their listener's owner";
         // A task's system calls do not interrupt each other; a copy is due where another's can.
@@ -323,6 +333,23 @@ impl Probes {
             bound_idle: self.has_snapshot,
             since: self.attached,
         }
+    }
+
+    /// What the attached programs cost since the kernel began to keep statistics, which it does
+    /// while somebody asks it to.
+    #[must_use]
+    pub fn costs(&self) -> Vec<ProgramCost> {
+        self.hooks
+            .iter()
+            .filter(|hook| hook.is_attached())
+            .filter_map(|hook| {
+                let info = programs_of(hook.name)
+                    .find_map(|program| self.ebpf.program(program)?.info().ok())?;
+                let (runs, time) = (info.run_count(), info.run_time());
+                let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+                (runs > 0).then_some(ProgramCost { hook: hook.name, runs, ns })
+            })
+            .collect()
     }
 
     fn is_attached(&self, name: &str) -> bool {
@@ -459,7 +486,7 @@ impl Attacher<'_> {
         family: HookFamily,
         functions: &[Function],
         precondition: &Result<(), String>,
-        tracepoints: &'static str,
+        without: &'static str,
     ) -> Result<bool, LoadError> {
         if family == HookFamily::Tracepoints {
             return Ok(false);
@@ -478,7 +505,7 @@ impl Attacher<'_> {
                     FunctionPlace::Entry => "fentry",
                     FunctionPlace::Exit => "fexit",
                 });
-                HookStatus { name: function.name, outcome }
+                HookStatus { name: function.name, without, outcome }
             }));
             return Ok(true);
         };
@@ -489,8 +516,8 @@ impl Attacher<'_> {
             self.unload(function);
         }
         self.hooks.extend(functions.iter().map(|function| {
-            let outcome = Outcome::Replaced { reason: reason.clone(), by: tracepoints };
-            HookStatus { name: function.name, outcome }
+            let outcome = Outcome::Replaced { reason: reason.clone() };
+            HookStatus { name: function.name, without, outcome }
         }));
         Ok(false)
     }
@@ -587,13 +614,26 @@ impl Attacher<'_> {
     ) {
         let outcome = precondition
             .and_then(|()| attach(self.ebpf).map_err(|error| reason(&error)))
-            .map_or_else(|reason| Outcome::Missing { reason, loss }, |()| Outcome::Attached(how));
-        self.hooks.push(HookStatus { name, outcome });
+            .map_or_else(|reason| Outcome::Missing { reason }, |()| Outcome::Attached(how));
+        self.hooks.push(HookStatus { name, without: loss, outcome });
     }
 
     fn refuse(&mut self, name: &'static str, reason: String, loss: &'static str) {
-        self.hooks.push(HookStatus { name, outcome: Outcome::Missing { reason, loss } });
+        self.hooks.push(HookStatus { name, without: loss, outcome: Outcome::Missing { reason } });
     }
+}
+
+/// The programs that may be attached to a hook; those that are not are not loaded.
+fn programs_of(hook: &'static str) -> impl Iterator<Item = &'static str> {
+    const SOCK_OPS: [(&str, &str); 1] = [("sockops", "sock_ops")];
+    TIME_WAIT_FUNCTIONS
+        .into_iter()
+        .chain([BIND4, BIND6, ACCEPT, ACCEPT_OF_FOUR])
+        .map(|function| (function.name, function.program))
+        .chain(SOCK_OPS)
+        .filter(move |(name, _)| *name == hook)
+        .map(|(_, program)| program)
+        .chain([hook])
 }
 
 fn no_accept() -> String {

@@ -26,6 +26,8 @@ pub mod occupants;
 pub mod ring;
 pub mod sandbox;
 pub mod scope;
+#[cfg(feature = "programs")]
+pub mod self_test;
 pub mod settings;
 pub mod snapshot;
 pub mod sock_diag;

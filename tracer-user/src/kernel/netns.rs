@@ -81,6 +81,12 @@ impl Namespaces {
         self.handles.retain(|inode, _| is_wanted(*inode));
     }
 
+    /// The handle of one.
+    #[must_use]
+    pub fn take(mut self, inode: u32) -> Option<File> {
+        self.handles.remove(&inode)
+    }
+
     /// Inode and handle of each.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &File)> {
         self.handles.iter().map(|(inode, handle)| (*inode, handle))

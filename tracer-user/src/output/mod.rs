@@ -2,6 +2,7 @@
 //!
 //! Invariant: outputs consume lease events and views only; they know nothing of the kernel.
 
+pub mod check;
 pub mod json;
 pub mod names;
 pub mod text;

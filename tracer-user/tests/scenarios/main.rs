@@ -3,6 +3,7 @@
 //! do not have it.
 
 mod bind;
+mod check;
 mod child;
 mod connect;
 mod connecting;

@@ -1,0 +1,132 @@
+//! `portlife check`.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{Write as _, stdout},
+};
+
+use super::{Form, trace::namespace};
+use crate::{
+    exhaustion,
+    kernel::{
+        clock,
+        loader::{HookFamily, LoadOptions},
+        netns,
+        scope::Scope,
+        self_test::{self, CONNECTIONS, Tested},
+        settings::SettingsFiles,
+        snapshot::{self, Snapshot},
+    },
+    ledger::{HeldBy, Instant, Netns, Port},
+    output::{
+        HookReport, Verbosity,
+        check::{self, Check, Hook, Namespace, SelfTest, Tracer},
+        json::Json,
+    },
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Settings of this network namespace instead of this process's: its inode, a path to it, or
+    /// pid:N for that of a process
+    #[arg(short, long = "netns", value_name = "NETNS")]
+    namespaces: Vec<String>,
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value_t = Form::Text)]
+    output: Form,
+    /// Say more on stderr
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let Args { namespaces, output, verbose: _ } = args;
+    let mut wanted =
+        namespaces.iter().map(|name| namespace(name)).collect::<Result<Vec<_>, _>>()?;
+    let own = Netns(netns::inode_of(&File::open("/proc/thread-self/ns/net")?)?);
+    if wanted.is_empty() {
+        wanted.push(own);
+    }
+    // The ring is polled by the runtime.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _inside = runtime.enter();
+    let options =
+        LoadOptions { ring_bytes: 4 << 20, hooks: HookFamily::Auto, scope: Scope::default() };
+    let mut tested = self_test::run(&options);
+    let files = tested.as_mut().ok().and_then(|tested| tested.probes.open_files()?.ok());
+    let snapshot = snapshot::take(files, Scope::of(&wanted));
+    let check = Check {
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
+            .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
+        tracer: tested.as_mut().map(tracer).map_err(|error| error.to_string()),
+        namespaces: wanted.iter().map(|netns| settings_of(*netns, own, &snapshot)).collect(),
+    };
+    let text = match output {
+        Form::Text => check::text(&check).into_bytes(),
+        Form::Json => {
+            let json = Json::new(clock::realtime_offset_ns(), Verbosity::Quiet);
+            json.check(Instant(clock::monotonic_ns()), &check)
+        }
+    };
+    match stdout().write_all(&text) {
+        // Nobody reads it, and nobody misses it.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        other => other?,
+    }
+    // Its reason has been told, and makes the exit code.
+    tested.map(|_| ()).map_err(Into::into)
+}
+
+fn tracer(tested: &mut Tested) -> Tracer {
+    let Tested { probes, told, costs } = tested;
+    let hooks = probes.hooks.iter().map(|hook| Hook {
+        report: HookReport::from(hook),
+        without: hook.without,
+        run_ns: costs.iter().find(|cost| cost.hook == hook.name).map(|cost| cost.ns / cost.runs),
+    });
+    Tracer {
+        hooks: hooks.collect(),
+        warnings: std::mem::take(&mut probes.warnings),
+        self_test: match told {
+            Err(error) => SelfTest::NotRun {
+                reason: format!("no connection could be made to see whether it is told: {error}"),
+            },
+            Ok(told) if told.missing().next().is_none() => {
+                SelfTest::Passed { connections: CONNECTIONS }
+            }
+            Ok(told) => {
+                let missing: Vec<_> = told
+                    .missing()
+                    .map(|(name, count)| format!("{count} {name} instead of {CONNECTIONS}"))
+                    .collect();
+                SelfTest::Failed { reason: format!("told were {}", missing.join(", ")) }
+            }
+        },
+    }
+}
+
+fn settings_of(netns: Netns, own: Netns, snapshot: &Snapshot) -> Namespace {
+    let here = || snapshot.held.iter().filter(|held| held.netns == netns);
+    let listeners: BTreeSet<Port> = here()
+        .filter(|held| held.by == HeldBy::Socket(tracer_ebpf::TcpState::Listen))
+        .map(|held| held.local_port)
+        .collect();
+    let listeners: Vec<_> = listeners.into_iter().collect();
+    let time_waits = here().filter(|held| matches!(held.by, HeldBy::TimeWait(_))).count();
+    let time_waits = u32::try_from(time_waits).unwrap_or(u32::MAX);
+    let files = if netns == own {
+        // Entering a namespace, even one's own, needs a privilege that reading does not.
+        SettingsFiles::open().map_err(|error| error.to_string())
+    } else {
+        netns::Namespaces::discover(&[])
+            .take(netns.0)
+            .ok_or_else(|| "nothing leads into it".to_owned())
+            .and_then(|handle| SettingsFiles::open_in(&handle).map_err(|error| error.to_string()))
+    };
+    let settings = files.and_then(|files| files.read().map_err(|error| error.to_string()));
+    Namespace {
+        netns,
+        verdicts: settings.map(|settings| exhaustion::judge(&settings, &listeners, time_waits)),
+    }
+}
