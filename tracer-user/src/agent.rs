@@ -272,8 +272,9 @@ impl Session<'_> {
         self.audit = None;
         self.drain_all()?;
         self.ledger.settle(Instant(clock::monotonic_ns()), &mut self.reporter);
-        let Snapshot { held, unlisted, problems: _ } = snapshot;
+        let Snapshot { held, unlisted, classes, problems: _ } = snapshot;
         let mut differences = self.ledger.compare(&held, &unlisted);
+        self.ledger.compare_classes(&classes, &mut differences);
         self.ledger.end_snapshot();
         match earlier {
             None if !differences.is_empty() => self.begin_audit(Some(differences)),
@@ -290,8 +291,9 @@ impl Session<'_> {
         let lost = self.losses.total();
         // Without the iterator what processes hold is still found, but for bound sockets.
         let files = self.probes.open_files().and_then(Result::ok);
+        let lists = self.probes.holders.clone();
         self.ledger.begin_snapshot();
-        let taking = tokio::task::spawn_blocking(|| snapshot::take(files));
+        let taking = tokio::task::spawn_blocking(move || snapshot::take(files, lists.as_deref()));
         self.audit = Some(Audit { taking, earlier, lost });
     }
 
@@ -403,8 +405,9 @@ async fn take_snapshot(
         files.map_err(|error| problems.push(format!("open files cannot be listed: {error}"))).ok()
     });
     let mut foreign = None;
+    let lists = probes.holders.clone();
     ledger.begin_snapshot();
-    let mut taking = tokio::task::spawn_blocking(|| snapshot::take(files));
+    let mut taking = tokio::task::spawn_blocking(move || snapshot::take(files, lists.as_deref()));
     let taken = loop {
         probes.ring.drain(usize::MAX, |record| {
             enter(record, ledger, windows, &mut Silence, &mut foreign);
@@ -424,6 +427,7 @@ async fn take_snapshot(
     }
     problems.extend(taken.problems);
     ledger.adopt_all(&taken.held);
+    ledger.adopt_classes(&taken.classes);
     ledger.end_snapshot();
     memory::trim();
     Ok(problems)

@@ -128,11 +128,11 @@ impl Moment<'_> {
                 continue;
             }
             let is_in_the_way = is_same_connection(holder, query);
-            let found = match holder.class {
-                _ if is_in_the_way && !self.gives_way(holder) => Use::Destination,
-                BucketClass::Bind => Use::Bound,
-                BucketClass::Connect if is_in_the_way => Use::Reusable,
-                BucketClass::Connect => Use::None,
+            let found = match (is_in_the_way, holder.class) {
+                (true, BucketClass::Connect) if self.gives_way(holder) => Use::Reusable,
+                (true, _) => Use::Destination,
+                (false, BucketClass::Bind) => Use::Bound,
+                (false, BucketClass::Connect) => Use::None,
             };
             *place = found.max(*place);
         }

@@ -5,6 +5,7 @@
 //! is computed from them is as exact as that.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Read as _},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -26,7 +27,7 @@ use super::{
 };
 use crate::{
     exhaustion::{Holder, KernelRules, KernelTime, ReuseRule, SocketRangeRule},
-    ledger::Netns,
+    ledger::{BucketClass, Netns, Port},
 };
 
 /// The iterators, loaded. They list the holders of any namespace, as often as one likes and from
@@ -67,7 +68,7 @@ impl HolderLists {
         resolved.sock.map_err(LoadError::Layout)?;
         resolved.time_wait.map_err(LoadError::Layout)?;
         resolved.files.map_err(LoadError::Layout)?;
-        let (holder_layout, features) = resolve(&btf).map_err(LoadError::Layout)?;
+        let (holder_layout, features) = resolved.holders.map_err(LoadError::Layout)?;
         drop(btf);
         let object = |error: Box<dyn std::error::Error + Send + Sync>| LoadError::Object(error);
         let aya_btf = AyaBtf::from_sys_fs().map_err(|error| object(error.into()))?;
@@ -135,6 +136,22 @@ impl HolderLists {
             self.read(program.as_fd(), netns, &mut holders)?;
         }
         Ok(HolderView { holders, at: KernelTime::from_ns(clock::monotonic_ns()) })
+    }
+
+    /// The classes of the buckets of the calling thread's namespace that hold more than sockets
+    /// which are bound but idle: whatever those are in is of the class [`BucketClass::Bind`].
+    ///
+    /// # Errors
+    /// If the kernel refuses to list.
+    pub fn classes_of_this_thread(&self, netns: Netns) -> io::Result<BTreeMap<Port, BucketClass>> {
+        let mut holders = Vec::new();
+        self.read(self.tcp.as_fd(), netns, &mut holders)?;
+        // A VRF has buckets of its own, which the ledger does not tell from the others.
+        Ok(holders
+            .iter()
+            .filter(|holder| holder.l3mdev == 0)
+            .map(|holder| (holder.local_port, holder.class))
+            .collect())
     }
 
     fn read(

@@ -76,6 +76,12 @@ impl Namespaces {
         }
     }
 
+    /// The handle of one.
+    #[must_use]
+    pub fn take(mut self, inode: u32) -> Option<File> {
+        self.handles.remove(&inode)
+    }
+
     /// Inode and handle of each.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &File)> {
         self.handles.iter().map(|(inode, handle)| (*inode, handle))
@@ -102,6 +108,20 @@ impl Namespaces {
 /// If `CAP_SYS_ADMIN` is missing.
 pub fn enter(namespace: &File) -> io::Result<()> {
     Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
+}
+
+/// The namespace with this inode, if a thread of the process lives in it.
+#[must_use]
+pub fn of_process(pid: u32, inode: u32) -> Option<File> {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let threads = numeric_entries(&process.join("task"));
+    std::iter::once(process).chain(threads).map(|of| of.join("ns/net")).find_map(|path| {
+        // The name of the link tells the inode, which saves opening most of them.
+        let is_it = fs::read_link(&path)
+            .is_ok_and(|link| inode_in(link.as_os_str()).is_none_or(|found| found == inode));
+        let namespace = is_it.then(|| File::open(path).ok()).flatten()?;
+        inode_of(&namespace).is_ok_and(|found| found == inode).then_some(namespace)
+    })
 }
 
 /// The inode of a network namespace's file.
@@ -155,7 +175,7 @@ fn mounted() -> Vec<PathBuf> {
         .collect()
 }
 
-fn numeric_entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+fn numeric_entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(directory).into_iter().flatten().filter_map(|entry| {
         let entry = entry.ok()?;
         let name = entry.file_name();

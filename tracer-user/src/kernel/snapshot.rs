@@ -10,10 +10,11 @@ use std::{
 use tracer_ebpf::{FactKind, OwnedFact, decode};
 
 use super::{
+    holders::HolderLists,
     netns::{self, NamespaceFile, Namespaces, SocketFile},
     sock_diag,
 };
-use crate::ledger::{Held, Netns};
+use crate::ledger::{BucketClass, Held, Netns, Port};
 
 /// What a snapshot found, and what it could not look at.
 #[derive(Debug, Default)]
@@ -23,6 +24,8 @@ pub struct Snapshot {
     pub held: Vec<Held>,
     /// Namespaces of which only the sockets that processes hold are known.
     pub unlisted: BTreeSet<Netns>,
+    /// The class of each bind bucket that holds more than sockets which are bound but idle.
+    pub classes: BTreeMap<Netns, BTreeMap<Port, BucketClass>>,
     /// What is missing, in sentences.
     pub problems: Vec<String>,
 }
@@ -32,7 +35,7 @@ pub struct Snapshot {
 /// Sockets that processes hold come from the iterator, with their owners, whatever their
 /// namespace, and even if they are bound but idle; orphans and TIME_WAITs come from sock_diag.
 #[must_use]
-pub fn take(files: Option<File>) -> Snapshot {
+pub fn take(files: Option<File>, lists: Option<&HolderLists>) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let mut found = Found::default();
     if let Some(files) = files
@@ -47,7 +50,7 @@ pub fn take(files: Option<File>) -> Snapshot {
         found.sockets.keys().filter(|inode| !reached.contains(inode)).copied().map(Netns).collect();
     // A thread that entered a namespace is not used for anything else.
     thread::scope(|scope| {
-        let lister = scope.spawn(|| list_all(&namespaces, &mut snapshot));
+        let lister = scope.spawn(|| list_all(&namespaces, lists, &mut snapshot));
         if let Err(panic) = lister.join() {
             std::panic::resume_unwind(panic);
         }
@@ -55,8 +58,8 @@ pub fn take(files: Option<File>) -> Snapshot {
     snapshot
 }
 
-fn list_all(namespaces: &Namespaces, snapshot: &mut Snapshot) {
-    let Snapshot { held, unlisted, problems } = snapshot;
+fn list_all(namespaces: &Namespaces, lists: Option<&HolderLists>, snapshot: &mut Snapshot) {
+    let Snapshot { held, unlisted, classes, problems } = snapshot;
     for (inode, handle) in namespaces.iter() {
         let netns = Netns(inode);
         let result = netns::enter(handle).and_then(|()| sock_diag::list(netns, held));
@@ -65,6 +68,8 @@ fn list_all(namespaces: &Namespaces, snapshot: &mut Snapshot) {
             problems.push(format!(
                 "orphans and TIME_WAITs of network namespace {inode} are not listed: {error}"
             ));
+        } else if let Some(Ok(found)) = lists.map(|lists| lists.classes_of_this_thread(netns)) {
+            classes.insert(netns, found);
         }
     }
 }

@@ -256,12 +256,14 @@ impl Output for Json {
             kernel: usize,
             missing: usize,
             extra: usize,
+            classes: usize,
         }
         let details = Details {
             leases: differences.leases,
             kernel: differences.kernel,
             missing: differences.missing(),
             extra: differences.extra(),
+            classes: differences.classes(),
         };
         self.verbosity.list(differences);
         self.write("verify", at, None, details);

@@ -6,6 +6,10 @@
 
 mod random;
 mod state;
+#[path = "../scenarios/support.rs"]
+#[expect(dead_code, reason = "the scenarios use the rest of it")]
+mod support;
+mod traced;
 
 use std::{
     env, io,
@@ -40,12 +44,7 @@ const USUAL_CASES: u64 = 60;
 #[test]
 fn as_many_calls_succeed_as_were_predicted() {
     let Some(lists) = lists() else { return };
-    let number = |name: &str, usual: u64| {
-        env::var(name).ok().map_or(usual, |text| text.parse().expect("a number"))
-    };
-    let cases = number("PORTLIFE_HEADROOM_CASES", USUAL_CASES);
-    let first = number("PORTLIFE_HEADROOM_SEED", clock::monotonic_ns());
-    println!("seeds {first} to {}", first.wrapping_add(cases - 1));
+    let (first, cases) = seeds(USUAL_CASES);
     let next = AtomicU64::new(0);
     let total = Mutex::new(Tally::default());
     thread::scope(|scope| {
@@ -71,6 +70,17 @@ fn as_many_calls_succeed_as_were_predicted() {
         "{cases} namespaces, {checks} predictions, {calls} calls; bound buckets mattered {locked} \
          times, reusable TIME_WAITs {reusing} times; {ambiguous} predictions left one port to chance"
     );
+}
+
+/// The first seed, and how many there are.
+fn seeds(usual_cases: u64) -> (u64, u64) {
+    let number = |name: &str, usual: u64| {
+        env::var(name).ok().map_or(usual, |text| text.parse().expect("a number"))
+    };
+    let cases = number("PORTLIFE_HEADROOM_CASES", usual_cases);
+    let first = number("PORTLIFE_HEADROOM_SEED", clock::monotonic_ns());
+    println!("seeds {first} to {}", first.wrapping_add(cases - 1));
+    (first, cases)
 }
 
 fn lists() -> Option<HolderLists> {
@@ -125,7 +135,7 @@ impl<'a> Case<'a> {
     }
 
     fn run(mut self) -> Tally {
-        let state = State::make(&mut self.random, &self.sandbox, &self.settings);
+        let state = State::make(&mut self.random, &self.sandbox, true);
         // Each question changes the answers to the later ones, and is asked on top of that.
         let mut kept = Vec::new();
         for _ in 0..4 {
@@ -199,7 +209,7 @@ impl<'a> Case<'a> {
     }
 
     fn ask_bind(&mut self, state: &State, kept: &mut Vec<Socket>) {
-        let bind = state::Bind::random(&mut self.random);
+        let bind = state::Bind::random(&mut self.random, true);
         let own_range = self.own_range(state);
         let (settings, view) = self.look();
         let moment = self.moment(&settings, &view);

@@ -4,6 +4,7 @@
 
 mod bind;
 mod connect;
+mod exhaustion;
 mod listen;
 mod settings;
 mod snapshot;

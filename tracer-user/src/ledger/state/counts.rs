@@ -88,8 +88,10 @@ impl Ledger {
         let entry = &self.leases[index as usize];
         let wanted = destination_of(&entry.lease);
         let port = entry.lease.local_port;
-        let is_time_wait =
-            wanted.is_some() && entry.lease.phase == Phase::TimeWait(Substate::TimeWait);
+        // One whose socket was bound keeps the port from connect() all the same.
+        let is_time_wait = wanted.is_some()
+            && entry.lease.kind == Kind::Connect
+            && entry.lease.phase == Phase::TimeWait(Substate::TimeWait);
         let place = entry.destination;
         if place != NONE && self.usage.destination(place) != wanted.as_ref() {
             self.usage.uncount(place, port, entry.counted_time_wait, None);
