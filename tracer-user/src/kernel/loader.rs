@@ -213,11 +213,8 @@ pub fn load(options: LoadOptions) -> Result<Probes, LoadError> {
          owner",
     );
     attacher.iterator(&files);
-    let holders = attacher.holders(
-        files
-            .and(time_wait)
-            .and(holders.map(|(_, features)| features).map_err(|error| error.to_string())),
-    );
+    let features = holders.map(|(_, features)| features).map_err(|error| error.to_string());
+    let holders = attacher.holders(&files.and(time_wait).and(features));
     let hooks = attacher.hooks;
     let is_attached =
         |name: &str| hooks.iter().any(|hook| hook.name == name && hook.outcome.is_ok());
@@ -407,14 +404,14 @@ impl Attacher<'_> {
         });
     }
 
-    fn holders(&mut self, features: Result<Features, String>) -> Option<Arc<HolderLists>> {
+    fn holders(&mut self, features: &Result<Features, String>) -> Option<Arc<HolderLists>> {
         let btf = self.btf;
         let loss = "that somebody bound a port is known only if that was seen";
         let mut lists = None;
         let precondition = features.as_ref().map(|_| ()).map_err(Clone::clone);
         self.attempt("tcp_holders", "iter", loss, precondition, |ebpf| {
             if let Ok(features) = features {
-                lists = Some(Arc::new(HolderLists::take(ebpf, btf, features)?));
+                lists = Some(Arc::new(HolderLists::take(ebpf, btf, *features)?));
             }
             Ok(())
         });
