@@ -52,8 +52,8 @@ impl Settings {
             TimeWaitReuse::Always => TakeOver::Always,
             TimeWaitReuse::Loopback => TakeOver::Loopback,
         };
-        let ports = self.range.ports().filter(|port| !self.reserved.contains(*port));
-        Window::new(ports, self.reserved.count_within(self.range), take_over)
+        let is_reserved = |port| self.reserved.contains(port);
+        Window::new(self.range.low(), self.range.high(), is_reserved, take_over)
     }
 
     /// True if connect() and bind() to port 0 may choose this port.

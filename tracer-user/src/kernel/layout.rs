@@ -89,6 +89,9 @@ fn resolve_sock(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
     }
     let tcp_sock = btf.function_parameter("tcp_mstamp_refresh", 0)?;
     layout.tcp_linger2 = scalar(&tcp_sock, "linger2", 32)?;
+    layout.tcp_local_port_range = tcp_sock
+        .field("inet_conn.icsk_inet.local_port_range")
+        .map_or(ABSENT, |field| field.offset());
     Ok(())
 }
 

@@ -59,6 +59,7 @@ pub struct Ledger {
     epoch: u32,
     usage: Usage,
     culprits: FxHashMap<Netns, counts::Culprit>,
+    narrow: Option<counts::Narrow>,
 }
 
 /// A TIME_WAIT timer that was cancelled before it was due is armed again at once, under the same
@@ -110,6 +111,8 @@ struct Pending {
     began: Instant,
     operation: Operation,
     owner: Option<Owner>,
+    /// The ends of the socket's own range, 0 where it has none.
+    own_range: (u16, u16),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -182,6 +185,7 @@ impl Ledger {
             epoch: 0,
             usage: Usage::default(),
             culprits: FxHashMap::default(),
+            narrow: None,
         }
     }
 
@@ -438,6 +442,7 @@ impl Ledger {
                 .map(|index| &self.leases[index as usize].lease),
             holder_ports: culprit.map(|(_, ports)| ports),
             room,
+            own_range: None,
             is_of_range: port(fact.local_port)
                 .is_some_and(|port| self.usage.is_of_range(netns, port)),
             search_ns: None,
@@ -452,8 +457,10 @@ impl Ledger {
             if let Some(index) = self.socket_lease(cookie) {
                 self.drop_socket_hold(index, at, Reason::Closed, sink);
             }
-            self.pending
-                .insert(cookie, Pending { began: at, operation: Operation::Connect, owner });
+            let [a, b, c, d] = fact.detail.to_ne_bytes();
+            let own_range = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
+            let operation = Operation::Connect;
+            self.pending.insert(cookie, Pending { began: at, operation, owner, own_range });
             return;
         }
         let Some(mut index) = self.bound_lease(fact, owner) else { return };
@@ -579,7 +586,7 @@ impl Ledger {
         if fact.local_port == 0 {
             self.pending.insert(
                 Cookie(fact.cookie),
-                Pending { began: at, operation: Operation::Listen, owner },
+                Pending { began: at, operation: Operation::Listen, owner, own_range: (0, 0) },
             );
             return;
         }
@@ -716,15 +723,24 @@ impl Ledger {
             Operation::Listen | Operation::Bind => (libc::EADDRINUSE, None),
         };
         let netns = Netns(fact.netns);
-        let room = match (pending.operation, peer(fact)) {
-            (Operation::Connect, Some(peer)) => {
-                self.usage.room(&Destination { netns, source: Addr(fact.local_addr), peer })
+        let destination = peer(fact)
+            .filter(|_| pending.operation == Operation::Connect)
+            .map(|peer| Destination { netns, source: Addr(fact.local_addr), peer });
+        let own_range = Some(pending.own_range)
+            .filter(|own| *own != (0, 0))
+            .and_then(|own| self.usage.narrowed(netns, own));
+        let (room, culprit) = match (destination, own_range) {
+            (Some(destination), Some(range)) => self.room_within(&destination, range, at),
+            (Some(destination), None) => {
+                let room = self.usage.room(&destination);
+                let is_locked = room.is_some_and(|room| room.bind_locked > 0);
+                (room, is_locked.then(|| self.culprit(netns, at)).flatten())
             }
-            _ => self.usage.room_of_range(netns),
+            (None, _) => {
+                let room = self.usage.room_of_range(netns);
+                (room, room.and_then(|_| self.culprit(netns, at)))
+            }
         };
-        let culprit = room
-            .filter(|room| pending.operation != Operation::Connect || room.bind_locked > 0)
-            .and_then(|_| self.culprit(netns, at));
         sink.failure(Failure {
             at,
             netns,
@@ -740,6 +756,7 @@ impl Ledger {
             holder: culprit.map(|(index, _)| &self.leases[index as usize].lease),
             holder_ports: culprit.map(|(_, ports)| ports),
             room,
+            own_range,
             is_of_range: false,
             search_ns,
         });
@@ -790,6 +807,7 @@ impl Ledger {
             holder: holder.as_ref(),
             holder_ports: None,
             room: None,
+            own_range: None,
             is_of_range: self.usage.is_of_range(lease.netns, lease.local_port),
             search_ns: attempt
                 .filter(|_| operation == Operation::Connect)

@@ -13,6 +13,8 @@ use super::{
 /// The ports of a namespace from which connect() and bind() to port 0 choose.
 #[derive(Clone, Debug)]
 pub struct Window {
+    low: Port,
+    high: Port,
     ports: Bits,
     capacity: u32,
     reserved: u32,
@@ -20,12 +22,23 @@ pub struct Window {
 }
 
 impl Window {
-    /// These ports, beside so many of the range that are reserved.
+    /// The ports from `low` to `high` that are not reserved.
     #[must_use]
-    pub fn new(ports: impl IntoIterator<Item = Port>, reserved: u32, take_over: TakeOver) -> Self {
-        let mut window = Self { ports: Bits::default(), capacity: 0, reserved, take_over };
-        for port in ports {
-            window.capacity += u32::from(window.ports.set(port, true));
+    pub fn new(
+        low: Port,
+        high: Port,
+        is_reserved: impl Fn(Port) -> bool,
+        take_over: TakeOver,
+    ) -> Self {
+        let mut window =
+            Self { low, high, ports: Bits::default(), capacity: 0, reserved: 0, take_over };
+        for port in (low.0..=high.0).map(Port) {
+            if is_reserved(port) {
+                window.reserved += 1;
+            } else {
+                window.ports.set(port, true);
+                window.capacity += 1;
+            }
         }
         window
     }
@@ -341,6 +354,29 @@ impl Usage {
         })
     }
 
+    /// What a socket's own range leaves of the namespace's: each end counts only if it lies within
+    /// (`inet_sk_get_local_port_range`, net/ipv4/inet_connection_sock.c).
+    #[must_use]
+    pub fn narrowed(&self, netns: Netns, own: (u16, u16)) -> Option<(Port, Port)> {
+        let Window { low, high, .. } = self.namespaces.get(&netns)?.window;
+        let within = |end: u16, otherwise: Port| {
+            if (low.0..=high.0).contains(&end) { Port(end) } else { otherwise }
+        };
+        Some((within(own.0, low), within(own.1, high)))
+    }
+
+    /// Where a destination is counted.
+    #[must_use]
+    pub fn place(&self, destination: &Destination) -> Option<u32> {
+        self.places.get(destination).copied()
+    }
+
+    /// True if the port is one that connect() leaves out because somebody bound it.
+    #[must_use]
+    pub fn is_locked(&self, netns: Netns, port: Port) -> bool {
+        self.namespaces.get(&netns).is_some_and(|namespace| namespace.locked.get(port))
+    }
+
     /// True if the port is one of the window.
     #[must_use]
     pub fn is_of_range(&self, netns: Netns, port: Port) -> bool {
@@ -576,7 +612,8 @@ mod tests {
 
     fn usage(ports: u16) -> Usage {
         let mut usage = Usage::default();
-        let window = Window::new((1000..1000 + ports).map(Port), 3, TakeOver::Never);
+        let window =
+            Window::new(Port(997), Port(999 + ports), |port| port.0 < 1000, TakeOver::Never);
         usage.begin_recount(NETNS, window);
         usage.end_recount(NETNS);
         usage

@@ -150,6 +150,7 @@ impl Output for Json {
             holder: Option<Holder<'a>>,
             holder_ports: Option<u32>,
             range: Option<Range>,
+            own_range: Option<[u16; 2]>,
             advice: Option<&'static str>,
             search_us: Option<f64>,
         }
@@ -170,6 +171,7 @@ impl Output for Json {
             holder,
             holder_ports,
             room,
+            own_range,
             is_of_range: _,
             search_ns,
         } = *failure;
@@ -198,6 +200,7 @@ impl Output for Json {
             holder: holder.map(|lease| Holder::of(lease, holder_cgroup, at)),
             holder_ports,
             range: room.map(Into::into),
+            own_range: own_range.map(|(low, high)| [low.0, high.0]),
             advice: advice.map(names::advice),
             search_us: search_ns.map(microseconds),
         };

@@ -4,7 +4,7 @@ use std::{io::ErrorKind, time::Instant};
 
 use serde_json::{Value, json};
 use socket2::Socket;
-use tracer_user::kernel::sandbox::{Sandbox, bind_address_no_port};
+use tracer_user::kernel::sandbox::{Sandbox, bind_address_no_port, set_local_port_range};
 
 use crate::support::{
     Net, Pair, Tracer, addr, cookie, for_each_net, read_to_end, reset_on_close, sandbox,
@@ -104,6 +104,45 @@ fn a_range_that_is_all_reserved_says_so() {
         let record = failure(&mut tracer, &failed);
         assert_eq!(record["cause"], "reserved");
         assert_eq!(record["range"], ports(0, 2, 0, 0));
+    });
+}
+
+#[test]
+fn a_socket_with_a_range_of_its_own_is_told_of_that_range() {
+    for_each_net(|net, sandbox| {
+        range(sandbox, 50_000, 50_099);
+        let to = listener(net, LISTENER);
+        let own = |low, high| {
+            let socket = net.socket();
+            set_local_port_range(&socket, low, high).map(|()| socket)
+        };
+        if let Err(error) = own(50_010, 50_013) {
+            println!("skipped: this kernel has no IP_LOCAL_PORT_RANGE: {error}");
+            return;
+        }
+        let mut tracer = Tracer::start(sandbox);
+        let binder = net.bound(50_011);
+        let outside = net.bound(50_020);
+        let mut connected = Vec::new();
+        let failed = loop {
+            let socket = own(50_010, 50_013).expect("the option exists");
+            match socket.connect(&addr(&to).into()) {
+                Ok(()) => connected.push(socket),
+                Err(_) => break socket,
+            }
+        };
+        assert_eq!(connected.len(), 3);
+        let record = failure(&mut tracer, &failed);
+        assert_eq!(record["cause"], "range_full");
+        assert_eq!(record["range"], ports(4, 0, 3, 1));
+        assert_eq!(record["own_range"], json!([50_010, 50_013]));
+        assert_eq!(record["holder"]["cookie"], cookie(&binder));
+        assert_eq!(record["holder_ports"], 1);
+        // An end outside the namespace's range does not count.
+        let failed = own(1000, 50_010).expect("the option exists");
+        let next = failed.connect(&addr(&to).into());
+        assert!(next.is_ok(), "there are ports below");
+        drop(outside);
     });
 }
 
