@@ -1,4 +1,4 @@
-//! Runs the scenario suite on other kernels, in QEMU's software emulation: Debian's kernels,
+//! Runs the tests against the kernel on other kernels, in QEMU's software emulation: Debian's kernels,
 //! downloaded but never installed, with an initramfs that holds the tests and nothing else.
 
 mod image;
@@ -24,11 +24,14 @@ pub struct Args {
     /// Only tests whose name contains this.
     #[arg(long)]
     test: Option<String>,
+    /// Which of the tests against the kernel: `scenarios` or `headroom`.
+    #[arg(long, default_value = "scenarios")]
+    suite: String,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let kernels = kernels::named(&args.kernels)?;
-    let tests = build_tests()?;
+    let tests = build_tests(&args.suite)?;
     let mut results = Vec::new();
     for kernel in kernels {
         let began = Instant::now();
@@ -146,15 +149,15 @@ fn summarize(console: &str) -> Summary {
 }
 
 /// Builds the test binaries, and returns them with the tracer that they run.
-fn build_tests() -> Result<Vec<PathBuf>> {
+fn build_tests(suite: &str) -> Result<Vec<PathBuf>> {
     let mut command = Command::new(cargo());
     command.current_dir(root()).args(["test", "--release", "--package", "tracer-user"]);
-    command.args(["--test", "scenarios", "--no-run", "--message-format", "json"]);
+    command.args(["--test", suite, "--no-run", "--message-format", "json"]);
     let messages = output(&mut command).context("the tests cannot be built")?;
     // The path of the binary is the one field of cargo's messages that is needed.
     let binary = messages
         .lines()
-        .filter(|line| line.contains("\"name\":\"scenarios\""))
+        .filter(|line| line.contains(&format!("\"name\":\"{suite}\"")))
         .find_map(|line| {
             let (_, rest) = line.split_once("\"executable\":\"")?;
             rest.split_once('"').map(|(path, _)| PathBuf::from(path))
