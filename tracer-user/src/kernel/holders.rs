@@ -35,7 +35,8 @@ use crate::{
 #[derive(Debug)]
 pub struct HolderLists {
     tcp: OwnedFd,
-    files: OwnedFd,
+    /// Before 5.11 there is no way from a file to its socket (`bpf_sock_from_file`).
+    files: Option<OwnedFd>,
     features: Features,
 }
 
@@ -99,7 +100,7 @@ impl HolderLists {
         };
         Ok(Self {
             tcp: load("tcp_holders", "tcp")?,
-            files: load("idle_holders", "task_file")?,
+            files: load("idle_holders", "task_file").ok(),
             features,
         })
     }
@@ -108,6 +109,12 @@ impl HolderLists {
     #[must_use]
     pub fn rules(&self) -> KernelRules {
         self.features.rules
+    }
+
+    /// True if sockets that are bound but idle are listed, without which headroom is not exact.
+    #[must_use]
+    pub fn lists_idle(&self) -> bool {
+        self.files.is_some()
     }
 
     /// Lists the holders of a namespace.
@@ -132,7 +139,7 @@ impl HolderLists {
     pub fn of_this_thread(&self) -> io::Result<HolderView> {
         let netns = Netns(netns::inode_of(&File::open("/proc/thread-self/ns/net")?)?);
         let mut holders = Vec::new();
-        for program in [&self.tcp, &self.files] {
+        for program in std::iter::once(&self.tcp).chain(&self.files) {
             self.read(program.as_fd(), netns, &mut holders)?;
         }
         Ok(HolderView { holders, at: KernelTime::from_ns(clock::monotonic_ns()) })

@@ -89,9 +89,16 @@ fn lists() -> Option<HolderLists> {
         return None;
     }
     match HolderLists::load() {
-        Ok(lists) => Some(lists),
+        Ok(lists) if lists.lists_idle() => Some(lists),
+        Ok(_) => {
+            println!("skipped: this kernel does not list sockets that are bound but idle");
+            None
+        }
         Err(error) => {
-            println!("skipped: the kernel's holders cannot be listed here: {error}");
+            println!(
+                "skipped: the kernel's holders cannot be listed here: {:#}",
+                anyhow::Error::from(error)
+            );
             None
         }
     }
