@@ -66,6 +66,9 @@ pub struct Layout {
     pub sk_socket: u32,
     /// `tcp_sock.linger2`.
     pub tcp_linger2: u32,
+    /// `tcp_sock.inet_conn.icsk_inet.local_port_range`, or absent: the lower end in the lower half
+    /// of a word, the upper end in the upper.
+    pub tcp_local_port_range: u32,
     /// `net.ns.inum`.
     pub net_inum: u32,
     /// The reference count that is zero once a namespace is being torn down: `net.ns.__ns_ref`

@@ -49,6 +49,8 @@ pub mod flags {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FactKind {
     /// CLOSE to SYN_SENT, in the connecting process; the port is 0 unless the socket was bound.
+    /// `detail` is the socket's own range (`IP_LOCAL_PORT_RANGE`): the lower end in the lower half,
+    /// the upper in the upper, each 0 if it has none.
     ConnectStart = 1,
     /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: connect() has its port, the SYN is about to leave. `detail`
     /// tells the namespace's incarnation, as it does in every fact that can begin a lease.

@@ -289,9 +289,10 @@ impl Session<'_> {
         self.audit = None;
         self.drain_all()?;
         self.ledger.settle(Instant(clock::monotonic_ns()), &mut self.reporter);
-        let Snapshot { held, coverage, problems: _ } = snapshot;
+        let Snapshot { held, coverage, classes, problems: _ } = snapshot;
         let unknown = if self.losses.unhealed() > 0 { Unknown::Gone } else { Unknown::Believed };
         let mut differences = self.ledger.compare(&held, &coverage, unknown);
+        self.ledger.compare_classes(&classes, &mut differences);
         self.ledger.end_snapshot();
         match earlier {
             None if !differences.is_empty() => self.begin_audit(Some(differences)),
@@ -309,8 +310,10 @@ impl Session<'_> {
         // Without the iterator what processes hold is still found, but for bound sockets.
         let files = self.probes.open_files().and_then(Result::ok);
         let scope = self.scope;
+        let lists = self.probes.holders.clone();
         self.ledger.begin_snapshot();
-        let taking = tokio::task::spawn_blocking(move || snapshot::take(files, scope));
+        let taking =
+            tokio::task::spawn_blocking(move || snapshot::take(files, lists.as_deref(), scope));
         self.audit = Some(Audit { taking, earlier, lost });
     }
 
@@ -433,8 +436,10 @@ async fn take_snapshot(
         files.map_err(|error| problems.push(format!("open files cannot be listed: {error}"))).ok()
     });
     let mut foreign = None;
+    let lists = probes.holders.clone();
     ledger.begin_snapshot();
-    let mut taking = tokio::task::spawn_blocking(move || snapshot::take(files, scope));
+    let mut taking =
+        tokio::task::spawn_blocking(move || snapshot::take(files, lists.as_deref(), scope));
     let taken = loop {
         probes.ring.drain(usize::MAX, |record| {
             enter(record, ledger, windows, &mut Silence, &mut foreign);
@@ -454,6 +459,7 @@ async fn take_snapshot(
     }
     problems.extend(taken.problems);
     ledger.adopt_all(&taken.held);
+    ledger.adopt_classes(&taken.classes);
     ledger.end_snapshot();
     memory::trim();
     Ok(problems)

@@ -1,4 +1,4 @@
-//! Runs the scenario suite on other kernels, in QEMU's software emulation: Debian's kernels,
+//! Runs the tests against other kernels, in QEMU's software emulation: Debian's kernels,
 //! downloaded but never installed, with an initramfs that holds the tests and nothing else.
 
 mod apt;
@@ -30,6 +30,9 @@ pub struct Args {
     /// Only scenarios whose name contains this.
     #[arg(long)]
     test: Option<String>,
+    /// Which of the tests against the kernel: `scenarios` or `headroom`.
+    #[arg(long, default_value = "scenarios")]
+    suite: String,
     /// The tracer's hooks.
     #[arg(long, value_enum, default_value_t = Hooks::Auto)]
     hooks: Hooks,
@@ -65,7 +68,7 @@ impl Hooks {
 
 pub fn run(args: &Args) -> Result<()> {
     let kernels = kernels::named(&args.kernels)?;
-    let runner = if args.last { None } else { Some(Runner::new(args.test.clone())?) };
+    let runner = if args.last { None } else { Some(Runner::new(&args.suite, args.test.clone())?) };
     let mut columns = Vec::new();
     for kernel in &kernels {
         for hooks in args.hooks.runs() {
@@ -132,10 +135,10 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(filter: Option<String>) -> Result<Self> {
+    fn new(suite: &str, filter: Option<String>) -> Result<Self> {
         let qemu = Qemu::find(&directory("qemu"))?;
         eprintln!("== QEMU {}", qemu.version);
-        Ok(Self { qemu, tests: build_tests()?, filter })
+        Ok(Self { qemu, tests: build_tests(suite)?, filter })
     }
 
     /// Runs the scenarios on a kernel.
@@ -197,16 +200,16 @@ fn fill(column: &mut Column, runner: Option<&Runner>, kernel: &Kernel) -> Result
 }
 
 /// Builds the test binaries, and returns them with the tracer that they run.
-fn build_tests() -> Result<Vec<PathBuf>> {
+fn build_tests(suite: &str) -> Result<Vec<PathBuf>> {
     let mut command = Command::new(cargo());
     command.current_dir(root()).args(["test", "--release", "--package", "tracer-user"]);
-    command.args(["--test", "scenarios", "--no-run", "--message-format", "json"]);
+    command.args(["--test", suite, "--no-run", "--message-format", "json"]);
     command.stderr(Stdio::inherit());
     let messages = output(&mut command).context("the tests cannot be built")?;
     // The path of the binary is the one field of cargo's messages that is needed.
     let binary = messages
         .lines()
-        .filter(|line| line.contains("\"name\":\"scenarios\""))
+        .filter(|line| line.contains(&format!("\"name\":\"{suite}\"")))
         .find_map(|line| {
             let (_, rest) = line.split_once("\"executable\":\"")?;
             rest.split_once('"').map(|(path, _)| PathBuf::from(path))

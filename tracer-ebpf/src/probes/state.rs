@@ -1,7 +1,7 @@
 //! TCP state transitions: `inet_sock_set_state` and `tcp_destroy_sock`.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use tracer_ebpf::{Fact, FactKind, Hook, TcpState, flags};
+use tracer_ebpf::{ABSENT, Fact, FactKind, Hook, TcpState, flags};
 
 use crate::{
     emit,
@@ -60,6 +60,9 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
         SYN_SENT => {
             emit::owned_fact::<Typed>(C::slot(Hook::SetState), FactKind::ConnectStart, sk, |fact| {
                 identify(sk, old, fact);
+                if layout!(tcp_local_port_range) != ABSENT {
+                    fact.detail = field::<Probed, i32>(sk.0, layout!(tcp_local_port_range));
+                }
             })
         }
         LISTEN => {

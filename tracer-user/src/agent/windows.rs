@@ -1,13 +1,14 @@
 //! The settings of the namespaces in which something happens, as they are when it happens.
 
-use std::fs::File;
-
 use rustc_hash::FxHashMap;
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState};
 
 use crate::{
     exhaustion::Settings,
-    kernel::{netns, settings::SettingsFiles},
+    kernel::{
+        netns::{self, Namespaces},
+        settings::SettingsFiles,
+    },
     ledger::{Ledger, Netns},
 };
 
@@ -16,16 +17,20 @@ use crate::{
 const FRESH_NS: u64 = 100_000_000;
 /// How old they may be when a call got no port, and they are what explains it.
 const FRESH_FOR_FAILURE_NS: u64 = 5_000_000;
-/// When to try again what could not be opened: no process that lives in the namespace was seen.
-const RETRY_NS: u64 = 1_000_000_000;
+/// When to try again what could not be opened: nobody lives in the namespace, and to look for
+/// somebody takes a walk through all threads.
+const RETRY_NS: u64 = 5_000_000_000;
 /// Namespaces whose files are kept open, eleven each.
 const MOST_OPEN: usize = 64;
+/// Namespaces in which ports are counted: some tens of kilobytes each.
+const MOST_KNOWN: usize = 512;
 
 /// The namespaces that were seen, and their settings.
 #[derive(Debug, Default)]
 pub struct Windows {
     known: FxHashMap<Netns, Known>,
-    open: usize,
+    /// When all threads were walked through for a namespace.
+    searched_ns: u64,
 }
 
 #[derive(Debug)]
@@ -33,6 +38,8 @@ struct Known {
     files: Option<SettingsFiles>,
     settings: Option<Settings>,
     read_at_ns: u64,
+    /// The process through which the namespace was looked for.
+    tried: Option<u32>,
 }
 
 impl Windows {
@@ -55,43 +62,57 @@ impl Windows {
         };
         let netns = Netns(fact.netns);
         let now_ns = fact.time_ns;
-        let age_ns = self
-            .known
-            .get(&netns)
-            .map_or(u64::MAX, |known| now_ns.saturating_sub(known.read_at_ns));
-        let is_open = self.known.get(&netns).is_some_and(|known| known.files.is_some());
-        if age_ns >= if is_open { fresh_ns } else { RETRY_NS } {
-            self.look(netns, now_ns, owner, ledger);
+        let pid = owner.map(|owner| owner.pid);
+        let is_due = self.known.get(&netns).is_none_or(|known| {
+            let age_ns = now_ns.saturating_sub(known.read_at_ns);
+            match known.files {
+                Some(_) => age_ns >= fresh_ns,
+                // Numbers of namespaces are used again soon: another process, another namespace.
+                None => age_ns >= RETRY_NS || pid.is_some_and(|pid| known.tried != Some(pid)),
+            }
+        });
+        if is_due {
+            self.look(netns, now_ns, pid, ledger);
         }
     }
 
-    fn look(&mut self, netns: Netns, now_ns: u64, owner: Option<&Owner>, ledger: &mut Ledger) {
-        let known = self.known.entry(netns).or_insert(Known {
+    fn look(&mut self, netns: Netns, now_ns: u64, pid: Option<u32>, ledger: &mut Ledger) {
+        let mut known = self.known.remove(&netns).unwrap_or(Known {
             files: None,
             settings: None,
             read_at_ns: now_ns,
+            tried: None,
         });
         known.read_at_ns = now_ns;
-        if known.files.is_none() {
-            known.files = open(netns, owner);
-            self.open += usize::from(known.files.is_some());
+        let mut read = known.files.as_ref().and_then(|files| files.read().ok());
+        if read.is_none() {
+            // Never opened, closed for want of room, or of a namespace that has ended.
+            known.tried = pid.or(known.tried);
+            let mut namespace = known.tried.and_then(|pid| netns::of_process(pid, netns.0));
+            if namespace.is_none() && now_ns.saturating_sub(self.searched_ns) >= RETRY_NS {
+                self.searched_ns = now_ns;
+                namespace = Namespaces::discover(&[]).take(netns.0);
+            }
+            known.files = namespace.and_then(|namespace| SettingsFiles::open_in(&namespace).ok());
+            read = known.files.as_ref().and_then(|files| files.read().ok());
         }
-        let Some(files) = &known.files else { return };
-        match files.read() {
-            Ok(settings) if known.settings.as_ref() == Some(&settings) => {}
-            Ok(settings) => {
+        match read {
+            Some(settings) if known.settings.as_ref() == Some(&settings) => {}
+            Some(settings) => {
                 ledger.set_window(netns, settings.window());
                 known.settings = Some(settings);
             }
-            // The namespace has ended; if it has not, it will be opened anew.
-            Err(_) => {
-                self.known.remove(&netns);
-                self.open -= 1;
+            None => {
                 ledger.forget_window(netns);
+                (known.files, known.settings) = (None, None);
             }
         }
-        if self.open > MOST_OPEN {
+        self.known.insert(netns, known);
+        if self.known.values().filter(|known| known.files.is_some()).count() > MOST_OPEN {
             self.close_oldest(netns);
+        }
+        if self.known.len() > MOST_KNOWN {
+            self.forget_oldest(ledger);
         }
     }
 
@@ -103,19 +124,14 @@ impl Windows {
             .min_by_key(|(_, known)| known.read_at_ns);
         if let Some((_, known)) = oldest {
             known.files = None;
-            self.open -= 1;
         }
     }
-}
 
-/// Opens the settings of a namespace through a process that should live in it: the one whose
-/// socket it is, or this one.
-fn open(netns: Netns, owner: Option<&Owner>) -> Option<SettingsFiles> {
-    let of_owner = owner.map(|owner| format!("/proc/{}/ns/net", owner.pid));
-    let own = "/proc/thread-self/ns/net".to_owned();
-    of_owner.into_iter().chain([own]).find_map(|path| {
-        let namespace = File::open(path).ok()?;
-        let is_it = netns::inode_of(&namespace).is_ok_and(|inode| inode == netns.0);
-        is_it.then(|| SettingsFiles::open_in(&namespace).ok()).flatten()
-    })
+    fn forget_oldest(&mut self, ledger: &mut Ledger) {
+        let oldest = self.known.iter().min_by_key(|(_, known)| known.read_at_ns);
+        if let Some(netns) = oldest.map(|(netns, _)| *netns) {
+            self.known.remove(&netns);
+            ledger.forget_window(netns);
+        }
+    }
 }

@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         LoadOptions { ring_bytes: 4 << 20, hooks: HookFamily::Auto, scope: Scope::default() };
     let mut tested = self_test::run(&options);
     let files = tested.as_mut().ok().and_then(|tested| tested.probes.open_files()?.ok());
-    let snapshot = snapshot::take(files, Scope::of(&wanted));
+    let snapshot = snapshot::take(files, None, Scope::of(&wanted));
     let check = Check {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
             .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),

@@ -106,3 +106,77 @@ fn blind_spot(range: LocalRange) -> BlindSpot {
         _ => BlindSpot::OneOf(range.low(), range.high()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn range(low: u16, high: u16) -> LocalRange {
+        LocalRange::new(Port(low), Port(high)).expect("it is a range")
+    }
+
+    /// The ports that the kernel's loop visits, by parity, from each place where it may begin
+    /// (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
+    fn visits(low: u16, high: u16) -> Vec<BTreeSet<u16>> {
+        let high = high + 1;
+        let mut remaining = high - low;
+        if remaining > 1 {
+            remaining &= !1;
+        }
+        (0..remaining)
+            .map(|random| {
+                let mut visited = BTreeSet::new();
+                let mut offset = random & !1;
+                loop {
+                    let mut port = low + offset;
+                    for _ in (0..remaining).step_by(2) {
+                        if port >= high {
+                            port -= remaining;
+                        }
+                        visited.insert(port);
+                        port += 2;
+                    }
+                    offset += 1;
+                    if offset & 1 == 0 || remaining <= 1 {
+                        return visited;
+                    }
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_blind_spot_is_what_the_loop_of_the_kernel_leaves_out() {
+        for low in [1000, 1001] {
+            for ports in 1..40 {
+                let high = low + ports - 1;
+                let all: BTreeSet<u16> = (low..=high).collect();
+                let left_out: BTreeSet<BTreeSet<u16>> =
+                    visits(low, high).iter().map(|visited| &all - visited).collect();
+                let expected = match blind_spot(range(low, high)) {
+                    BlindSpot::None => vec![vec![]],
+                    BlindSpot::Port(port) => vec![vec![port.0]],
+                    BlindSpot::OneOf(one, other) => vec![vec![one.0], vec![other.0]],
+                };
+                let expected: BTreeSet<BTreeSet<u16>> =
+                    expected.into_iter().map(|ports| ports.into_iter().collect()).collect();
+                assert_eq!(left_out, expected, "{low} to {high}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_end_of_its_own_counts_only_within_the_range() {
+        let of = |low, high| {
+            let narrowed = narrowed(range(100, 200), Some(range(low, high)));
+            (narrowed.low().0, narrowed.high().0)
+        };
+        assert_eq!(of(120, 130), (120, 130));
+        assert_eq!(of(1, 130), (100, 130));
+        assert_eq!(of(120, 300), (120, 200));
+        assert_eq!(of(1, 99), (100, 200));
+        assert_eq!(of(100, 200), (100, 200));
+    }
+}

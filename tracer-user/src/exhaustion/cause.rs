@@ -112,6 +112,7 @@ mod tests {
             holder: None,
             holder_ports: None,
             room: Some(room),
+            own_range: None,
             is_of_range: false,
             search_ns: None,
         }

@@ -128,11 +128,11 @@ impl Moment<'_> {
                 continue;
             }
             let is_in_the_way = is_same_connection(holder, query);
-            let found = match holder.class {
-                _ if is_in_the_way && !self.gives_way(holder) => Use::Destination,
-                BucketClass::Bind => Use::Bound,
-                BucketClass::Connect if is_in_the_way => Use::Reusable,
-                BucketClass::Connect => Use::None,
+            let found = match (is_in_the_way, holder.class) {
+                (true, BucketClass::Connect) if self.gives_way(holder) => Use::Reusable,
+                (true, _) => Use::Destination,
+                (false, BucketClass::Bind) => Use::Bound,
+                (false, BucketClass::Connect) => Use::None,
             };
             *place = found.max(*place);
         }
@@ -331,4 +331,143 @@ fn is_bind_conflict(holder: &Holder, query: &BindAny) -> bool {
             || wanted == held
     };
     devices_meet && addresses_meet
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::{
+        exhaustion::{PortSet, SocketRangeRule},
+        ledger::{Cookie, Netns},
+    };
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().expect("it is an address").into()
+    }
+
+    fn settings(reuse: TimeWaitReuse) -> Settings {
+        Settings {
+            range: LocalRange::new(Port(1000), Port(1001)).expect("it is a range"),
+            reserved: PortSet::default(),
+            step_width: None,
+            autobind_reuse: false,
+            unprivileged_start: 1024,
+            time_wait_reuse: reuse,
+            time_wait_reuse_delay_ms: Some(1000),
+            timestamps: true,
+            max_time_waits: 1000,
+            fin_timeout_s: 60,
+            max_listen_backlog: 4096,
+        }
+    }
+
+    fn holder(local: &str, by: HolderBy) -> Holder {
+        let local_addr = addr(local);
+        Holder {
+            cookie: Cookie(1),
+            netns: Netns(1),
+            family: if local.contains(':') { Family::Ipv6 } else { Family::Ipv4 },
+            v6_only: false,
+            local_addr,
+            local_port: Port(1000),
+            device: 0,
+            l3mdev: 0,
+            class: BucketClass::Connect,
+            is_connect_bind: true,
+            reuse_addr: false,
+            reuse_port: false,
+            by,
+        }
+    }
+
+    /// Is a TIME_WAIT reusable, of this kernel, setting, source, substate and age?
+    fn is_reusable(
+        reuse: ReuseRule,
+        setting: TimeWaitReuse,
+        source: &str,
+        substate: Substate,
+        age_ms: u32,
+    ) -> bool {
+        let peer = (addr("10.0.0.2"), Port(80));
+        // The clock's low 32 bits pass zero meanwhile.
+        let began = u32::MAX - 100;
+        let time_wait = HolderBy::TimeWait {
+            peer,
+            substate,
+            entry_stamp_ms: (reuse == ReuseRule::Delay).then_some(began),
+            ts_recent_stamp_s: 50,
+        };
+        let settings = settings(setting);
+        let holders = [holder(source, time_wait)];
+        let now = KernelTime { ms: began.wrapping_add(age_ms), s: 50 + age_ms / 1000 };
+        let rules = KernelRules { reuse, socket_range: SocketRangeRule::InTurn };
+        let moment = Moment { settings: &settings, rules, holders: &holders, now };
+        let query = Connect { source: addr(source), destination: peer, device: 0, own_range: None };
+        assert!(moment.connect_from(Port(1000), &query), "a bound socket takes it at once");
+        let view = moment.connect(&query);
+        assert_eq!((view.capacity, view.used + view.reusable, view.free), (2, 1, 1));
+        assert_eq!(view.headroom.most, view.free + view.reusable);
+        view.reusable == 1
+    }
+
+    #[test]
+    fn every_kernel_has_its_rule_of_reuse() {
+        use ReuseRule::{Delay, NextSecond, NextSecondNotFinWait2};
+        use Substate::{FinWait2, TimeWait};
+        use TimeWaitReuse::{Always, Loopback, Never};
+        for rule in [NextSecond, NextSecondNotFinWait2, Delay] {
+            assert!(!is_reusable(rule, Never, "127.0.0.1", TimeWait, 60_000));
+            assert!(!is_reusable(rule, Loopback, "10.0.0.1", TimeWait, 60_000));
+            assert!(is_reusable(rule, Loopback, "127.0.0.1", TimeWait, 60_000));
+            assert!(is_reusable(rule, Always, "10.0.0.1", TimeWait, 1001));
+            assert!(!is_reusable(rule, Always, "10.0.0.1", TimeWait, 999));
+            let takes_fin_wait2 = is_reusable(rule, Always, "10.0.0.1", FinWait2, 5000);
+            assert_eq!(takes_fin_wait2, rule == NextSecond);
+        }
+        assert!(!is_reusable(Delay, Always, "10.0.0.1", TimeWait, 1000));
+        assert!(is_reusable(NextSecond, Always, "10.0.0.1", TimeWait, 1000));
+    }
+
+    #[test]
+    fn addresses_meet_as_the_kernel_has_them_meet() {
+        let conflicts = |held: &str, held_v6_only: bool, wanted: &str, v6_only: bool| {
+            let family = if wanted.contains(':') { Family::Ipv6 } else { Family::Ipv4 };
+            let holder = Holder { v6_only: held_v6_only, ..holder(held, HolderBy::Idle) };
+            is_bind_conflict(
+                &holder,
+                &BindAny {
+                    addr: addr(wanted),
+                    family,
+                    v6_only,
+                    device: 0,
+                    reuse_addr: false,
+                    own_range: None,
+                },
+            )
+        };
+        for (held, v6_only, wanted, wanted_v6_only, expected) in [
+            ("127.0.0.1", false, "127.0.0.1", false, true),
+            ("127.0.0.1", false, "127.0.0.2", false, false),
+            ("0.0.0.0", false, "127.0.0.2", false, true),
+            ("127.0.0.1", false, "0.0.0.0", false, true),
+            ("::", false, "127.0.0.1", false, true),
+            ("::", true, "127.0.0.1", false, false),
+            ("127.0.0.1", false, "::", false, true),
+            ("127.0.0.1", false, "::", true, false),
+            ("::1", true, "::", true, true),
+            ("::1", true, "127.0.0.1", false, false),
+            ("::1", true, "0.0.0.0", false, false),
+            // A connected socket that was not bound takes IPv4, as far as bind() goes.
+            ("::1", false, "0.0.0.0", false, true),
+            ("::ffff:127.0.0.1", false, "127.0.0.1", false, true),
+        ] {
+            assert_eq!(
+                conflicts(held, v6_only, wanted, wanted_v6_only),
+                expected,
+                "{wanted} against {held}"
+            );
+        }
+    }
 }

@@ -52,8 +52,11 @@ impl Settings {
             TimeWaitReuse::Always => TakeOver::Always,
             TimeWaitReuse::Loopback => TakeOver::Loopback,
         };
-        let ports = self.range.ports().filter(|port| !self.reserved.contains(*port));
-        Window::new(ports, self.reserved.count_within(self.range), take_over)
+        // Where there is no such setting, in the second after the last timestamp.
+        let delay_ms = self.time_wait_reuse_delay_ms.unwrap_or(1000);
+        let is_reserved = |port| self.reserved.contains(port);
+        let (low, high) = (self.range.low(), self.range.high());
+        Window::new(low, high, is_reserved, take_over, u64::from(delay_ms) * 1_000_000)
     }
 
     /// True if connect() and bind() to port 0 may choose this port.

@@ -5,6 +5,7 @@
 //! is computed from them is as exact as that.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Read as _},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -26,7 +27,7 @@ use super::{
 };
 use crate::{
     exhaustion::{Holder, KernelRules, KernelTime, ReuseRule, SocketRangeRule},
-    ledger::Netns,
+    ledger::{BucketClass, Netns, Port},
 };
 
 /// The iterators, loaded. They list the holders of any namespace, as often as one likes and from
@@ -34,7 +35,8 @@ use crate::{
 #[derive(Debug)]
 pub struct HolderLists {
     tcp: OwnedFd,
-    files: OwnedFd,
+    /// Before 5.11 there is no way from a file to its socket (`bpf_sock_from_file`).
+    files: Option<OwnedFd>,
     features: Features,
 }
 
@@ -76,7 +78,7 @@ impl HolderLists {
     ) -> Result<Self, ProgramError> {
         Ok(Self {
             tcp: load_iterator(ebpf, btf, "tcp_holders", "tcp")?,
-            files: load_iterator(ebpf, btf, "idle_holders", "task_file")?,
+            files: load_iterator(ebpf, btf, "idle_holders", "task_file").ok(),
             features,
         })
     }
@@ -84,6 +86,12 @@ impl HolderLists {
     #[must_use]
     pub fn rules(&self) -> KernelRules {
         self.features.rules
+    }
+
+    /// True if sockets that are bound but idle are listed, without which headroom is not exact.
+    #[must_use]
+    pub fn lists_idle(&self) -> bool {
+        self.files.is_some()
     }
 
     /// Lists the holders of a namespace.
@@ -108,10 +116,26 @@ impl HolderLists {
     pub fn of_this_thread(&self) -> io::Result<HolderView> {
         let netns = Netns(netns::inode_of(&File::open("/proc/thread-self/ns/net")?)?);
         let mut holders = Vec::new();
-        for program in [&self.tcp, &self.files] {
+        for program in std::iter::once(&self.tcp).chain(&self.files) {
             self.read(program.as_fd(), netns, &mut holders)?;
         }
         Ok(HolderView { holders, at: KernelTime::from_ns(clock::monotonic_ns()) })
+    }
+
+    /// The classes of the buckets of the calling thread's namespace that hold more than sockets
+    /// which are bound but idle: whatever those are in is of the class [`BucketClass::Bind`].
+    ///
+    /// # Errors
+    /// If the kernel refuses to list.
+    pub fn classes_of_this_thread(&self, netns: Netns) -> io::Result<BTreeMap<Port, BucketClass>> {
+        let mut holders = Vec::new();
+        self.read(self.tcp.as_fd(), netns, &mut holders)?;
+        // A VRF has buckets of its own, which the ledger does not tell from the others.
+        Ok(holders
+            .iter()
+            .filter(|holder| holder.l3mdev == 0)
+            .map(|holder| (holder.local_port, holder.class))
+            .collect())
     }
 
     fn read(

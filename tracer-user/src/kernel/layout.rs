@@ -3,9 +3,12 @@
 //! Fields come in groups, by the hooks that need them. A missing field costs the hooks of its
 //! group, not the tracer.
 
-use tracer_ebpf::{ABSENT, BitField, Layout};
+use tracer_ebpf::{ABSENT, BitField, HolderLayout, Layout};
 
-use super::btf::{Btf, BtfError, Field, Struct};
+use super::{
+    btf::{Btf, BtfError, Field, Struct},
+    holders,
+};
 
 /// The resolved offsets, and for each group whether all of its fields were found.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub struct Resolved {
     pub files: Result<(), BtfError>,
     /// Registers of a system call.
     pub syscall: Result<(), BtfError>,
+    /// Bind buckets and what they hold.
+    pub holders: Result<(HolderLayout, holders::Features), BtfError>,
     /// Tracing programs may ask for a socket's cookie (5.12).
     pub has_cookie_helper: bool,
     /// Sockets whose port connect() chose are marked (`SOCK_CONNECT_BIND`, 6.18 and where it was
@@ -50,6 +55,7 @@ pub fn resolve(btf: &Btf) -> Resolved {
         task,
         files,
         syscall,
+        holders: holders::resolve(btf),
         has_cookie_helper: btf.has_function("bpf_get_socket_ptr_cookie"),
         // The flag itself has no type; the bit that hands it to the TIME_WAIT came with it.
         marks_connect: btf
@@ -92,6 +98,9 @@ fn resolve_sock(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
     }
     let tcp_sock = btf.function_parameter("tcp_mstamp_refresh", 0)?;
     layout.tcp_linger2 = scalar(&tcp_sock, "linger2", 32)?;
+    layout.tcp_local_port_range = tcp_sock
+        .field("inet_conn.icsk_inet.local_port_range")
+        .map_or(ABSENT, |field| field.offset());
     Ok(())
 }
 

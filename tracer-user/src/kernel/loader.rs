@@ -8,6 +8,7 @@ use std::{
     fs::{self, File},
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    sync::Arc,
     thread,
 };
 
@@ -25,7 +26,9 @@ use super::{
     btf::{Btf, BtfError},
     capability::{Capabilities, Capability},
     cgroup::CgroupRoot,
-    clock, kallsyms, layout, memory,
+    clock,
+    holders::{Features, HolderLists},
+    kallsyms, layout, memory,
     ring::Ring,
     scope::Scope,
 };
@@ -136,6 +139,8 @@ pub struct Probes {
     /// Keeps the programs attached.
     ebpf: Ebpf,
     has_snapshot: bool,
+    /// Lists who is in which bind bucket, if this kernel lets us.
+    pub holders: Option<Arc<HolderLists>>,
     /// Sockets whose port connect() chose are marked by this kernel.
     marks_connect: bool,
     /// When the last hook was attached.
@@ -192,6 +197,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         task,
         files,
         syscall,
+        holders,
         has_cookie_helper,
         marks_connect,
         has_preemptible_tracepoints,
@@ -200,10 +206,12 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
     sock.map_err(LoadError::Layout)?;
     let aya_btf = aya_btf.map_err(|error| LoadError::Object(error.into()))?;
 
+    let holder_layout = holders.as_ref().map(|(layout, _)| *layout).unwrap_or_default();
     let cgroups = CgroupRoot::open();
     let mut ebpf = EbpfLoader::new()
         .btf(Some(&aya_btf))
         .override_global("LAYOUT", layout.as_bytes(), true)
+        .override_global("HOLDER_LAYOUT", holder_layout.as_bytes(), true)
         .override_global("COOKIE_HELPER", &u32::from(has_cookie_helper), true)
         .override_global("TW_TIMER_HANDLER", handler.as_ref().unwrap_or(&0), true)
         .override_global("WAKE_BYTES", &u64::from(options.ring_bytes / 4), true)
@@ -280,6 +288,8 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         }
     }
     attacher.iterator(&files);
+    let features = holders.map(|(_, features)| features).map_err(|error| error.to_string());
+    let holders = attacher.holders(&files.and(time_wait).and(features));
     let hooks = attacher.hooks;
     if let Some(HookStatus { outcome: Outcome::Missing { reason, .. }, .. }) =
         hooks.iter().find(|hook| hook.name == "inet_sock_set_state")
@@ -300,6 +310,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         warnings,
         ebpf,
         has_snapshot,
+        holders,
         marks_connect,
         attached: Instant(clock::monotonic_ns()),
     })
@@ -602,6 +613,20 @@ impl Attacher<'_> {
             let program: &mut Iter = program(ebpf, ITERATOR)?;
             program.load(ITERATOR, btf)
         });
+    }
+
+    fn holders(&mut self, features: &Result<Features, String>) -> Option<Arc<HolderLists>> {
+        let btf = self.btf;
+        let loss = "that somebody bound a port is known only if that was seen";
+        let mut lists = None;
+        let precondition = features.as_ref().map(|_| ()).map_err(Clone::clone);
+        self.attempt("tcp_holders", "iter", loss, precondition, |ebpf| {
+            if let Ok(features) = features {
+                lists = Some(Arc::new(HolderLists::take(ebpf, btf, *features)?));
+            }
+            Ok(())
+        });
+        lists
     }
 
     fn attempt(

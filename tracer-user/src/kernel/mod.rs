@@ -15,6 +15,7 @@ pub mod debug_log;
 #[cfg(feature = "programs")]
 pub mod holders;
 pub mod kallsyms;
+#[cfg(feature = "programs")]
 pub mod layout;
 #[cfg(feature = "programs")]
 pub mod loader;
@@ -29,5 +30,6 @@ pub mod scope;
 #[cfg(feature = "programs")]
 pub mod self_test;
 pub mod settings;
+#[cfg(feature = "programs")]
 pub mod snapshot;
 pub mod sock_diag;

@@ -115,6 +115,20 @@ pub fn enter(namespace: &File) -> io::Result<()> {
     Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
+/// The namespace with this inode, if a thread of the process lives in it.
+#[must_use]
+pub fn of_process(pid: u32, inode: u32) -> Option<File> {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let threads = numeric_entries(&process.join("task"));
+    std::iter::once(process).chain(threads).map(|of| of.join("ns/net")).find_map(|path| {
+        // The name of the link tells the inode, which saves opening most of them.
+        let is_it = fs::read_link(&path)
+            .is_ok_and(|link| inode_in(link.as_os_str()).is_none_or(|found| found == inode));
+        let namespace = is_it.then(|| File::open(path).ok()).flatten()?;
+        inode_of(&namespace).is_ok_and(|found| found == inode).then_some(namespace)
+    })
+}
+
 /// The inode of a network namespace's file.
 ///
 /// # Errors
@@ -166,7 +180,7 @@ fn mounted() -> Vec<PathBuf> {
         .collect()
 }
 
-fn numeric_entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+fn numeric_entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(directory).into_iter().flatten().filter_map(|entry| {
         let entry = entry.ok()?;
         let name = entry.file_name();

@@ -10,11 +10,12 @@ use std::{
 use tracer_ebpf::{FactKind, OwnedFact, decode};
 
 use super::{
+    holders::HolderLists,
     netns::{self, NamespaceFile, Namespaces, SocketFile},
     scope::Scope,
     sock_diag,
 };
-use crate::ledger::{Coverage, Held, Netns};
+use crate::ledger::{BucketClass, Coverage, Held, Netns, Port};
 
 /// What a snapshot found, and what it could not look at.
 #[derive(Debug, Default)]
@@ -24,6 +25,8 @@ pub struct Snapshot {
     pub held: Vec<Held>,
     /// How much of the host that is.
     pub coverage: Coverage,
+    /// The class of each bind bucket that holds more than sockets which are bound but idle.
+    pub classes: BTreeMap<Netns, BTreeMap<Port, BucketClass>>,
     /// What is missing, in sentences.
     pub problems: Vec<String>,
 }
@@ -34,7 +37,7 @@ pub struct Snapshot {
 /// Sockets that processes hold come from the iterator, with their owners, whatever their
 /// namespace, and even if they are bound but idle; orphans and TIME_WAITs come from sock_diag.
 #[must_use]
-pub fn take(files: Option<File>, scope: Scope) -> Snapshot {
+pub fn take(files: Option<File>, lists: Option<&HolderLists>, scope: Scope) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let mut found = Found::default();
     if let Some(files) = files
@@ -48,7 +51,7 @@ pub fn take(files: Option<File>, scope: Scope) -> Snapshot {
         found.sockets.keys().filter(|inode| !reached.contains(inode)).copied().map(Netns).collect();
     // A thread that entered a namespace is not used for anything else.
     thread::scope(|scope| {
-        let lister = scope.spawn(|| list_all(&namespaces, &mut snapshot));
+        let lister = scope.spawn(|| list_all(&namespaces, lists, &mut snapshot));
         if let Err(panic) = lister.join() {
             std::panic::resume_unwind(panic);
         }
@@ -56,18 +59,24 @@ pub fn take(files: Option<File>, scope: Scope) -> Snapshot {
     snapshot
 }
 
-fn list_all(namespaces: &Namespaces, snapshot: &mut Snapshot) {
-    let Snapshot { held, coverage, problems } = snapshot;
+fn list_all(namespaces: &Namespaces, lists: Option<&HolderLists>, snapshot: &mut Snapshot) {
+    let Snapshot { held, coverage, classes, problems } = snapshot;
     for (inode, handle) in namespaces.iter() {
         let netns = Netns(inode);
+        let before = held.len();
         let result = netns::enter(handle).and_then(|()| sock_diag::list(netns, held));
         if let Err(error) = result {
             coverage.unlisted.insert(netns);
             problems.push(format!(
                 "orphans and TIME_WAITs of network namespace {inode} are not listed: {error}"
             ));
-        } else {
-            coverage.listed.insert(netns);
+            continue;
+        }
+        coverage.listed.insert(netns);
+        // The kernel goes through the whole host's table for this, too.
+        let lists = lists.filter(|_| held.len() > before);
+        if let Some(Ok(found)) = lists.map(|lists| lists.classes_of_this_thread(netns)) {
+            classes.insert(netns, found);
         }
     }
 }

@@ -70,6 +70,7 @@ pub struct Ledger {
     culprits: FxHashMap<Netns, counts::Culprit>,
     /// Counts the comparisons with the kernel.
     comparison: u32,
+    narrow: Option<counts::Narrow>,
 }
 
 /// A TIME_WAIT timer that was cancelled before it was due is armed again at once, under the same
@@ -131,12 +132,14 @@ struct Pending {
     peer: Option<(Addr, Port)>,
     operation: Operation,
     owner: Option<Owner>,
+    /// The ends of the socket's own range, 0 where it has none.
+    own_range: (u16, u16),
 }
 
 impl Pending {
     fn from_fact(fact: &Fact, operation: Operation, owner: Option<Owner>) -> Self {
         let (began, netns) = (Instant(fact.time_ns), Netns(fact.netns));
-        Self { began, netns, peer: peer(fact), operation, owner }
+        Self { began, netns, peer: peer(fact), operation, owner, own_range: (0, 0) }
     }
 }
 
@@ -213,6 +216,7 @@ impl Ledger {
             usage: Usage::default(),
             culprits: FxHashMap::default(),
             comparison: 0,
+            narrow: None,
         }
     }
 
@@ -486,6 +490,7 @@ impl Ledger {
                 .map(|index| &self.leases[index as usize].lease),
             holder_ports: culprit.map(|(_, ports)| ports),
             room,
+            own_range: None,
             is_of_range: port(fact.local_port)
                 .is_some_and(|port| self.usage.is_of_range(netns, port)),
             search_ns: None,
@@ -501,7 +506,10 @@ impl Ledger {
                 self.drop_socket_hold(index, at, Reason::Closed, sink);
             }
             let operation = Operation::Connect;
-            self.call_begins(cookie, Pending::from_fact(fact, operation, owner));
+            let [a, b, c, d] = fact.detail.to_ne_bytes();
+            let own_range = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
+            let pending = Pending::from_fact(fact, operation, owner);
+            self.call_begins(cookie, Pending { own_range, ..pending });
             return;
         }
         let Some(mut index) = self.bound_lease(fact, owner) else { return };
@@ -765,15 +773,24 @@ impl Ledger {
             Operation::Listen | Operation::Bind => (libc::EADDRINUSE, None),
         };
         let netns = Netns(fact.netns);
-        let room = match (pending.operation, peer(fact)) {
-            (Operation::Connect, Some(peer)) => {
-                self.usage.room(&Destination { netns, source: Addr(fact.local_addr), peer })
+        let destination = peer(fact)
+            .filter(|_| pending.operation == Operation::Connect)
+            .map(|peer| Destination { netns, source: Addr(fact.local_addr), peer });
+        let own_range = Some(pending.own_range)
+            .filter(|own| *own != (0, 0))
+            .and_then(|own| self.usage.narrowed(netns, own));
+        let (room, culprit) = match (destination, own_range) {
+            (Some(destination), Some(range)) => self.room_within(&destination, range, at),
+            (Some(destination), None) => {
+                let room = self.usage.room(&destination);
+                let is_locked = room.is_some_and(|room| room.bind_locked > 0);
+                (room, is_locked.then(|| self.culprit(netns, at)).flatten())
             }
-            _ => self.usage.room_of_range(netns),
+            (None, _) => {
+                let room = self.usage.room_of_range(netns);
+                (room, room.and_then(|_| self.culprit(netns, at)))
+            }
         };
-        let culprit = room
-            .filter(|room| pending.operation != Operation::Connect || room.bind_locked > 0)
-            .and_then(|_| self.culprit(netns, at));
         sink.failure(Failure {
             at,
             netns,
@@ -789,6 +806,7 @@ impl Ledger {
             holder: culprit.map(|(index, _)| &self.leases[index as usize].lease),
             holder_ports: culprit.map(|(_, ports)| ports),
             room,
+            own_range,
             is_of_range: false,
             search_ns,
         });
@@ -839,6 +857,7 @@ impl Ledger {
             holder: holder.as_ref(),
             holder_ports: None,
             room: None,
+            own_range: None,
             is_of_range: self.usage.is_of_range(lease.netns, lease.local_port),
             search_ns: attempt
                 .filter(|_| operation == Operation::Connect)
@@ -1469,6 +1488,7 @@ mod tests {
                 peer: None,
                 operation: Operation::Connect,
                 owner: None,
+                own_range: (0, 0),
             };
             ledger.call_begins(Cookie(call), pending);
             most = most.max(ledger.pending.len());

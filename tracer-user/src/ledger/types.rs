@@ -369,6 +369,8 @@ pub struct Failure<'a> {
     pub holder_ports: Option<u32>,
     /// The ports of the range, where one was searched and its settings are known.
     pub room: Option<Room>,
+    /// The range that was searched, if the socket had one of its own (`IP_LOCAL_PORT_RANGE`).
+    pub own_range: Option<(Port, Port)>,
     /// The port that was asked for is one of those that connect() chooses from.
     pub is_of_range: bool,
     /// How long connect() searched.

@@ -13,19 +13,42 @@ use super::{
 /// The ports of a namespace from which connect() and bind() to port 0 choose.
 #[derive(Clone, Debug)]
 pub struct Window {
+    low: Port,
+    high: Port,
     ports: Bits,
     capacity: u32,
     reserved: u32,
     take_over: TakeOver,
+    take_over_delay_ns: u64,
 }
 
 impl Window {
-    /// These ports, beside so many of the range that are reserved.
+    /// The ports from `low` to `high` that are not reserved, of which connect() takes those over
+    /// whose TIME_WAIT has lasted for a while.
     #[must_use]
-    pub fn new(ports: impl IntoIterator<Item = Port>, reserved: u32, take_over: TakeOver) -> Self {
-        let mut window = Self { ports: Bits::default(), capacity: 0, reserved, take_over };
-        for port in ports {
-            window.capacity += u32::from(window.ports.set(port, true));
+    pub fn new(
+        low: Port,
+        high: Port,
+        is_reserved: impl Fn(Port) -> bool,
+        take_over: TakeOver,
+        take_over_delay_ns: u64,
+    ) -> Self {
+        let mut window = Self {
+            low,
+            high,
+            ports: Bits::default(),
+            capacity: 0,
+            reserved: 0,
+            take_over,
+            take_over_delay_ns,
+        };
+        for port in (low.0..=high.0).map(Port) {
+            if is_reserved(port) {
+                window.reserved += 1;
+            } else {
+                window.ports.set(port, true);
+                window.capacity += 1;
+            }
         }
         window
     }
@@ -66,8 +89,8 @@ pub struct Room {
     /// Not in use for the destination, but in a bucket that somebody bound. Part of `used` for a
     /// bind().
     pub bind_locked: u32,
-    /// Of those in use: in a TIME_WAIT that a connect() may take over, once it is old enough
-    /// (`tcp_tw_reuse_delay`).
+    /// Of those in use: in a TIME_WAIT that a connect() may take over. It may be some more, of
+    /// those that have just become old enough (`tcp_tw_reuse_delay`).
     pub reusable: u32,
 }
 
@@ -148,7 +171,28 @@ struct Counted {
     used: u32,
     used_locked: u32,
     time_waits: u32,
+    young: Young,
     load: Load,
+}
+
+/// TIME_WAITs that are too young to be taken over: those of the present interval and those of the
+/// one before, each of the length of the delay. So none that is too young is left out.
+#[derive(Clone, Copy, Debug, Default)]
+struct Young {
+    interval: u64,
+    present: u32,
+    before: u32,
+}
+
+impl Young {
+    fn at(self, now: Instant, delay_ns: u64) -> Self {
+        let interval = now.0 / delay_ns.max(1);
+        match interval.saturating_sub(self.interval) {
+            0 => self,
+            1 => Self { interval, present: 0, before: self.present },
+            _ => Self { interval, present: 0, before: 0 },
+        }
+    }
 }
 
 /// Level and rates of something that fills up.
@@ -274,6 +318,7 @@ impl Usage {
                 used: 0,
                 used_locked: 0,
                 time_waits: 0,
+                young: Young::default(),
                 load: Load::default(),
             };
             u32::try_from(destinations.insert(counted)).unwrap_or(NONE)
@@ -306,6 +351,13 @@ impl Usage {
         if let Some(counted) = self.destinations.get_mut(place as usize) {
             let count = &mut counted.time_waits;
             *count = if is_time_wait { *count + 1 } else { count.saturating_sub(1) };
+            if is_time_wait
+                && let Some(namespace) = self.namespaces.get(&counted.destination.netns)
+                && !namespace.is_recounting
+            {
+                counted.young = counted.young.at(self.now, namespace.window.take_over_delay_ns);
+                counted.young.present += 1;
+            }
             self.destination_changed(place as usize);
         }
     }
@@ -322,7 +374,7 @@ impl Usage {
         let namespace = self.namespaces.get(&destination.netns)?;
         let counted =
             self.places.get(destination).and_then(|place| self.destinations.get(*place as usize));
-        Some(namespace.room_of(destination, counted))
+        Some(namespace.room_of(destination, counted, self.now))
     }
 
     /// The ports as bind() to port 0 sees them.
@@ -336,9 +388,32 @@ impl Usage {
         let namespace = self.namespaces.get(&netns);
         self.destinations.iter().filter_map(move |(_, counted)| {
             let Counted { destination, load, .. } = counted;
-            let room = namespace?.room_of(destination, Some(counted));
+            let room = namespace?.room_of(destination, Some(counted), self.now);
             (destination.netns == netns).then(|| (destination, room, load.rates(self.now)))
         })
+    }
+
+    /// What a socket's own range leaves of the namespace's: each end counts only if it lies within
+    /// (`inet_sk_get_local_port_range`, net/ipv4/inet_connection_sock.c).
+    #[must_use]
+    pub fn narrowed(&self, netns: Netns, own: (u16, u16)) -> Option<(Port, Port)> {
+        let Window { low, high, .. } = self.namespaces.get(&netns)?.window;
+        let within = |end: u16, otherwise: Port| {
+            if (low.0..=high.0).contains(&end) { Port(end) } else { otherwise }
+        };
+        Some((within(own.0, low), within(own.1, high)))
+    }
+
+    /// Where a destination is counted.
+    #[must_use]
+    pub fn place(&self, destination: &Destination) -> Option<u32> {
+        self.places.get(destination).copied()
+    }
+
+    /// True if the port is one that connect() leaves out because somebody bound it.
+    #[must_use]
+    pub fn is_locked(&self, netns: Netns, port: Port) -> bool {
+        self.namespaces.get(&netns).is_some_and(|namespace| namespace.locked.get(port))
     }
 
     /// True if the port is one of the window.
@@ -352,12 +427,12 @@ impl Usage {
         self.namespaces.get(&netns).into_iter().flat_map(|namespace| namespace.locked.ports())
     }
 
-    /// The oldest crossing that nobody has taken.
+    /// The crossings that nobody has taken, oldest first.
     pub fn take_crossed(&mut self) -> Vec<Pressure> {
         std::mem::take(&mut self.crossed)
     }
 
-    /// True if there is one.
+    /// True if there are any.
     #[must_use]
     pub fn has_crossed(&self) -> bool {
         !self.crossed.is_empty()
@@ -376,18 +451,18 @@ impl Usage {
         let Self { namespaces, places, destinations, crossed, now } = self;
         let Some(counted) = destinations.get_mut(place) else { return };
         let destination = counted.destination;
-        let namespace = namespaces.get(&destination.netns);
-        if namespace.is_some_and(|namespace| namespace.is_recounting) {
-            return;
-        }
-        let room = namespace
-            .map(|namespace| namespace.room_of(&destination, Some(counted)))
-            .unwrap_or_default();
-        let is_what_fills_it =
-            counted.load.level > 0 || room.used.saturating_mul(LEAST_SHARE) >= room.capacity;
-        if is_what_fills_it && let Some(is_rising) = counted.load.moves(&room) {
-            let netns = destination.netns;
-            crossed.push(counted.load.pressure(*now, netns, Some(destination), is_rising, room));
+        // In a namespace that has ended nothing is crossed any more.
+        if let Some(namespace) = namespaces.get(&destination.netns) {
+            if namespace.is_recounting {
+                return;
+            }
+            let room = namespace.room_of(&destination, Some(counted), *now);
+            let is_what_fills_it =
+                counted.load.level > 0 || room.used.saturating_mul(LEAST_SHARE) >= room.capacity;
+            if is_what_fills_it && let Some(is_rising) = counted.load.moves(&room) {
+                let (load, netns) = (&counted.load, destination.netns);
+                crossed.push(load.pressure(*now, netns, Some(destination), is_rising, room));
+            }
         }
         if counted.used == 0 {
             destinations.remove(place);
@@ -407,9 +482,13 @@ impl Namespace {
         }
     }
 
-    fn room_of(&self, destination: &Destination, counted: Option<&Counted>) -> Room {
-        let (used, used_locked, time_waits) = counted
-            .map_or((0, 0, 0), |counted| (counted.used, counted.used_locked, counted.time_waits));
+    fn room_of(&self, destination: &Destination, counted: Option<&Counted>, now: Instant) -> Room {
+        let (used, used_locked, old) = counted.map_or((0, 0, 0), |counted| {
+            let Young { present, before, .. } =
+                counted.young.at(now, self.window.take_over_delay_ns);
+            let old = counted.time_waits.saturating_sub(present + before);
+            (counted.used, counted.used_locked, old)
+        });
         let is_taken_over = match self.window.take_over {
             TakeOver::Never => false,
             TakeOver::Always => true,
@@ -420,7 +499,7 @@ impl Namespace {
         Room {
             used,
             bind_locked: self.locked_ports.saturating_sub(used_locked),
-            reusable: if is_taken_over { time_waits } else { 0 },
+            reusable: if is_taken_over { old } else { 0 },
             ..self.room()
         }
     }
@@ -576,7 +655,8 @@ mod tests {
 
     fn usage(ports: u16) -> Usage {
         let mut usage = Usage::default();
-        let window = Window::new((1000..1000 + ports).map(Port), 3, TakeOver::Never);
+        let window =
+            Window::new(Port(997), Port(999 + ports), |port| port.0 < 1000, TakeOver::Always, 1);
         usage.begin_recount(NETNS, window);
         usage.end_recount(NETNS);
         usage
@@ -634,6 +714,33 @@ mod tests {
         assert_eq!(usage.room(&destination(80)).expect("known").bind_locked, 3);
         usage.uncount(place, Port(1000), false, None);
         assert_eq!(usage.room(&destination(80)).expect("known").used, 1);
+    }
+
+    #[test]
+    fn a_time_wait_counts_as_free_when_it_is_old_enough() {
+        const DELAY_NS: u64 = 1_000_000_000;
+        let mut usage = Usage::default();
+        let window = Window::new(Port(1), Port(10), |_| false, TakeOver::Always, DELAY_NS);
+        usage.begin_recount(NETNS, window);
+        usage.end_recount(NETNS);
+        let mut place = NONE;
+        for port in 1..=10 {
+            place = usage.count(destination(80), Port(port));
+        }
+        let headroom = |usage: &Usage| usage.room(&destination(80)).expect("known").headroom();
+        for _ in 0..4 {
+            usage.set_time_wait(place, true);
+        }
+        assert_eq!(headroom(&usage), 0);
+        usage.set_now(Instant(DELAY_NS));
+        usage.set_time_wait(place, true);
+        assert_eq!(headroom(&usage), 0);
+        usage.set_now(Instant(2 * DELAY_NS));
+        assert_eq!(headroom(&usage), 4);
+        usage.set_now(Instant(3 * DELAY_NS));
+        assert_eq!(headroom(&usage), 5);
+        usage.set_time_wait(place, false);
+        assert_eq!(headroom(&usage), 4);
     }
 
     #[test]

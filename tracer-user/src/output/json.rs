@@ -153,6 +153,7 @@ impl Output for Json {
             holder: Option<Holder<'a>>,
             holder_ports: Option<u32>,
             range: Option<Range>,
+            own_range: Option<[u16; 2]>,
             advice: Option<&'static str>,
             search_us: Option<f64>,
         }
@@ -173,6 +174,7 @@ impl Output for Json {
             holder,
             holder_ports,
             room,
+            own_range,
             is_of_range: _,
             search_ns,
         } = *failure;
@@ -201,6 +203,7 @@ impl Output for Json {
             holder: holder.map(|lease| Holder::of(lease, holder_cgroup, free_in_s(lease, at))),
             holder_ports,
             range: room.map(Into::into),
+            own_range: own_range.map(|(low, high)| [low.0, high.0]),
             advice: advice.map(names::advice),
             search_us: search_ns.map(microseconds),
         };
@@ -259,12 +262,14 @@ impl Output for Json {
             kernel: usize,
             missing: usize,
             extra: usize,
+            classes: usize,
         }
         let details = Details {
             leases: differences.leases,
             kernel: differences.kernel,
             missing: differences.missing(),
             extra: differences.extra(),
+            classes: differences.classes(),
         };
         self.verbosity.list(differences);
         self.write("verify", at, None, details);

@@ -254,11 +254,13 @@ impl Output for Text {
         self.verbosity.list(differences);
         if self.verbosity >= Verbosity::Normal || !differences.is_empty() {
             eprintln!(
-                "portlife: verified: {} leases in the ledger, {} in the kernel, missing {}, extra {}",
+                "portlife: verified: {} leases in the ledger, {} in the kernel, missing {}, extra {}, \
+                 bind buckets of another class {}",
                 differences.leases,
                 differences.kernel,
                 differences.missing(),
-                differences.extra()
+                differences.extra(),
+                differences.classes()
             );
         }
     }

@@ -39,6 +39,8 @@ const MOST_PORTS: u16 = 22;
 pub struct State {
     pub low: u16,
     pub size: u16,
+    /// Some sockets are bound to an interface.
+    devices: bool,
     /// Most connections are between these ends, and end at the client.
     focus: Option<(Client, SocketAddr)>,
     listeners: Vec<(SocketAddr, Socket)>,
@@ -47,7 +49,7 @@ pub struct State {
 }
 
 impl State {
-    pub fn make(random: &mut Random, sandbox: &Sandbox, settings: &SettingsFiles) -> Self {
+    pub fn make(random: &mut Random, sandbox: &Sandbox, devices: bool) -> Self {
         sandbox.add_loopback_address(OTHER).expect("the address can be added");
         let low = 20_000 + random.below(20_000);
         let size = 1 + random.below(MOST_PORTS);
@@ -58,14 +60,14 @@ impl State {
         set("ipv4/tcp_tw_reuse", random.below(3).to_string());
         set("ipv4/tcp_timestamps", u16::from(random.chance(3, 4)).to_string());
         set("ipv4/ip_autobind_reuse", u16::from(random.chance(1, 4)).to_string());
-        let has_delay =
-            settings.read().is_ok_and(|settings| settings.time_wait_reuse_delay_ms.is_some());
+        let settings = SettingsFiles::open().and_then(|files| files.read()).expect("settings");
+        let has_delay = settings.time_wait_reuse_delay_ms.is_some();
         if has_delay {
             set("ipv4/tcp_tw_reuse_delay", random.one(&[1, 1, NEVER_MS]).to_string());
         }
-        let client = Client::random(random);
+        let client = Client::random(random, devices);
         let focus = random.chance(1, 2).then(|| (client, client.destination(random)));
-        let mut state = Self { low, size, focus, listeners: Vec::new(), open: Vec::new() };
+        let mut state = Self { low, size, devices, focus, listeners: Vec::new(), open: Vec::new() };
         for address in LISTENERS {
             state.listeners.push((address, listener(address)));
         }
@@ -90,7 +92,7 @@ impl State {
         match self.focus {
             Some(ends) if random.chance(4, 5) => ends,
             _ => {
-                let client = Client::random(random);
+                let client = Client::random(random, self.devices);
                 (client, client.destination(random))
             }
         }
@@ -102,7 +104,7 @@ impl State {
             0..=3 => self.connection(random),
             4 | 5 => self.bound_connection(random),
             6 => {
-                let bind = Bind::random(random);
+                let bind = Bind::random(random, self.devices);
                 let socket = bind.socket();
                 let port = if random.chance(1, 2) { 0 } else { self.port(random) };
                 if socket.bind(&SocketAddr::new(bind.addr, port).into()).is_ok() {
@@ -112,7 +114,7 @@ impl State {
             7 => self.listener_of_the_range(random),
             8 => {
                 // Into whatever bucket is there, and out again.
-                let bind = Bind::random(random);
+                let bind = Bind::random(random, self.devices);
                 let _ = bind.socket().bind(&SocketAddr::new(bind.addr, self.port(random)).into());
             }
             _ => {
@@ -232,8 +234,8 @@ pub struct Client {
 }
 
 impl Client {
-    fn random(random: &mut Random) -> Self {
-        let device = u32::from(random.chance(1, 8));
+    fn random(random: &mut Random, devices: bool) -> Self {
+        let device = u32::from(devices && random.chance(1, 8));
         if random.chance(1, 8) {
             return Self { source: Ipv6Addr::LOCALHOST.into(), device, is_v6: true };
         }
@@ -285,7 +287,7 @@ pub struct Bind {
 }
 
 impl Bind {
-    pub fn random(random: &mut Random) -> Self {
+    pub fn random(random: &mut Random, devices: bool) -> Self {
         let addr = random.one(&[
             IpAddr::V4(SOURCES[0]),
             IpAddr::V4(SOURCES[1]),
@@ -299,7 +301,7 @@ impl Bind {
         let is_mapped = matches!(addr, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
         Self {
             addr,
-            device: u32::from(random.chance(1, 8)),
+            device: u32::from(devices && random.chance(1, 8)),
             // The kernel makes it so for an address of IPv6 proper.
             v6_only: addr.is_ipv6() && !is_mapped && (is_specific_v6 || random.chance(1, 2)),
             reuse_addr: random.chance(1, 3),

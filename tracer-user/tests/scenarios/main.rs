@@ -8,6 +8,7 @@ mod child;
 mod connect;
 mod connecting;
 mod destroyed;
+mod exhaustion;
 mod families;
 mod handover;
 mod io_uring;

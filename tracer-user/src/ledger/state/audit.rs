@@ -4,7 +4,7 @@
 //! since [`Ledger::begin_snapshot`] is therefore not held against either side, and what remains is
 //! only believed when a second snapshot shows the same.
 
-use std::mem;
+use std::{collections::BTreeMap, mem};
 
 use rustc_hash::FxHashMap;
 use tracer_ebpf::Owner;
@@ -12,7 +12,7 @@ use tracer_ebpf::Owner;
 use super::{Hold, Ledger, held_tuple, lease_tuple, phase_of};
 use crate::ledger::{
     held::{Coverage, Held, HeldBy, Unknown},
-    types::{Instant, Lease, Phase, Reason, Sink},
+    types::{BucketClass, Instant, Lease, Netns, Phase, Port, Reason, Sink},
 };
 
 /// Where ledger and kernel differ.
@@ -26,6 +26,8 @@ pub struct Differences {
     missing: FxHashMap<Hold, Held>,
     /// Holds of the ledger that the kernel lacks, or has otherwise.
     extra: FxHashMap<Hold, Lease>,
+    /// Buckets whose class the ledger has otherwise, with the kernel's.
+    classes: FxHashMap<(Netns, Port), BucketClass>,
 }
 
 /// The processes that have a lease's socket open.
@@ -48,10 +50,16 @@ impl Differences {
         self.extra.len()
     }
 
+    /// Number of bind buckets whose class the ledger has otherwise than the kernel.
+    #[must_use]
+    pub fn classes(&self) -> usize {
+        self.classes.len()
+    }
+
     /// True if both agree.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.missing.is_empty() && self.extra.is_empty()
+        self.missing.is_empty() && self.extra.is_empty() && self.classes.is_empty()
     }
 
     /// Keeps what an earlier comparison has found as well.
@@ -62,6 +70,7 @@ impl Differences {
         self.extra.retain(|hold, lease| {
             earlier.extra.get(hold).is_some_and(|before| before.id == lease.id)
         });
+        self.classes.retain(|bucket, class| earlier.classes.get(bucket) == Some(class));
     }
 
     /// Each difference in a sentence.
@@ -83,7 +92,10 @@ impl Differences {
                 lease.id.0
             )
         });
-        missing.chain(extra)
+        let classes = self.classes.iter().map(|((netns, port), class)| {
+            format!("the bucket of port {} in {} is of the class {class:?}", port.0, netns.0)
+        });
+        missing.chain(extra).chain(classes)
     }
 }
 
@@ -163,6 +175,41 @@ impl Ledger {
         differences
     }
 
+    /// Compares the classes of bind buckets. One in which something changed while the snapshot was
+    /// taken is not held against either side.
+    pub fn compare_classes(
+        &self,
+        classes: &BTreeMap<Netns, BTreeMap<Port, BucketClass>>,
+        differences: &mut Differences,
+    ) {
+        for (netns, ports) in classes {
+            for (port, class) in ports {
+                let is_other =
+                    self.bucket_class(*netns, *port).is_some_and(|known| known != *class);
+                let first = self.ports.get(*netns, *port).first;
+                let has_changed = || {
+                    self.chain(first, |entry| entry.next_of_port)
+                        .any(|(_, entry)| entry.changed == self.epoch)
+                };
+                if is_other && !has_changed() {
+                    differences.classes.insert((*netns, *port), *class);
+                }
+            }
+        }
+    }
+
+    /// Takes the classes that a first snapshot found, of buckets whose holders are all from before
+    /// our time: facts win.
+    pub fn adopt_classes(&mut self, classes: &BTreeMap<Netns, BTreeMap<Port, BucketClass>>) {
+        for (netns, ports) in classes {
+            for (port, class) in ports {
+                if self.leases_on(*netns, *port).all(|lease| lease.acquired.is_none()) {
+                    self.correct_bucket_class(*netns, *port, *class);
+                }
+            }
+        }
+    }
+
     /// Makes the ledger agree with the kernel, and tells what that changes.
     pub fn heal(&mut self, differences: &Differences, at: Instant, sink: &mut impl Sink) {
         self.forget_lost_calls(at);
@@ -192,6 +239,9 @@ impl Ledger {
             if let Some(index) = self.adopt(held) {
                 sink.found(at, &self.leases[index as usize].lease);
             }
+        }
+        for ((netns, port), class) in &differences.classes {
+            self.correct_bucket_class(*netns, *port, *class);
         }
         self.tell_pressure(sink);
     }

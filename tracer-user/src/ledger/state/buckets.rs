@@ -10,7 +10,7 @@
 use super::Ledger;
 use crate::ledger::{
     ports::NONE,
-    types::{Addr, BucketClass, Kind, Netns, Port},
+    types::{Addr, BucketClass, Kind, Lease, Netns, Port},
 };
 
 impl Ledger {
@@ -32,28 +32,42 @@ impl Ledger {
 
     /// A new owner is in the chain of its port.
     pub(super) fn join_bucket(&mut self, index: u32) {
-        let lease = &self.leases[index as usize].lease;
-        let (netns, port, addr, kind) =
-            (lease.netns, lease.local_port, lease.local_addr, lease.kind);
-        let is_first = self.leases[index as usize].next_of_port == NONE;
-        match kind {
-            Kind::Bind | Kind::BindAuto | Kind::Listen => self.bind_bucket(index),
+        let entry = &self.leases[index as usize];
+        let is_first = entry.next_of_port == NONE;
+        let Lease { netns, local_port: port, local_addr: addr, kind, .. } = entry.lease;
+        if is_first {
+            // A bucket of its own.
+            self.set_class(netns, port, BucketClass::Connect);
+        }
+        let of_address = self.class_of_address(index, netns, port, addr);
+        let address_class = match kind {
+            Kind::Bind | Kind::BindAuto | Kind::Listen => return self.bind_bucket(index),
             Kind::Connect => {
-                // connect() takes no other, so what we thought of the bucket was wrong.
-                if !is_first && self.ports.get(netns, port).class == BucketClass::Bind {
-                    self.each_on(netns, port, |_| true, |address| *address = BucketClass::Connect);
+                if self.ports.get(netns, port).class == BucketClass::Bind {
+                    self.connect_to_bound(netns, port);
                 }
-                let class = self.class_of_address(index, netns, port, addr);
-                self.leases[index as usize].address_class = class.unwrap_or(BucketClass::Connect);
-                self.set_class(netns, port, BucketClass::Connect);
+                of_address.unwrap_or(BucketClass::Connect)
             }
             Kind::Accept => {
-                let class = self.class_of_address(index, netns, port, addr);
-                self.leases[index as usize].address_class = class.unwrap_or(BucketClass::Bind);
                 if is_first {
                     self.set_class(netns, port, BucketClass::Bind);
                 }
+                of_address.unwrap_or(BucketClass::Bind)
             }
+        };
+        self.leases[index as usize].address_class = address_class;
+    }
+
+    /// connect() takes no bucket that somebody bound. So either what we thought of this one was
+    /// wrong, or somebody bound the port after connect() had chosen it, and was faster to tell.
+    fn connect_to_bound(&mut self, netns: Netns, port: Port) {
+        let first = self.ports.get(netns, port).first;
+        let is_bound = self
+            .chain(first, |entry| entry.next_of_port)
+            .any(|(_, entry)| entry.lease.kind != Kind::Connect);
+        if !is_bound {
+            self.each_on(netns, port, |_| true, |address| *address = BucketClass::Connect);
+            self.set_class(netns, port, BucketClass::Connect);
         }
     }
 

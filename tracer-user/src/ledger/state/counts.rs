@@ -5,7 +5,7 @@ use rustc_hash::FxHashMap;
 use super::Ledger;
 use crate::ledger::{
     ports::NONE,
-    types::{BucketClass, Instant, Kind, Lease, Netns, Phase, Port, Sink, Substate},
+    types::{BucketClass, Instant, Kind, Lease, LeaseId, Netns, Phase, Port, Sink, Substate},
     usage::{Destination, Rates, Room, Window},
 };
 
@@ -14,12 +14,27 @@ use crate::ledger::{
 pub(super) struct Culprit {
     found: Instant,
     index: u32,
-    id: crate::ledger::LeaseId,
+    id: LeaseId,
     ports: u32,
+}
+
+/// What a socket with a range of its own found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Narrow {
+    found: Instant,
+    destination: Destination,
+    range: (Port, Port),
+    room: Room,
+    /// Who holds most of the locked ports, and how many.
+    culprit: Option<(LeaseId, u32, u32)>,
 }
 
 /// For how long an answer to that question is good: it takes a walk through the range.
 const CULPRIT_LASTS_NS: u64 = 500_000_000;
+/// For how long what was found in a socket's own range is good, for the same reason.
+const NARROW_LASTS_NS: u64 = 20_000_000;
+/// Leases on one port that are looked at.
+const MOST_LOOKED_AT: usize = 256;
 
 impl Ledger {
     /// True if the namespace's window is known.
@@ -88,8 +103,10 @@ impl Ledger {
         let entry = &self.leases[index as usize];
         let wanted = destination_of(&entry.lease);
         let port = entry.lease.local_port;
-        let is_time_wait =
-            wanted.is_some() && entry.lease.phase == Phase::TimeWait(Substate::TimeWait);
+        // One whose socket was bound keeps the port from connect() all the same.
+        let is_time_wait = wanted.is_some()
+            && entry.lease.kind == Kind::Connect
+            && entry.lease.phase == Phase::TimeWait(Substate::TimeWait);
         let place = entry.destination;
         if place != NONE && self.usage.destination(place) != wanted.as_ref() {
             self.usage.uncount(place, port, entry.counted_time_wait, None);
@@ -130,8 +147,75 @@ impl Ledger {
         {
             return Some((known.index, known.ports));
         }
+        let (index, ports) = self.culprit_among(netns, self.usage.locked_ports(netns))?;
+        let id = self.leases[index as usize].lease.id;
+        self.culprits.insert(netns, Culprit { found: now, index, id, ports });
+        Some((index, ports))
+    }
+
+    /// The ports of a socket's own range as a connect() of it sees them, and who holds most of
+    /// those that others have bound.
+    pub(super) fn room_within(
+        &mut self,
+        destination: &Destination,
+        range: (Port, Port),
+        now: Instant,
+    ) -> (Option<Room>, Option<(u32, u32)>) {
+        let found = self
+            .narrow
+            .filter(|known| {
+                known.destination == *destination
+                    && known.range == range
+                    && now.since(known.found) < NARROW_LASTS_NS
+            })
+            .unwrap_or_else(|| self.look_within(destination, range, now));
+        self.narrow = Some(found);
+        let culprit = found.culprit.filter(|(id, index, _)| {
+            self.leases.get(*index as usize).is_some_and(|entry| entry.lease.id == *id)
+        });
+        (Some(found.room), culprit.map(|(_, index, ports)| (index, ports)))
+    }
+
+    fn look_within(
+        &self,
+        destination: &Destination,
+        range: (Port, Port),
+        found: Instant,
+    ) -> Narrow {
+        let netns = destination.netns;
+        let place = self.usage.place(destination);
+        let mut room = Room::default();
+        let mut locked = Vec::new();
+        for port in (range.0.0..=range.1.0).map(Port) {
+            if !self.usage.is_of_range(netns, port) {
+                room.reserved += 1;
+                continue;
+            }
+            room.capacity += 1;
+            let is_used = self
+                .chain(self.ports.get(netns, port).first, |entry| entry.next_of_port)
+                .take(MOST_LOOKED_AT)
+                .any(|(_, entry)| place == Some(entry.destination));
+            if is_used {
+                room.used += 1;
+            } else if self.usage.is_locked(netns, port) {
+                room.bind_locked += 1;
+                locked.push(port);
+            }
+        }
+        let culprit = self
+            .culprit_among(netns, locked)
+            .map(|(index, ports)| (self.leases[index as usize].lease.id, index, ports));
+        Narrow { found, destination: *destination, range, room, culprit }
+    }
+
+    fn culprit_among(
+        &self,
+        netns: Netns,
+        locked: impl IntoIterator<Item = Port>,
+    ) -> Option<(u32, u32)> {
         let mut tally: FxHashMap<(bool, u32), (u32, u32)> = FxHashMap::default();
-        for port in self.usage.locked_ports(netns) {
+        for port in locked {
             if let Some((index, serves)) = self.binder(netns, port) {
                 let lease = &self.leases[index as usize].lease;
                 let pid = lease.owner.map_or(0, |owner| owner.pid);
@@ -140,8 +224,6 @@ impl Ledger {
         }
         let (_, (ports, index)) =
             tally.into_iter().max_by_key(|((serves, pid), (ports, _))| (!serves, *ports, *pid))?;
-        let id = self.leases[index as usize].lease.id;
-        self.culprits.insert(netns, Culprit { found: now, index, id, ports });
         Some((index, ports))
     }
 
@@ -159,7 +241,6 @@ impl Ledger {
             Kind::Accept => 2,
             Kind::Connect => 3,
         };
-        const MOST_LOOKED_AT: usize = 64;
         self.chain(first, |entry| entry.next_of_port)
             .take(MOST_LOOKED_AT)
             .min_by_key(|(_, entry)| rank(&entry.lease))

@@ -1,0 +1,102 @@
+//! What the tracer has counted, against the kernel's own view.
+
+use std::io;
+
+use tracer_user::{
+    exhaustion::{Connect, Moment},
+    kernel::{clock, sandbox::Sandbox, settings::SettingsFiles},
+    ledger::Port,
+};
+
+use crate::{
+    lists,
+    random::Random,
+    seeds,
+    state::{State, wait_until_settled},
+    support::{Tracer, cookie},
+};
+
+/// Namespaces that one tracer sees; the tests above make more of them.
+const USUAL_CASES: u64 = 12;
+
+#[test]
+fn a_failure_is_explained_by_what_the_kernel_has() {
+    let Some(lists) = lists() else { return };
+    let (first, cases) = seeds(USUAL_CASES);
+    let (mut locked, mut failures) = (0, 0);
+    let mut tracer = Tracer::start_with(&["-x", "-v", "--verify", "1", "--ring-bytes", "67108864"]);
+    for seed in first..first + cases {
+        // A namespace is for good, so each case has a thread of its own.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut random = Random::new(seed);
+                let sandbox = Sandbox::enter_new().expect("root may have a namespace");
+                let files = SettingsFiles::open().expect("there are settings");
+                let state = State::make(&mut random, &sandbox, false);
+                let mut kept = Vec::new();
+                for _ in 0..3 {
+                    let (client, destination) = state.ends(&mut random);
+                    wait_until_settled(sandbox.netns());
+                    let failed = loop {
+                        let socket = client.socket();
+                        client.bind_without_port(&socket);
+                        socket.set_nonblocking(true).expect("O_NONBLOCK");
+                        match socket.connect(&client.form(destination).into()) {
+                            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                                break socket;
+                            }
+                            _ => kept.push(socket),
+                        }
+                    };
+                    let settings = files.read().expect("the namespace is there");
+                    let view = lists.of_this_thread().expect("the holders can be listed");
+                    let moment = Moment {
+                        settings: &settings,
+                        rules: lists.rules(),
+                        holders: &view.holders,
+                        now: view.at,
+                    };
+                    let seen = moment.connect(&Connect {
+                        source: client.source.into(),
+                        destination: (destination.ip().into(), Port(destination.port())),
+                        device: 0,
+                        own_range: None,
+                    });
+                    let failed = cookie(&failed);
+                    let record = tracer.wait_for("failure", |record| record["cookie"] == failed);
+                    let range = &record["range"];
+                    let counted = ["capacity", "used", "bind_locked"].map(|name| {
+                        range[name].as_u64().unwrap_or_else(|| panic!("seed {seed}: {record}"))
+                    });
+                    // What can be taken over a moment later is in use at this one.
+                    let used = seen.used + seen.reusable;
+                    let expected = [seen.capacity, used, seen.bind_locked].map(u64::from);
+                    assert_eq!(
+                        counted, expected,
+                        "seed {seed}: {record}\n{settings:?}\n{:#?}",
+                        view.holders
+                    );
+                    let cause = match (seen.capacity, used, seen.bind_locked) {
+                        (0, _, _) => "reserved",
+                        (_, used, locked) if locked > 0 && locked >= used => "range_bind_locked",
+                        _ => "range_full",
+                    };
+                    assert_eq!(record["cause"], cause, "seed {seed}: {record}");
+                    assert_eq!(record["holder"].is_null(), seen.bind_locked == 0, "{record}");
+                    locked += u64::from(seen.bind_locked > 0);
+                    failures += 1;
+                }
+            });
+        });
+    }
+    // The classes that it follows are still the kernel's, in a comparison made after all that.
+    let last = clock::monotonic_ns();
+    tracer.wait_for("verify", |record| {
+        record["type"] == "verify" && record["mono_ns"].as_u64() > Some(last)
+    });
+    let story = tracer.finish();
+    for verify in story.records.iter().filter(|record| record["type"] == "verify") {
+        assert_eq!(verify["classes"], 0, "{verify}");
+    }
+    println!("{failures} failures, {locked} of them with ports that others had bound");
+}
