@@ -17,9 +17,9 @@ use crate::{
 const FRESH_NS: u64 = 100_000_000;
 /// How old they may be when a call got no port, and they are what explains it.
 const FRESH_FOR_FAILURE_NS: u64 = 5_000_000;
-/// When to try again what could not be opened: nobody lives in the namespace, and to look for
-/// somebody takes a walk through all threads.
-const RETRY_NS: u64 = 5_000_000_000;
+/// How often to walk through all threads of the host for one that lives in a namespace, if no
+/// thread of the process does whose socket it is.
+const SEARCH_NS: u64 = 5_000_000_000;
 /// Namespaces whose files are kept open, eleven each.
 const MOST_OPEN: usize = 64;
 /// Namespaces in which ports are counted: some tens of kilobytes each.
@@ -65,11 +65,10 @@ impl Windows {
         let pid = owner.map(|owner| owner.pid);
         let is_due = self.known.get(&netns).is_none_or(|known| {
             let age_ns = now_ns.saturating_sub(known.read_at_ns);
-            match known.files {
-                Some(_) => age_ns >= fresh_ns,
-                // Numbers of namespaces are used again soon: another process, another namespace.
-                None => age_ns >= RETRY_NS || pid.is_some_and(|pid| known.tried != Some(pid)),
-            }
+            // Numbers of namespaces are used again soon, so that one which could not be opened may
+            // be another by now.
+            let is_other = known.files.is_none() && pid.is_some_and(|pid| known.tried != Some(pid));
+            age_ns >= fresh_ns || is_other
         });
         if is_due {
             self.look(netns, now_ns, pid, ledger);
@@ -89,7 +88,7 @@ impl Windows {
             // Never opened, closed for want of room, or of a namespace that has ended.
             known.tried = pid.or(known.tried);
             let mut namespace = known.tried.and_then(|pid| netns::of_process(pid, netns.0));
-            if namespace.is_none() && now_ns.saturating_sub(self.searched_ns) >= RETRY_NS {
+            if namespace.is_none() && now_ns.saturating_sub(self.searched_ns) >= SEARCH_NS {
                 self.searched_ns = now_ns;
                 namespace = Namespaces::discover(&[]).take(netns.0);
             }
