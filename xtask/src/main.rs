@@ -1,5 +1,6 @@
 //! portlife's development tasks: `cargo xtask --help`.
 
+mod bench;
 mod build_ebpf;
 #[path = "../../tracer-ebpf/fingerprint.rs"]
 mod fingerprint;
@@ -15,6 +16,8 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "portlife's development tasks")]
 enum Task {
+    /// Measure what tracing costs, beside other tracers (as root).
+    Bench(bench::Args),
     /// Build the eBPF object from source and commit it to tracer-ebpf/prebuilt.
     BuildEbpf(build_ebpf::Args),
     /// Build the tracer and trace this host (as root; asks sudo if need be).
@@ -32,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         vm::init::run();
     }
     match Task::parse() {
+        Task::Bench(args) => bench::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Run(args) => run::run(&args),
         Task::Test(args) => test::run(&args),

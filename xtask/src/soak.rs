@@ -2,7 +2,7 @@
 //! the time; then compares what it told with what the load did.
 
 mod reader;
-mod usage;
+pub mod usage;
 mod witness;
 
 use std::{

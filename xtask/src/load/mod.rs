@@ -26,7 +26,7 @@ use anyhow::{Context as _, Result, anyhow};
 use tracer_user::kernel::sandbox::Sandbox;
 
 pub use mixed::{Failures, Long, Namespaces, SmallRange};
-pub use pairs::{Family, Pairs};
+pub use pairs::{Close, Family, Pairs};
 pub use tally::{Counts, Deed, Tally};
 
 /// How often a lane repeats its step.

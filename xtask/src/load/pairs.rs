@@ -163,7 +163,6 @@ const EXPLICIT_PORTS: (u16, u16) = (1024, 19_999);
 
 impl Pairs {
     /// Connections of one sort, for measurements.
-    #[expect(dead_code, reason = "for `cargo xtask bench`")]
     pub fn of(family: Family, close: Close, destinations: u16) -> Self {
         Self {
             family,

@@ -36,14 +36,14 @@ impl Usage {
         self.samples.last().map_or(0, |(_, kb)| *kb)
     }
 
-    /// User and system time so far.
+    /// User and system time so far, also of children that have ended.
     pub fn cpu(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero()));
         let ticks = stat.ok().and_then(|stat| {
             // After the name, which may contain anything, the fields from the third on.
             let fields: Vec<_> = stat.rsplit_once(") ")?.1.split(' ').map(str::to_owned).collect();
             let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-            Some(number(11)? + number(12)?)
+            (11..=14).map(number).sum::<Option<u64>>()
         });
         let per_second = rustix::param::clock_ticks_per_second();
         Duration::from_secs(ticks.unwrap_or(0)) / u32::try_from(per_second).unwrap_or(100)
