@@ -324,8 +324,8 @@ impl Report {
         let begun = of("connect") + of("bind") + of("accept");
         [
             ("connect", counts.get(Deed::Chosen)),
-            ("established", counts.get(Deed::Connected)),
-            ("accept", counts.get(Deed::Connected)),
+            ("established", counts.get(Deed::Connected) + counts.get(Deed::Aborted)),
+            ("accept", counts.get(Deed::Connected) + counts.get(Deed::Aborted)),
             ("bind", counts.get(Deed::Bound)),
             ("listen", counts.get(Deed::Listened)),
             ("fail", failed),

@@ -197,6 +197,9 @@ impl Ledger {
     /// An empty ledger.
     #[must_use]
     pub fn new(sight: Sight) -> Self {
+        let mut usage = Usage::default();
+        // What a snapshot finds crosses its levels now, not at the kernel's boot.
+        usage.set_now(sight.since);
         Self {
             sight,
             next_id: 1,
@@ -213,7 +216,7 @@ impl Ledger {
             accept_due: VecDeque::new(),
             ended: None,
             epoch: 0,
-            usage: Usage::default(),
+            usage,
             culprits: FxHashMap::default(),
             comparison: 0,
             narrow: None,

@@ -12,6 +12,8 @@ pub enum Deed {
     Connected,
     /// connect() chose a port, whatever came of it.
     Chosen,
+    /// A connection was made, and ended by the kernel before it was accepted (ECONNABORTED).
+    Aborted,
     /// connect() was refused by the peer.
     Refused,
     /// bind() got a port, or listen() chose one.
@@ -29,9 +31,10 @@ pub enum Deed {
 }
 
 impl Deed {
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 10] = [
         (Self::Connected, "connections"),
         (Self::Chosen, "ports chosen by connect()"),
+        (Self::Aborted, "connections that ended unaccepted"),
         (Self::Refused, "connects refused"),
         (Self::Bound, "ports bound"),
         (Self::Listened, "listeners"),
