@@ -9,7 +9,10 @@ pub mod writer;
 
 use std::collections::BTreeMap;
 
-use crate::ledger::{Differences, Failure, Instant, Lease, LeaseEvent};
+use crate::{
+    exhaustion::Settings,
+    ledger::{Differences, Failure, Instant, Lease, LeaseEvent, Netns},
+};
 
 /// A hook, for the reader: how it is attached, or why it is not.
 #[derive(Clone, Debug)]
@@ -89,6 +92,8 @@ pub struct Cgroup {
 pub trait Output {
     /// The tracer sees everything from now on.
     fn start(&mut self, start: &Start);
+    /// The settings of a namespace that the records to come name, or what they have become.
+    fn namespace(&mut self, at: Instant, netns: Netns, settings: &Settings);
     /// A lease of the snapshot.
     fn held(&mut self, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>);
     /// A change of a lease.

@@ -21,7 +21,8 @@ pub fn change(change: &Change) -> &'static str {
 }
 
 /// The `type`s that can be asked for.
-pub const TYPES: [&str; 10] = [
+pub const TYPES: [&str; 11] = [
+    "namespace",
     "held",
     "bind",
     "connect",

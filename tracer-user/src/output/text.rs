@@ -6,8 +6,11 @@ use jiff::{Timestamp, tz::TimeZone};
 use tracer_ebpf::Owner;
 
 use super::{Cgroup, Loss, Output, Place, Start, Summary, Times, Verbosity, comm, names, seconds};
-use crate::ledger::{
-    Addr, Change, Differences, Failure, Instant, Lease, LeaseEvent, Phase, Port, Reuse,
+use crate::{
+    exhaustion::Settings,
+    ledger::{
+        Addr, Change, Differences, Failure, Instant, Lease, LeaseEvent, Netns, Phase, Port, Reuse,
+    },
 };
 
 /// Writes records as lines of text.
@@ -93,6 +96,28 @@ impl Output for Text {
             )
             .as_bytes(),
         );
+    }
+
+    fn namespace(&mut self, at: Instant, netns: Netns, settings: &Settings) {
+        let (low, high) = (settings.range.low().0, settings.range.high().0);
+        let reserved = settings.reserved.count_within(settings.range);
+        let reserved = (reserved > 0).then(|| format!("{reserved} reserved"));
+        let detail = join(&[
+            format!("range {low}-{high}"),
+            reserved.unwrap_or_default(),
+            format!("{} ports", settings.capacity()),
+            format!("tcp_tw_reuse {}", settings.time_wait_reuse.number()),
+        ]);
+        self.line(&Line {
+            at,
+            event: "namespace",
+            netns: netns.0,
+            owner: None,
+            local: "-".to_owned(),
+            peer: "-".to_owned(),
+            held_s: None,
+            detail,
+        });
     }
 
     fn held(&mut self, at: Instant, lease: &Lease, _cgroup: Option<&Cgroup>) {
