@@ -1,5 +1,6 @@
 //! The command line: one file for each subcommand.
 
+mod report;
 mod trace;
 
 use std::process::ExitCode;
@@ -35,21 +36,22 @@ struct Cli {
 enum Command {
     /// Show what is held now, then every lease event as it happens (the default)
     Trace(trace::Args),
+    /// Observe, or read what was recorded, then say who holds the ports and why none is left
+    Report(report::Args),
 }
 
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
     let Cli { command, trace } = Cli::parse();
-    let args = match command {
-        Some(Command::Trace(args)) => args,
-        None => trace,
+    let (verbose, result) = match command.unwrap_or(Command::Trace(trace)) {
+        Command::Trace(args) => (args.verbose > 0, trace::run(args)),
+        Command::Report(args) => (args.verbose > 0, report::run(args)),
     };
-    let verbose = args.verbose > 0;
-    let code = match trace::run(args) {
+    let code = match result {
         Ok(()) => DONE,
         Err(error) => {
-            report(&error, verbose);
+            say(&error, verbose);
             exit_code(&error)
         }
     };
@@ -57,7 +59,7 @@ pub fn run() -> ExitCode {
 }
 
 /// One sentence; the chain of causes only if asked for.
-fn report(error: &anyhow::Error, verbose: bool) {
+fn say(error: &anyhow::Error, verbose: bool) {
     eprintln!("portlife: {error}");
     if verbose {
         for cause in error.chain().skip(1) {
