@@ -146,33 +146,43 @@ impl<'a> Place<'a> {
 
 fn reuse_connections(row: &DestinationRow, finding: &Finding) -> Advice {
     let who = finding.owner.as_ref().map_or_else(|| "the client".to_owned(), ToString::to_string);
-    let gain = match row.mean_hold_s {
-        Some(mean_s) if row.time_wait > 0 => format!(
-            "each connection that is kept saves the {} that a port is held after it",
-            show::duration(mean_s)
-        ),
-        _ => {
-            format!("the {} ports in use are what the pool's size makes of them", number(row.used))
-        }
+    let peer = endpoint(row.peer_addr, row.peer_port);
+    if finding.kind != FindingKind::TimeWaitPileUp && row.time_wait * 2 < row.used.max(1) {
+        return Advice {
+            what: format!("Let {who} make do with fewer connections at a time."),
+            evidence: format!(
+                "up to {} connections to {peer} were open at once, {} of them in TIME_WAIT now",
+                number(row.peak),
+                number(row.time_wait)
+            ),
+            command: "a bounded pool, HTTP/2 or pipelining in the client; close what is idle"
+                .to_owned(),
+            gain: "a port for each connection fewer".to_owned(),
+        };
+    }
+    let lately = if row.rate_per_s >= 0.05 {
+        format!(", {} a second lately", show::rate(row.rate_per_s))
+    } else {
+        String::new()
     };
     Advice {
         what: format!("Let {who} keep connections open and use them again."),
         evidence: format!(
-            "{} connections were made to {}, {}; {} ports are held for it, {} of them in TIME_WAIT",
+            "{} connections were made to {peer}{lately}; {} of the {} ports held for it are in \
+             TIME_WAIT",
             number(row.taken),
-            endpoint(row.peer_addr, row.peer_port),
-            if row.rate_per_s >= 0.05 {
-                format!("{} a second lately", show::rate(row.rate_per_s))
-            } else {
-                "none lately".to_owned()
-            },
+            number(row.time_wait),
             number(row.used),
-            number(row.time_wait)
         ),
         command: "a connection pool, HTTP keep-alive or HTTP/2 in the client; or let the server \
                   close first, so that the TIME_WAIT is on its port"
             .to_owned(),
-        gain,
+        gain: row.mean_hold_s.map_or_else(
+            || "no TIME_WAIT for a connection that is kept".to_owned(),
+            |mean_s| {
+                format!("a connection that is kept saves one port for {}", show::duration(mean_s))
+            },
+        ),
     }
 }
 
@@ -252,7 +262,8 @@ fn widen_range(row: &DestinationRow, report: &Report, place: &Place<'_>) -> Opti
     }
     let rates = row
         .mean_hold_s
-        .filter(|mean_s| *mean_s > 0.0)
+        // What is held for moments only says nothing of what the range allows for.
+        .filter(|mean_s| *mean_s >= 1.0)
         .map(|mean_s| {
             format!(
                 ", or from {} to {} connections a second",

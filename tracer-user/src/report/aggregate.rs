@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use rustc_hash::FxHashMap;
 
 use super::{
+    crowd::Crowd,
     histogram::Histogram,
     record::{self, Body, Cause, Event, Fail, Record, Who},
 };
@@ -63,6 +64,8 @@ pub struct Aggregate {
     pub reuse_intervals: Histogram,
     /// How long connect() searched, of those that found a port.
     pub searches: Histogram,
+    /// When all leases were looked at last.
+    looked_ns: u64,
 }
 
 /// Place of an owner.
@@ -235,6 +238,8 @@ pub struct Failures {
     pub bind_locked: Option<u32>,
     /// How long they searched.
     pub searches: Histogram,
+    /// Who held the ports, at the last of them that was looked at.
+    pub crowd: Crowd,
 }
 
 /// A holder that was in the way.
@@ -579,7 +584,9 @@ impl Aggregate {
             port: holder.who.local_port,
             peer: holder.who.peer,
         });
+        let crowd = self.crowd_at(now_ns, &key, destination);
         let failures = self.failures.entry(key).or_default();
+        failures.crowd = crowd.unwrap_or_else(|| std::mem::take(&mut failures.crowd));
         if failures.count == 0 {
             failures.first_ns = now_ns;
         }
@@ -592,6 +599,27 @@ impl Aggregate {
         if let Some(search_us) = fail.search_us {
             failures.searches.add(search_us / 1e6);
         }
+    }
+
+    /// Who holds the ports, unless that was looked at just now. Looking takes as long as there are
+    /// leases.
+    fn crowd_at(
+        &mut self,
+        now_ns: u64,
+        key: &FailureKey,
+        destination: Option<Destination>,
+    ) -> Option<Crowd> {
+        /// For failures that are told apart, and for all.
+        const AGAIN_NS: u64 = 1_000_000_000;
+        const AT_ALL_NS: u64 = 10_000_000;
+        const FEW: usize = 1000;
+        let looked_ns = self.failures.get(key).map_or(0, |failures| failures.crowd.at_ns);
+        let is_due = now_ns.saturating_sub(looked_ns) >= AGAIN_NS
+            && (self.leases.len() <= FEW || now_ns.saturating_sub(self.looked_ns) >= AT_ALL_NS);
+        is_due.then(|| {
+            self.looked_ns = now_ns;
+            Crowd::of(self, key.netns, destination)
+        })
     }
 
     fn note_reuse(&mut self, reuse: Option<record::Reuse>) {

@@ -1,9 +1,8 @@
 //! What is wrong, in sentences: the verdict, and what else was found.
 
-use std::collections::BTreeMap;
-
 use super::{
-    aggregate::{Aggregate, OwnerId},
+    aggregate::Aggregate,
+    crowd::Crowd,
     model::{
         DestinationRow, FailureRow, Finding, FindingKind, LeakRow, LeakState, OwnerName, Report,
         Severity,
@@ -12,10 +11,7 @@ use super::{
     show::{self, endpoint, number},
     tables,
 };
-use crate::{
-    exhaustion::LocalRange,
-    ledger::{Kind, Netns, Phase},
-};
+use crate::{exhaustion::LocalRange, ledger::Netns};
 
 /// Everything that is wrong, the worst first.
 #[must_use]
@@ -175,8 +171,7 @@ fn of_failure(report: &Report, aggregate: &Aggregate, failure: &FailureRow) -> F
             of_exhausted(failure, row, &calls, &range, caller, &finding)
         }
         Some(Cause::RangeFull | Cause::RangeBindLocked) => {
-            let binders = Binders::of(aggregate, netns);
-            of_bound(failure, &binders, &calls, &range, caller, &finding)
+            of_bound(failure, aggregate, &calls, &range, caller, &finding)
         }
         Some(Cause::Reserved) => finding(
             FindingKind::RangeReserved,
@@ -215,22 +210,20 @@ fn of_exhausted(
     caller: Option<OwnerName>,
     finding: &impl Fn(FindingKind, Option<OwnerName>, String) -> Finding,
 ) -> Finding {
-    let owner = row.and_then(|row| row.owner.clone()).or(caller);
-    let Some(row) = row else {
-        let sentence = format!("{calls}: all ports of {range} were in use for it.");
-        return finding(FindingKind::DestinationExhausted, owner, sentence);
-    };
-    let capacity = row.capacity.unwrap_or(row.peak);
-    let by = owner_or_unknown(row.owner.as_ref());
-    let after = match row.headroom {
+    let crowd = &failure.crowd;
+    let used = crowd.to_destination.ports;
+    let capacity = crowd.capacity.unwrap_or(used);
+    let owner = failure.held_by.clone();
+    let by = owner_or_unknown(owner.as_ref());
+    let after = match row.and_then(|row| row.headroom) {
         Some(headroom) if headroom > 0 => {
-            format!(" It has recovered: {} are to be had now.", number(headroom))
+            format!(" {} can be had again by now.", number(headroom))
         }
         _ => String::new(),
     };
-    if row.time_wait > 0 && row.time_wait.saturating_mul(2) >= row.used {
+    if crowd.time_wait > 0 && crowd.time_wait * 2 >= used {
         let ceiling = row
-            .ceiling_per_s
+            .and_then(|row| row.ceiling_per_s)
             .map(|ceiling| {
                 format!(", so that {} connections a second are the most", show::rate(ceiling))
             })
@@ -238,69 +231,74 @@ fn of_exhausted(
         let sentence = format!(
             "{calls}: {} of {} ports of {range} are in TIME_WAIT after connections of {by}, which \
              closes first{ceiling}.{after}",
-            number(row.time_wait),
+            number(crowd.time_wait),
             number(capacity),
         );
-        return finding(FindingKind::TimeWaitPileUp, owner, sentence);
+        return finding(FindingKind::TimeWaitPileUp, owner.or(caller), sentence);
     }
-    let used = failure.used.unwrap_or(row.peak).max(row.used);
     let sentence = format!(
-        "{calls}: {} of {} ports of {range} are in use for it, {} by {by}.{after}",
+        "{calls}: {} of {} ports of {range} were in use for it, {} by {by}.{after}",
         number(used),
         number(capacity),
-        number(row.owner_ports),
+        number(crowd.to_destination.of_owner),
     );
-    finding(FindingKind::DestinationExhausted, owner, sentence)
+    finding(FindingKind::DestinationExhausted, owner.or(caller), sentence)
 }
 
 /// A search failed because of ports that are bound.
 fn of_bound(
     failure: &FailureRow,
-    binders: &Binders,
+    aggregate: &Aggregate,
     calls: &str,
     range: &str,
     caller: Option<OwnerName>,
     finding: &impl Fn(FindingKind, Option<OwnerName>, String) -> Finding,
 ) -> Finding {
-    let owner = binders.owner.clone();
+    let Crowd { bound, bound_auto, bound_listening, bound_shared, held, .. } = failure.crowd;
+    // The tracer itself may have named whoever bound most.
+    let named = failure.holder.as_ref().and_then(|holder| holder.owner.clone());
+    let owner = tables::name(aggregate, bound.owner).or(named);
     let by = owner_or_unknown(owner.as_ref());
-    let ports = number(binders.ports);
+    let (ports, of_owner) = (number(bound.ports), bound.of_owner);
     let who = owner_or_unknown(caller.as_ref());
-    if binders.listening > 0 && binders.listening * 2 >= binders.ports {
+    if bound_listening > 0 && bound_listening * 2 >= of_owner {
         let sentence = format!(
-            "{calls} by {who}: {ports} ports of {range} belong to listeners of {by}, and are lost \
-             to connect()."
+            "{calls} by {who}: {} ports of {range} belong to listeners of {by}, and are lost to \
+             connect().",
+            number(of_owner)
         );
         return finding(FindingKind::RangeExhausted, owner, sentence);
     }
-    if binders.auto * 2 >= binders.ports && binders.auto > 0 {
+    if bound_auto > 0 && bound_auto * 2 >= of_owner && bound.ports * 2 >= held.ports {
         let sentence = format!(
-            "{calls} by {who}: {ports} of {} ports of {range} are bound by {by}, which binds \
-             before it connects and so takes each port from every destination.",
-            number(binders.capacity),
+            "{calls} by {who}: {} of {} ports of {range} are bound by {by}, which binds before it \
+             connects and so takes each port from every destination.",
+            number(of_owner),
+            number(failure.crowd.capacity.unwrap_or(bound.ports)),
         );
         return finding(FindingKind::BindBeforeConnect, owner, sentence);
     }
-    if failure.op == "connect" && binders.ports > 0 {
-        let shared = if binders.shared > 0 {
-            format!(", {} of them under connections of others", number(binders.shared))
+    if failure.cause == Some(Cause::RangeBindLocked) {
+        let shared = if bound_shared > 0 {
+            format!(", {} of them under connections of others", number(bound_shared))
         } else {
             String::new()
         };
         let sentence = format!(
-            "{calls} by {who} although ports are free for it: {by} has bound {ports} ports of \
-             {range}{shared}, and a port that somebody has bound is lost to every connect()."
+            "{calls} by {who} although ports are not in use for it: {by} has bound {} of {ports} \
+             ports of {range} that are bound{shared}, and a port that somebody has bound is lost \
+             to every connect().",
+            number(of_owner)
         );
         return finding(FindingKind::PoisonedPort, owner, sentence);
     }
-    let (kind, owner) = if failure.cause == Some(Cause::RangeBindLocked) {
-        (FindingKind::PoisonedPort, failure.holder.as_ref().and_then(|h| h.owner.clone()))
-    } else {
-        (FindingKind::RangeExhausted, binders.first.clone())
-    };
+    let owner = tables::name(aggregate, held.owner);
     let by = owner_or_unknown(owner.as_ref());
-    let sentence = format!("{calls} by {who}: all ports of {range} are taken, most by {by}.");
-    finding(kind, owner.or(caller), sentence)
+    let sentence = format!(
+        "{calls} by {who}: all ports of {range} are held, {} by {by}.",
+        number(held.of_owner)
+    );
+    finding(FindingKind::RangeExhausted, owner.or(caller), sentence)
 }
 
 fn of_held(
@@ -347,65 +345,6 @@ fn calls(failure: &FailureRow) -> String {
     };
     let plural = if *count == 1 { "" } else { "s" };
     format!("{} {op}(){plural}{what} failed with {error}", number(*count))
-}
-
-/// Who bound the ports of a range.
-struct Binders {
-    capacity: u32,
-    /// Whoever bound most of them.
-    owner: Option<OwnerName>,
-    ports: u32,
-    /// Of those: chosen by bind() to port 0, belonging to listeners, shared with connections of
-    /// others.
-    auto: u32,
-    listening: u32,
-    shared: u32,
-    /// Whoever holds most ports, by whatever call.
-    first: Option<OwnerName>,
-}
-
-impl Binders {
-    fn of(aggregate: &Aggregate, netns: Netns) -> Self {
-        #[derive(Default)]
-        struct Count {
-            ports: u32,
-            auto: u32,
-            listening: u32,
-            shared: u32,
-        }
-        let namespace = aggregate.namespaces.get(&netns);
-        let mut bound: BTreeMap<Option<OwnerId>, Count> = BTreeMap::new();
-        let mut held: BTreeMap<Option<OwnerId>, u32> = BTreeMap::new();
-        for lease in aggregate.leases.values().filter(|lease| lease.netns == netns) {
-            let Some(namespace) = namespace.filter(|namespace| namespace.may_choose(lease.port))
-            else {
-                continue;
-            };
-            *held.entry(lease.owner).or_default() += 1;
-            // Accepted connections are on their listener's port.
-            if matches!(lease.kind, Kind::Connect | Kind::Accept) {
-                continue;
-            }
-            let on_port = namespace.ports.get(&lease.port).copied().unwrap_or_default();
-            let count = bound.entry(lease.owner).or_default();
-            count.ports += 1;
-            count.auto += u32::from(lease.kind == Kind::BindAuto && lease.phase != Phase::Listen);
-            count.listening += u32::from(lease.phase == Phase::Listen);
-            count.shared += u32::from(on_port.holders > on_port.binders);
-        }
-        let most = bound.into_iter().max_by_key(|(_, count)| count.ports);
-        let first = held.into_iter().max_by_key(|(_, ports)| *ports);
-        let (owner, count) = most.unwrap_or_default();
-        Self {
-            capacity: namespace.and_then(super::aggregate::Namespace::capacity).unwrap_or(0),
-            owner: tables::name(aggregate, owner),
-            ports: count.ports,
-            auto: count.auto,
-            listening: count.listening,
-            shared: count.shared,
-            first: first.and_then(|(owner, _)| tables::name(aggregate, owner)),
-        }
-    }
 }
 
 /// So many at once are no accident.

@@ -5,6 +5,7 @@
 
 mod advice;
 pub mod aggregate;
+pub mod crowd;
 mod findings;
 pub mod histogram;
 pub mod live;

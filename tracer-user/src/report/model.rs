@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr};
 
 use serde::Serialize;
 
-use super::{histogram::Histogram, record::Cause};
+use super::{crowd::Crowd, histogram::Histogram, record::Cause};
 
 /// A report.
 #[derive(Clone, Debug, Serialize)]
@@ -318,6 +318,11 @@ pub struct FailureRow {
     pub holder: Option<HolderRow>,
     pub used: Option<u32>,
     pub bind_locked: Option<u32>,
+    /// Who held most of what was wanted when the call failed, and how many.
+    pub held_by: Option<OwnerName>,
+    pub held_ports: u32,
+    #[serde(skip)]
+    pub crowd: Crowd,
 }
 
 /// Who called.

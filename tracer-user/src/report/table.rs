@@ -9,17 +9,21 @@ pub struct Table {
 struct Column {
     header: &'static str,
     is_number: bool,
+    /// Shown even if there is nothing in it.
+    is_needed: bool,
     /// Longer content is cut off.
     most: usize,
 }
 
 impl Table {
-    /// An empty table. A header that begins with `>` is that of a column of numbers.
+    /// An empty table. A header that begins with `>` is that of a column of numbers, one that ends
+    /// with `!` that of a column that is always shown.
     pub fn new(columns: &[(&'static str, usize)]) -> Self {
         let columns = columns
             .iter()
             .map(|(header, most)| Column {
-                header: header.trim_start_matches('>'),
+                header: header.trim_start_matches('>').trim_end_matches('!'),
+                is_needed: header.ends_with('!'),
                 is_number: header.starts_with('>'),
                 most: *most,
             })
@@ -32,15 +36,18 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// Its lines, the header first. Columns in which nothing stands but dashes are left out.
+    /// Its lines, the header first. Columns in which nothing stands but dashes and zeros are
+    /// left out.
     pub fn lines(&self) -> Vec<String> {
         let cell = |row: &[String], at: usize| row.get(at).cloned().unwrap_or_default();
         let shown: Vec<(usize, &Column, usize)> = self
             .columns
             .iter()
             .enumerate()
-            .filter(|(at, _)| {
-                self.rows.iter().any(|row| !matches!(cell(row, *at).as_str(), "" | "-"))
+            .filter(|(at, column)| {
+                let is_empty =
+                    |row: &Vec<String>| matches!(cell(row, *at).as_str(), "" | "-" | "0");
+                column.is_needed || !self.rows.iter().all(is_empty)
             })
             .map(|(at, column)| {
                 let widest = self.rows.iter().map(|row| cell(row, at).chars().count()).max();

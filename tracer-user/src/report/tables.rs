@@ -7,10 +7,12 @@ use std::{
 
 use super::{
     aggregate::{Aggregate, Destination, FailureKey, Failures, Lease, OwnerId, Traffic, seconds},
+    crowd::Share,
     model::{
         Caller, DestinationRow, FailureRow, HolderRow, JumpRow, Kinds, LeakRow, LeakState,
         ListenerRow, NamespaceRow, OwnerName, OwnerRow, Phases, SettingsRow,
     },
+    record::Cause,
     services::Services,
 };
 use crate::{
@@ -306,7 +308,17 @@ fn failure_row(aggregate: &Aggregate, key: &FailureKey, failures: &Failures) -> 
         .map(|(id, count)| Caller { owner: name(aggregate, *id), count: *count })
         .collect();
     callers.sort_by_key(|caller| std::cmp::Reverse(caller.count));
+    let crowd = &failures.crowd;
+    let share = match key.cause {
+        Some(Cause::RangeBindLocked) => crowd.bound,
+        Some(Cause::RangeFull) if key.peer.is_some() => crowd.to_destination,
+        Some(Cause::RangeFull) => crowd.held,
+        _ => Share::default(),
+    };
     FailureRow {
+        held_by: name(aggregate, share.owner),
+        held_ports: share.of_owner,
+        crowd: crowd.clone(),
         netns: key.netns.0,
         op: key.operation,
         error: key.error.clone(),
