@@ -1,6 +1,7 @@
 //! portlife's development tasks: `cargo xtask --help`.
 
 mod build_ebpf;
+mod demo;
 #[path = "../../tracer-ebpf/fingerprint.rs"]
 mod fingerprint;
 mod run;
@@ -17,6 +18,8 @@ enum Task {
     BuildEbpf(build_ebpf::Args),
     /// Build the tracer and trace this host (as root; asks sudo if need be).
     Run(run::Args),
+    /// Make an incident of port exhaustion happen and show the report (as root; asks sudo if need be).
+    Demo(demo::Args),
     /// Run all tests, with those that need root and this kernel.
     Test(test::Args),
     /// Run the scenarios on other kernels, in virtual machines.
@@ -30,6 +33,7 @@ fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Run(args) => run::run(&args),
+        Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
     }

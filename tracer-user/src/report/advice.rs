@@ -307,12 +307,13 @@ fn more_addresses(row: &DestinationRow) -> Advice {
 
 fn narrow_the_search(row: &DestinationRow) -> Advice {
     let usual = row.search.quantile_s(0.5).unwrap_or(0.0);
+    let slow = row.search.quantile_s(0.99).unwrap_or(usual);
     Advice {
         what: "Let each socket search a small window of ports.".to_owned(),
         evidence: format!(
-            "the slowest search took {}, the usual one {}; each looks at all ports of one parity \
-             first, and those are in use",
-            show::duration(row.search.most_s().unwrap_or(0.0)),
+            "one search in a hundred takes up to {}, the usual one {}: first come all ports of one \
+             parity, and those are in use",
+            show::duration(slow),
             show::duration(usual)
         ),
         command: "before connect(), Linux 6.3 or newer: setsockopt(fd, IPPROTO_IP, \
@@ -322,7 +323,7 @@ fn narrow_the_search(row: &DestinationRow) -> Advice {
         gain: format!(
             "a search visits at most the window: about {} instead of {}",
             show::duration(usual),
-            show::duration(row.search.most_s().unwrap_or(0.0))
+            show::duration(slow)
         ),
     }
 }
@@ -379,7 +380,10 @@ fn bind_outside_range(
             "Let {who} bind ports outside ip_local_port_range, or end it; if it must have these, \
              reserve them."
         ),
-        evidence: finding.sentence.clone(),
+        evidence: format!(
+            "{} ports of the range are bound, and in no search of any connect()",
+            number(locked)
+        ),
         command: format!(
             "clients that bind: IP_BIND_ADDRESS_NO_PORT before bind(); for fixed ports: {command}"
         ),
@@ -427,7 +431,11 @@ fn reserve_blocked(report: &Report, place: &Place<'_>) -> Vec<Advice> {
                 "it goes to {}; SO_REUSEADDR does not help against it",
                 endpoint(addr, port)
             ),
-            command: format!("{enter}ss -K sport = :{}", first.requested_port),
+            command: format!(
+                "{enter}ss -K dst {} sport = :{}",
+                endpoint(addr, port),
+                first.requested_port
+            ),
             gain: "the port is free at once; the client has to connect again".to_owned(),
         });
     }

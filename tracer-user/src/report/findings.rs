@@ -259,7 +259,7 @@ fn of_bound(
     let named = failure.holder.as_ref().and_then(|holder| holder.owner.clone());
     let owner = tables::name(aggregate, bound.owner).or(named);
     let by = owner_or_unknown(owner.as_ref());
-    let (ports, of_owner) = (number(bound.ports), bound.of_owner);
+    let of_owner = bound.of_owner;
     let who = owner_or_unknown(caller.as_ref());
     if bound_listening > 0 && bound_listening * 2 >= of_owner {
         let sentence = format!(
@@ -285,10 +285,10 @@ fn of_bound(
             String::new()
         };
         let sentence = format!(
-            "{calls} by {who} although ports are not in use for it: {by} has bound {} of {ports} \
-             ports of {range} that are bound{shared}, and a port that somebody has bound is lost \
-             to every connect().",
-            number(of_owner)
+            "{calls} by {who} although ports are not in use for it: {by} has bound {} of the {} \
+             ports of {range}{shared}, and a port that somebody has bound is lost to every connect().",
+            number(of_owner),
+            number(failure.crowd.capacity.unwrap_or(bound.ports)),
         );
         return finding(FindingKind::PoisonedPort, owner, sentence);
     }
@@ -408,17 +408,18 @@ fn of_slow_search(row: &DestinationRow) -> Option<Finding> {
     let usual_s = row.search.quantile_s(0.5)?;
     let slow_s = (usual_s * TIMES_THE_USUAL).max(LEAST_S);
     let slow = row.search.count_from(slow_s);
-    let most_s = row.search.most_s()?;
     (slow >= LEAST_COUNT && slow * 100 >= row.search.count() && row.failed == 0).then(|| Finding {
         severity: if fill >= 0.9 { Severity::Critical } else { Severity::Warning },
         kind: FindingKind::SlowConnect,
         sentence: format!(
-            "connect() to {} searches for up to {} until it finds a port (usually {}), {} times so \
-             far: {} of {} ports are in use for it, {} by {}; when {} more are taken it fails.",
+            "connect() to {} searches long for a port: {} of {} searches took {} or longer, the \
+             usual one {}. {} of {} ports are in use for it, {} by {}; when {} more are taken it \
+             fails.",
             endpoint(row.peer_addr, row.peer_port),
-            show::duration(most_s),
-            show::duration(usual_s),
             number(slow),
+            number(row.search.count()),
+            show::duration(slow_s),
+            show::duration(usual_s),
             number(row.used),
             number(row.capacity.unwrap_or(0)),
             number(row.owner_ports),

@@ -69,9 +69,9 @@ impl Page {
             ("CALL", 7),
             ("ERROR", 13),
             ("CAUSE", 17),
-            ("WANTED", 34),
-            ("CALLER", 26),
-            ("IN THE WAY", 40),
+            ("WANTED", 30),
+            ("CALLER", 24),
+            ("IN THE WAY", 36),
         ]);
         for failure in &report.failures {
             let cause = failure.cause.map(|cause| {
@@ -185,6 +185,7 @@ impl Page {
             (">OF!", 6),
             (">", 4),
             (">TW", 6),
+            (">BOUND", 6),
             (">LEFT!", 6),
             (">RATE/S", 7),
             (">HOLD", 8),
@@ -210,6 +211,7 @@ impl Page {
                 row.capacity.map_or_else(unknown, number),
                 row.capacity.map_or_else(dash, |capacity| percent(row.used, capacity)),
                 number(row.time_wait),
+                number(row.bind_locked),
                 row.headroom.map_or_else(unknown, number),
                 rate(row.rate_per_s),
                 hold.unwrap_or_else(dash),
@@ -372,8 +374,11 @@ impl Page {
         let Some(most) = histogram.buckets().map(|(_, _, count)| count).max() else { return };
         let of = |part: f64| histogram.quantile_s(part).map(duration).unwrap_or_default();
         self.heading(&format!(
-            "{title}: {} times, mean {}, half within {}, 99 of 100 within {}, at most {}",
-            number(histogram.count()),
+            "{title}: {}, mean {}, half within {}, 99 of 100 within {}, at most {}",
+            match histogram.count() {
+                1 => "once".to_owned(),
+                times => format!("{} times", number(times)),
+            },
             histogram.mean_s().map(duration).unwrap_or_default(),
             of(0.5),
             of(0.99),
