@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::aggregate::{Aggregate, Destination, OwnerId};
-use crate::ledger::{Kind, Netns, Phase, Substate};
+use crate::ledger::{Kind, Netns, Phase};
 
 /// The holders of a namespace's range.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Crowd {
     pub capacity: Option<u32>,
     /// For the destination that was asked for.
     pub to_destination: Share,
-    /// Those of them in TIME_WAIT.
+    /// Those of them in TIME_WAIT, or in FIN_WAIT2 without a process.
     pub time_wait: u32,
     /// Of all ports that are held, by whatever call.
     pub held: Share,
@@ -68,7 +68,8 @@ impl Crowd {
             *held.entry(lease.owner).or_default() += 1;
             if destination.is_some() && lease.destination() == destination {
                 *to_destination.entry(lease.owner).or_default() += 1;
-                time_wait += u32::from(lease.phase == Phase::TimeWait(Substate::TimeWait));
+                // A FIN_WAIT2 may have become a TIME_WAIT without an event.
+                time_wait += u32::from(matches!(lease.phase, Phase::TimeWait(_)));
             }
             if lease.kind != Kind::Connect {
                 let on_port = namespace.ports.get(&lease.port).copied().unwrap_or_default();

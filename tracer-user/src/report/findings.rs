@@ -90,7 +90,12 @@ pub fn find(report: &Report, aggregate: &Aggregate) -> Vec<Finding> {
     merged.retain(|finding| {
         finding.kind != FindingKind::Filling || !failing.contains(&finding.netns)
     });
-    merged.sort_by_key(|finding| std::cmp::Reverse((finding.severity, finding.failed)));
+    // A lack of ports, which hits everybody, before a port that one process wants.
+    let is_shortage =
+        |cause| matches!(cause, Some(Cause::RangeFull | Cause::RangeBindLocked | Cause::Reserved));
+    merged.sort_by_key(|finding| {
+        std::cmp::Reverse((finding.severity, finding.failed, is_shortage(finding.cause)))
+    });
     merged
 }
 
@@ -263,9 +268,9 @@ fn of_bound(
     let who = owner_or_unknown(caller.as_ref());
     if bound_listening > 0 && bound_listening * 2 >= of_owner {
         let sentence = format!(
-            "{calls} by {who}: {} ports of {range} belong to listeners of {by}, and are lost to \
+            "{calls} by {who}: {} of {range} belong to listeners of {by}, and are lost to \
              connect().",
-            number(of_owner)
+            show::count(of_owner, "port")
         );
         return finding(FindingKind::RangeExhausted, owner, sentence);
     }
@@ -343,8 +348,7 @@ fn calls(failure: &FailureRow) -> String {
         (_, 0) => format!(" of {local_addr} to any port"),
         (_, port) => format!(" to {}", endpoint(*local_addr, port)),
     };
-    let plural = if *count == 1 { "" } else { "s" };
-    format!("{} {op}(){plural}{what} failed with {error}", number(*count))
+    format!("{}{what} failed with {error}", show::count(*count, &format!("{op}()")))
 }
 
 /// So many at once are no accident.
@@ -378,8 +382,8 @@ fn of_leak(report: &Report, leak: &LeakRow) -> Option<Finding> {
                 return None;
             }
             let sentence = format!(
-                "{owner} has bound {count_text} ports and does nothing with them, with the oldest \
-                 for {oldest}: they are lost to every connect()."
+                "{owner} has bound {count_text} ports and does nothing with them, the oldest for \
+                 {oldest}: they are lost to every connect()."
             );
             (FindingKind::BoundIdle, sentence)
         }

@@ -70,7 +70,8 @@ impl Histogram {
         let mut below = 0;
         self.counts.iter().enumerate().find_map(|(bucket, count)| {
             below += count;
-            (below >= rank && *count > 0).then(|| edge_s(bucket).clamp(self.least_s, self.most_s))
+            let edge_s = if bucket == BUCKETS - 1 { self.most_s } else { edge_s(bucket) };
+            (below >= rank && *count > 0).then(|| edge_s.clamp(self.least_s, self.most_s))
         })
     }
 

@@ -26,6 +26,15 @@ pub fn number(number: impl TryInto<u64>) -> String {
     text
 }
 
+/// A number of things.
+#[must_use]
+pub fn count(of: impl TryInto<u64>, thing: &str) -> String {
+    match of.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {thing}"),
+        many => format!("{} {thing}s", number(many)),
+    }
+}
+
 /// Something a second: two digits that count, at least.
 #[must_use]
 #[expect(

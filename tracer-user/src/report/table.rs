@@ -36,11 +36,11 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// Its lines, the header first. Columns in which nothing stands but dashes and zeros are
+    /// Its lines, the header first, none wider than this if cutting texts off can bring it about. Columns in which nothing stands but dashes and zeros are
     /// left out.
-    pub fn lines(&self) -> Vec<String> {
+    pub fn lines(&self, most: usize) -> Vec<String> {
         let cell = |row: &[String], at: usize| row.get(at).cloned().unwrap_or_default();
-        let shown: Vec<(usize, &Column, usize)> = self
+        let mut shown: Vec<(usize, &Column, usize)> = self
             .columns
             .iter()
             .enumerate()
@@ -55,6 +55,7 @@ impl Table {
                 (at, column, width)
             })
             .collect();
+        fit(&mut shown, most);
         let line = |cells: &dyn Fn(usize, &Column) -> String| {
             let mut line = String::new();
             for (at, column, width) in &shown {
@@ -71,6 +72,19 @@ impl Table {
         let header = line(&|_, column| column.header.to_owned());
         let rows = self.rows.iter().map(|row| line(&|at, _| cell(row, at)));
         std::iter::once(header).chain(rows).collect()
+    }
+}
+
+/// Takes from the widest texts what is too much.
+fn fit(shown: &mut [(usize, &Column, usize)], most: usize) {
+    const LEAST: usize = 12;
+    loop {
+        let total: usize = shown.iter().map(|(_, _, width)| width + 2).sum();
+        let texts = shown.iter_mut().filter(|(_, column, _)| !column.is_number);
+        match texts.max_by_key(|(_, _, width)| *width) {
+            Some((_, _, width)) if total > most + 2 && *width > LEAST => *width -= 1,
+            _ => return,
+        }
     }
 }
 
@@ -108,7 +122,17 @@ mod tests {
         let mut table = Table::new(&[("NAME", 6), (">N", 9), ("NONE", 9)]);
         table.row(["a".to_owned(), "1".to_owned(), "-".to_owned()]);
         table.row(["abcdefgh".to_owned(), "100".to_owned(), "-".to_owned()]);
-        assert_eq!(table.lines(), ["NAME      N", "a         1", "abcde…  100"]);
+        assert_eq!(table.lines(80), ["NAME      N", "a         1", "abcde…  100"]);
+    }
+
+    #[test]
+    fn what_is_too_wide_is_taken_from_the_widest_text() {
+        let mut table = Table::new(&[("A", 60), (">N", 9), ("B", 60)]);
+        table.row(["a".repeat(30), "1".to_owned(), "b".repeat(14)]);
+        let lines = table.lines(40);
+        assert_eq!(lines[1], format!("{}…  1  {}", "a".repeat(20), "b".repeat(14)));
+        // Not below what can be recognised.
+        assert_eq!(table.lines(1)[1].chars().count(), 12 + 2 + 1 + 2 + 12);
     }
 
     #[test]

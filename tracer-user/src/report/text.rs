@@ -10,6 +10,8 @@ use super::{
 };
 
 const WIDTH: usize = 118;
+/// Of a list of reserved ports.
+const MOST_RESERVED: usize = 60;
 
 /// Writes the report; `colour` only for a terminal.
 #[must_use]
@@ -69,9 +71,9 @@ impl Page {
             ("CALL", 7),
             ("ERROR", 13),
             ("CAUSE", 17),
-            ("WANTED", 30),
-            ("CALLER", 24),
-            ("IN THE WAY", 36),
+            ("WANTED", 52),
+            ("CALLER", 46),
+            ("IN THE WAY", 60),
         ]);
         for failure in &report.failures {
             let cause = failure.cause.map(|cause| {
@@ -148,8 +150,11 @@ impl Page {
                 (1, _) => format!(" (always{delay})"),
                 _ => format!(" (loopback only{delay})"),
             };
-            let reserved =
-                if settings.reserved.is_empty() { "none" } else { settings.reserved.as_str() };
+            let reserved = match settings.reserved.get(..MOST_RESERVED) {
+                _ if settings.reserved.is_empty() => "none".to_owned(),
+                Some(start) => format!("{start}..."),
+                None => settings.reserved.clone(),
+            };
             let changed = match row.settings_changes {
                 0 => String::new(),
                 1 => "; changed once while observed".to_owned(),
@@ -179,8 +184,8 @@ impl Page {
         self.heading("Destinations of clients, the fullest first");
         let mut table = Table::new(&[
             (">NETNS", 10),
-            ("SOURCE", 25),
-            ("DESTINATION", 31),
+            ("SOURCE", 39),
+            ("DESTINATION", 47),
             (">USED!", 6),
             (">OF!", 6),
             (">", 4),
@@ -192,7 +197,7 @@ impl Page {
             (">CEILING/S", 9),
             (">FULL IN", 8),
             (">FAILED!", 7),
-            ("MOST BY", 24),
+            ("MOST BY", 42),
         ]);
         let dash = || "-".to_owned();
         // With one namespace its number tells nothing.
@@ -237,7 +242,7 @@ impl Page {
             "Owners, those that hold most first (a TIME_WAIT counts for whoever left it behind)",
         );
         let mut table = Table::new(&[
-            ("OWNER", 38),
+            ("OWNER", 42),
             (">HOLDS!", 7),
             (">CONNECT", 7),
             (">BIND0", 6),
@@ -292,8 +297,8 @@ impl Page {
         for row in &report.leaks {
             let state = match row.state {
                 LeakState::CloseWait => "CLOSE-WAIT: the peer has closed",
-                LeakState::FinWait2 => "FIN-WAIT-2: the peer has not closed",
-                LeakState::BoundIdle => "bound, neither used nor listening",
+                LeakState::FinWait2 => "FIN-WAIT-2, or TIME-WAIT by now",
+                LeakState::BoundIdle => "bound: neither used nor listening",
             };
             table.row([
                 row.owner.as_ref().map_or_else(|| "not known".to_owned(), ToString::to_string),
@@ -315,10 +320,10 @@ impl Page {
         self.heading("Listeners");
         let mut table = Table::new(&[
             (">NETNS", 10),
-            ("ADDRESS", 30),
+            ("ADDRESS", 47),
             ("SERVICE", 16),
             ("CLASS", 10),
-            ("OWNER", 30),
+            ("OWNER", 42),
             (">ACCEPTED", 9),
             ("", 30),
         ]);
@@ -374,7 +379,7 @@ impl Page {
         let Some(most) = histogram.buckets().map(|(_, _, count)| count).max() else { return };
         let of = |part: f64| histogram.quantile_s(part).map(duration).unwrap_or_default();
         self.heading(&format!(
-            "{title}: {}, mean {}, half within {}, 99 of 100 within {}, at most {}",
+            "{title}: {}, mean {}, p50 {}, p99 {}, max {}",
             match histogram.count() {
                 1 => "once".to_owned(),
                 times => format!("{} times", number(times)),
@@ -452,7 +457,7 @@ impl Page {
     }
 
     fn table(&mut self, table: &Table) {
-        for line in table.lines() {
+        for line in table.lines(WIDTH - 2) {
             self.line(&format!("  {line}"));
         }
     }

@@ -6,6 +6,7 @@ mod bind;
 mod connect;
 mod families;
 mod listen;
+mod report;
 mod settings;
 mod snapshot;
 mod support;
