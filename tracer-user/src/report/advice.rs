@@ -453,8 +453,8 @@ fn reserve_listeners<'a>(
     Advice {
         what: "Reserve the ports of listeners that are in the range.".to_owned(),
         evidence: format!(
-            "{} of them may be taken by a client while the listener restarts",
-            number(ports.len())
+            "{} may be taken by a client while the listener restarts",
+            show::count(ports.len(), "port")
         ),
         command: place.sysctl("net.ipv4.ip_local_reserved_ports", &with_reserved(reserved, &ports)),
         gain: "a restart cannot fail with EADDRINUSE because of a client".to_owned(),

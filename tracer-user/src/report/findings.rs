@@ -1,11 +1,13 @@
 //! What is wrong, in sentences: the verdict, and what else was found.
 
+use std::collections::BTreeMap;
+
 use super::{
     aggregate::Aggregate,
     crowd::Crowd,
     model::{
-        DestinationRow, FailureRow, Finding, FindingKind, LeakRow, LeakState, OwnerName, Report,
-        Severity,
+        DestinationRow, FailureRow, Finding, FindingKind, LeakRow, LeakState, ListenerRow,
+        OwnerName, Report, Severity,
     },
     record::Cause,
     show::{self, endpoint, number},
@@ -45,22 +47,7 @@ pub fn find(report: &Report, aggregate: &Aggregate) -> Vec<Finding> {
             });
         }
     }
-    for listener in report.listeners.iter().filter(|listener| listener.is_in_range) {
-        found.push(Finding {
-            severity: Severity::Note,
-            kind: FindingKind::ListenerInRange,
-            sentence: format!(
-                "{} listens on port {}, which connect() may take while it restarts: the port is in \
-                 ip_local_port_range and not reserved",
-                owner_or_unknown(listener.owner.as_ref()),
-                listener.local_port
-            ),
-            netns: Some(listener.netns),
-            cause: None,
-            owner: listener.owner.clone(),
-            failed: 0,
-        });
-    }
+    found.extend(of_listeners_in_range(report));
     for jump in &report.jumps {
         found.push(Finding {
             severity: Severity::Note,
@@ -148,6 +135,41 @@ fn merge(found: Vec<Finding>) -> Vec<Finding> {
         }
     }
     merged
+}
+
+/// Listeners whose ports a client may take, namespace by namespace.
+fn of_listeners_in_range(report: &Report) -> Vec<Finding> {
+    const MOST_NAMED: usize = 5;
+    let mut by_namespace: BTreeMap<u32, Vec<&ListenerRow>> = BTreeMap::new();
+    for listener in report.listeners.iter().filter(|listener| listener.is_in_range) {
+        by_namespace.entry(listener.netns).or_default().push(listener);
+    }
+    let finding = |(netns, listeners): (u32, Vec<&ListenerRow>)| {
+        let mut named: Vec<_> = listeners
+            .iter()
+            .take(MOST_NAMED)
+            .map(|listener| {
+                format!("{} on {}", owner_or_unknown(listener.owner.as_ref()), listener.local_port)
+            })
+            .collect();
+        if listeners.len() > MOST_NAMED {
+            named.push(format!("{} more", number(listeners.len() - MOST_NAMED)));
+        }
+        Finding {
+            severity: Severity::Note,
+            kind: FindingKind::ListenerInRange,
+            sentence: format!(
+                "a restart of {} may fail: connect() may take the port meanwhile, because it is in \
+                 ip_local_port_range and not reserved.",
+                named.join(", ")
+            ),
+            netns: Some(netns),
+            cause: None,
+            owner: listeners.first().and_then(|listener| listener.owner.clone()),
+            failed: 0,
+        }
+    };
+    by_namespace.into_iter().map(finding).collect()
 }
 
 fn of_failure(report: &Report, aggregate: &Aggregate, failure: &FailureRow) -> Finding {

@@ -60,7 +60,7 @@ impl LiveReport {
             match Record::parse(line) {
                 Ok(record) => aggregate.take(&record),
                 Err(error) => {
-                    aggregate.warnings.push(format!("a record was not understood: {error}"))
+                    aggregate.warnings.push(format!("a record was not understood: {error}"));
                 }
             }
         }

@@ -68,6 +68,12 @@ impl Report {
         report.verdict = if is_bad { found.remove(0) } else { findings::healthy(&report) };
         found.truncate(MOST_FINDINGS);
         report.findings = found;
+        // Where something is wrong comes first.
+        let troubled: Vec<_> = std::iter::once(&report.verdict)
+            .chain(&report.findings)
+            .filter_map(|finding| finding.netns)
+            .collect();
+        report.namespaces.sort_by_key(|row| !troubled.contains(&row.netns));
         report.advice = advice::give(&report, aggregate);
         report.folklore = advice::folklore(&report);
         report.destinations.truncate(MOST_ROWS);

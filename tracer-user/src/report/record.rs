@@ -348,7 +348,7 @@ impl<'a> LeaseFields<'a> {
         Ok(match record {
             "held" => Event::Held {
                 phase: self.phase()?,
-                closed_by: self.closed_by.as_deref().map(|name| side(name)).transpose()?,
+                closed_by: self.closed_by.as_deref().map(side).transpose()?,
                 age_s: self.age_s,
             },
             "bind" => Event::Bind { reuse: self.reuse },

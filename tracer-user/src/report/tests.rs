@@ -40,8 +40,7 @@ impl Tape {
             "mono_ns": self.now_ns,
             "netns": NETNS,
         });
-        let fields = record.as_object_mut().unwrap();
-        fields.extend(rest.as_object().unwrap().clone());
+        extend(&mut record, rest);
         self.lines.push(record.to_string());
     }
 
@@ -59,7 +58,7 @@ impl Tape {
 
     fn lease(&mut self, kind: &str, who: &Who, port: u16, rest: Value) {
         let mut fields = who.fields(port);
-        fields.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        extend(&mut fields, rest);
         self.record(kind, fields);
     }
 
@@ -115,6 +114,11 @@ impl Who {
             "pid": self.pid, "comm": self.comm, "uid": 0, "cgroup": "/a", "container": null,
         })
     }
+}
+
+fn extend(record: &mut Value, with: Value) {
+    let (Value::Object(record), Value::Object(with)) = (record, with) else { panic!("objects") };
+    record.extend(with);
 }
 
 fn read(input: &[u8], filter: &Filter) -> (Report, Outcome) {
@@ -315,7 +319,7 @@ fn the_text_fits_120_columns_and_has_no_colour_unless_asked() {
     });
     let with = |rest: Value| {
         let mut fields = long.clone();
-        fields.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        extend(&mut fields, rest);
         fields
     };
     for lease in 0..30_000 {

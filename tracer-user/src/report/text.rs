@@ -4,12 +4,14 @@ use std::fmt::Write as _;
 
 use super::{
     histogram::Histogram,
-    model::{FailureRow, LeakState, OwnerName, Report, Severity},
+    model::{FailureRow, LeakState, OwnerName, Report, SettingsRow, Severity},
     show::{duration, endpoint, number, percent, rate},
     table::{Table, wrap},
 };
 
 const WIDTH: usize = 118;
+/// Of tables that are not cut already.
+const MOST_ROWS: usize = 25;
 /// Of a list of reserved ports.
 const MOST_RESERVED: usize = 60;
 
@@ -114,11 +116,11 @@ impl Page {
             (">CLOSING", 7),
             (">TIME-W", 7),
         ]);
-        for row in &report.namespaces {
+        let shown = report.namespaces.get(..MOST_ROWS).unwrap_or(&report.namespaces);
+        for row in shown {
             let settings = row.settings.as_ref();
-            let of = |shown: fn(&super::model::SettingsRow) -> String| {
-                settings.map_or_else(|| "?".to_owned(), shown)
-            };
+            let of =
+                |shown: fn(&SettingsRow) -> String| settings.map_or_else(|| "?".to_owned(), shown);
             let used = row.client_port_low.zip(row.client_port_high);
             let phases = row.phases;
             table.row([
@@ -138,39 +140,22 @@ impl Page {
             ]);
         }
         self.table(&table);
-        for row in &report.namespaces {
-            let Some(settings) = &row.settings else { continue };
-            let delay = settings
-                .tw_reuse_delay_ms
-                .map(|delay| format!(" after {delay} ms"))
-                .unwrap_or_default();
-            let meaning = match (settings.tw_reuse, settings.timestamps) {
-                (_, false) => " (without effect: no timestamps)".to_owned(),
-                (0, _) => " (never)".to_owned(),
-                (1, _) => format!(" (always{delay})"),
-                _ => format!(" (loopback only{delay})"),
+        self.more(shown.len(), report.namespaces.len(), "namespaces");
+        // Most namespaces have the settings that they were born with.
+        let mut settings: Vec<(String, Vec<String>)> = Vec::new();
+        for row in shown {
+            let Some(text) = row.settings.as_ref().map(|s| settings_text(s, row.settings_changes))
+            else {
+                continue;
             };
-            let reserved = match settings.reserved.get(..MOST_RESERVED) {
-                _ if settings.reserved.is_empty() => "none".to_owned(),
-                Some(start) => format!("{start}..."),
-                None => settings.reserved.clone(),
-            };
-            let changed = match row.settings_changes {
-                0 => String::new(),
-                1 => "; changed once while observed".to_owned(),
-                times => format!("; changed {times} times while observed"),
-            };
-            let line = format!(
-                "{}: tcp_tw_reuse {}{meaning}, tcp_timestamps {}, tcp_max_tw_buckets {}, \
-                 tcp_fin_timeout {} s, somaxconn {}, reserved {reserved}; IANA's range for clients \
-                 is 49152-65535{changed}",
-                row.netns,
-                settings.tw_reuse,
-                u32::from(settings.timestamps),
-                settings.max_tw_buckets,
-                settings.fin_timeout_s,
-                settings.somaxconn,
-            );
+            let netns = row.netns.to_string();
+            match settings.iter_mut().find(|(other, _)| *other == text) {
+                Some((_, namespaces)) => namespaces.push(netns),
+                None => settings.push((text, vec![netns])),
+            }
+        }
+        for (text, namespaces) in settings {
+            let line = format!("{}: {text}", namespaces.join(", "));
             for (at, line) in wrap(&line, WIDTH - 4).iter().enumerate() {
                 self.line(&format!("  {}{line}", if at == 0 { "" } else { "  " }));
             }
@@ -294,7 +279,8 @@ impl Page {
             (">PORT", 5),
             ("PEER", 39),
         ]);
-        for row in &report.leaks {
+        let shown = report.leaks.get(..MOST_ROWS).unwrap_or(&report.leaks);
+        for row in shown {
             let state = match row.state {
                 LeakState::CloseWait => "CLOSE-WAIT: the peer has closed",
                 LeakState::FinWait2 => "FIN-WAIT-2, or TIME-WAIT by now",
@@ -311,6 +297,7 @@ impl Page {
             ]);
         }
         self.table(&table);
+        self.more(shown.len(), report.leaks.len(), "such owners");
     }
 
     fn listeners(&mut self, report: &Report) {
@@ -328,7 +315,8 @@ impl Page {
             ("", 30),
         ]);
         let is_one = report.namespaces.len() == 1;
-        for row in &report.listeners {
+        let shown = report.listeners.get(..MOST_ROWS).unwrap_or(&report.listeners);
+        for row in shown {
             let notes = [
                 row.is_wildcard.then_some("all addresses"),
                 row.is_in_range.then_some("in the range, not reserved"),
@@ -345,6 +333,7 @@ impl Page {
             ]);
         }
         self.table(&table);
+        self.more(shown.len(), report.listeners.len(), "listeners");
     }
 
     fn jumps(&mut self, report: &Report) {
@@ -494,6 +483,36 @@ fn word(severity: Severity) -> (&'static str, &'static str) {
         Severity::Critical => ("CRITICAL", "1;31"),
         Severity::Failing => ("FAILING", "1;31"),
     }
+}
+
+fn settings_text(settings: &SettingsRow, changes: u32) -> String {
+    let delay =
+        settings.tw_reuse_delay_ms.map(|delay| format!(" after {delay} ms")).unwrap_or_default();
+    let meaning = match (settings.tw_reuse, settings.timestamps) {
+        (_, false) => " (without effect: no timestamps)".to_owned(),
+        (0, _) => " (never)".to_owned(),
+        (1, _) => format!(" (always{delay})"),
+        _ => format!(" (loopback only{delay})"),
+    };
+    let reserved = match settings.reserved.get(..MOST_RESERVED) {
+        _ if settings.reserved.is_empty() => "none".to_owned(),
+        Some(start) => format!("{start}..."),
+        None => settings.reserved.clone(),
+    };
+    let changed = match changes {
+        0 => String::new(),
+        1 => "; changed once while observed".to_owned(),
+        times => format!("; changed {times} times while observed"),
+    };
+    format!(
+        "tcp_tw_reuse {}{meaning}, tcp_timestamps {}, tcp_max_tw_buckets {}, tcp_fin_timeout {} s, \
+         somaxconn {}, reserved {reserved}; IANA's range for clients is 49152-65535{changed}",
+        settings.tw_reuse,
+        u32::from(settings.timestamps),
+        settings.max_tw_buckets,
+        settings.fin_timeout_s,
+        settings.somaxconn,
+    )
 }
 
 fn wanted(failure: &FailureRow) -> String {
