@@ -465,7 +465,7 @@ impl Reporter<'_> {
             *pid = pid.or(lease.owner.map(|owner| owner.pid));
         }
         let seen: Vec<_> = seen.into_iter().collect();
-        for (netns, settings) in namespaces.meet_all(&seen, at) {
+        for (netns, settings) in namespaces.meet_all(&seen) {
             tell_settings(*output, filter, totals, at, netns, &settings);
         }
         for lease in &held {
@@ -479,7 +479,7 @@ impl Reporter<'_> {
     /// Tells which settings have changed.
     fn follow_settings(&mut self, at: Instant) {
         let Self { output, filter, namespaces, totals, .. } = self;
-        for (netns, settings) in namespaces.changes(at) {
+        for (netns, settings) in namespaces.changes() {
             tell_settings(*output, filter, totals, at, netns, &settings);
         }
     }

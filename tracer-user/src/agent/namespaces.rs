@@ -6,13 +6,10 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     exhaustion::Settings,
-    kernel::{netns, settings::SettingsFiles},
+    kernel::{clock, netns, settings::SettingsFiles},
     ledger::{Instant, Netns},
 };
 
-/// How old settings may be when a call got no port, and they are what explains it. Reading them
-/// takes some microseconds.
-const FRESH_FOR_FAILURE_NS: u64 = 5_000_000;
 /// When to try again what could not be opened: no process that lives in the namespace was seen.
 const RETRY_NS: u64 = 1_000_000_000;
 /// Namespaces whose files are kept open, eleven each. The settings of others are read again with
@@ -23,7 +20,8 @@ const MOST_OPEN: usize = 64;
 const MOST_KNOWN: usize = 4096;
 
 /// The namespaces that were seen. Nothing is asked of the kernel for an event: settings are read
-/// when a namespace is met, when a call fails, and by [`changes`](Self::changes).
+/// when a namespace is met, when a call has failed since they were read, which is once for all the
+/// failures of a drain of the ring, and by [`changes`](Self::changes).
 #[derive(Debug, Default)]
 pub struct Namespaces {
     known: FxHashMap<Netns, Known>,
@@ -36,6 +34,7 @@ struct Known {
     settings: Option<Settings>,
     /// A process that should live there.
     pid: Option<u32>,
+    /// When they were read, or could not be.
     read_at_ns: u64,
     /// Something happened there since they were read.
     is_active: bool,
@@ -44,13 +43,9 @@ struct Known {
 impl Namespaces {
     /// The settings of these namespaces, each with a process that should live in it, if one is
     /// known. What no process leads to is looked for among all namespaces of the host.
-    pub fn meet_all(
-        &mut self,
-        seen: &[(Netns, Option<u32>)],
-        now: Instant,
-    ) -> Vec<(Netns, Settings)> {
+    pub fn meet_all(&mut self, seen: &[(Netns, Option<u32>)]) -> Vec<(Netns, Settings)> {
         for (netns, pid) in seen {
-            self.meet(*netns, *pid, now);
+            self.meet(*netns, *pid, Instant(u64::MAX));
         }
         let is_missing = |known: &Known| known.settings.is_none();
         if self.known.values().any(is_missing) {
@@ -74,45 +69,44 @@ impl Namespaces {
         met
     }
 
-    /// Before a record about a namespace: its settings, if they are new.
-    pub fn meet(&mut self, netns: Netns, pid: Option<u32>, now: Instant) -> Option<Settings> {
+    /// Before a record about a namespace, of this time: its settings, if they are new.
+    pub fn meet(&mut self, netns: Netns, pid: Option<u32>, at: Instant) -> Option<Settings> {
         let known = self.known.entry(netns).or_default();
         known.is_active = true;
         known.pid = pid.or(known.pid);
-        let is_due = known.settings.is_none()
-            && (known.read_at_ns == 0 || now.0.saturating_sub(known.read_at_ns) >= RETRY_NS);
-        if is_due { self.look(netns, now) } else { None }
+        let is_due = known.settings.is_none() && at.0.saturating_sub(known.read_at_ns) >= RETRY_NS;
+        if is_due { self.look(netns) } else { None }
     }
 
-    /// Before the record of a failure: the settings, if they have changed.
+    /// Before the record of a failure, of this time: the settings, if they have changed.
     pub fn meet_failure(
         &mut self,
         netns: Netns,
         pid: Option<u32>,
-        now: Instant,
+        at: Instant,
     ) -> Option<Settings> {
-        let met = self.meet(netns, pid, now);
+        let met = self.meet(netns, pid, at);
         let known = self.known.get(&netns)?;
-        let is_due =
-            known.files.is_some() && now.0.saturating_sub(known.read_at_ns) >= FRESH_FOR_FAILURE_NS;
-        if is_due { met.or_else(|| self.look(netns, now)) } else { met }
+        let is_due = known.files.is_some() && at.0 > known.read_at_ns;
+        if is_due { met.or_else(|| self.look(netns)) } else { met }
     }
 
     /// The settings that have changed, of the namespaces in which something happened.
-    pub fn changes(&mut self, now: Instant) -> Vec<(Netns, Settings)> {
+    pub fn changes(&mut self) -> Vec<(Netns, Settings)> {
         let active: Vec<_> = self
             .known
             .iter()
             .filter(|(_, known)| known.is_active && known.settings.is_some())
             .map(|(netns, _)| *netns)
             .collect();
-        active.into_iter().filter_map(|netns| Some((netns, self.look(netns, now)?))).collect()
+        active.into_iter().filter_map(|netns| Some((netns, self.look(netns)?))).collect()
     }
 
     /// Reads the settings, and returns them if they are others than before.
-    fn look(&mut self, netns: Netns, now: Instant) -> Option<Settings> {
+    fn look(&mut self, netns: Netns) -> Option<Settings> {
         let known = self.known.get_mut(&netns)?;
-        known.read_at_ns = now.0.max(1);
+        // Before reading: what changes meanwhile is read again.
+        known.read_at_ns = clock::monotonic_ns();
         known.is_active = false;
         if known.files.is_none() {
             known.files = open(netns, known.pid);

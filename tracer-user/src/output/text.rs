@@ -102,21 +102,15 @@ impl Output for Text {
         let (low, high) = (settings.range.low().0, settings.range.high().0);
         let reserved = settings.reserved.count_within(settings.range);
         let reserved = (reserved > 0).then(|| format!("{reserved} reserved"));
-        let detail = join(&[
-            format!("range {low}-{high}"),
-            reserved.unwrap_or_default(),
-            format!("{} ports", settings.capacity()),
-            format!("tcp_tw_reuse {}", settings.time_wait_reuse.number()),
-        ]);
         self.line(&Line {
             at,
             event: "namespace",
             netns: netns.0,
             owner: None,
-            local: "-".to_owned(),
+            local: format!("*:{low}-{high}"),
             peer: "-".to_owned(),
             held_s: None,
-            detail,
+            detail: join(&[format!("{} ports", settings.capacity()), reserved.unwrap_or_default()]),
         });
     }
 
