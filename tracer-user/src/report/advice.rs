@@ -3,7 +3,10 @@
 
 use super::{
     aggregate::Aggregate,
-    model::{Advice, DestinationRow, Finding, FindingKind, ListenerRow, Report, SettingsRow},
+    model::{
+        Advice, DestinationRow, FailureRow, Finding, FindingKind, HolderRow, ListenerRow, Report,
+        SettingsRow,
+    },
     show::{self, endpoint, number},
     tables::TIME_WAIT_S,
 };
@@ -49,11 +52,8 @@ pub fn folklore(report: &Report) -> Vec<String> {
 
 fn on(finding: &Finding, report: &Report, aggregate: &Aggregate) -> Vec<Advice> {
     let place = Place::of(finding, report);
-    // Of several destinations in trouble the fullest is the example.
-    let row = report.destinations.iter().find(|row| {
-        Some(row.netns) == finding.netns
-            && (finding.owner.is_none() || row.owner == finding.owner || row.failed > 0)
-    });
+    let row = finding.destination_row.and_then(|place| report.destinations.get(place));
+    let failure = finding.failure_row.and_then(|place| report.failures.get(place));
     match finding.kind {
         FindingKind::DestinationExhausted | FindingKind::Filling => {
             let Some(row) = row else { return Vec::new() };
@@ -61,7 +61,7 @@ fn on(finding: &Finding, report: &Report, aggregate: &Aggregate) -> Vec<Advice> 
             if row.time_wait > 0 {
                 advice.extend(reuse_time_waits(row, &place));
             }
-            advice.extend(widen_range(row, report, &place));
+            advice.extend(widen_range(Some(row), finding, report, &place));
             advice.push(more_addresses(row));
             advice
         }
@@ -69,7 +69,7 @@ fn on(finding: &Finding, report: &Report, aggregate: &Aggregate) -> Vec<Advice> 
             let Some(row) = row else { return Vec::new() };
             let mut advice = vec![reuse_connections(row, finding)];
             advice.extend(reuse_time_waits(row, &place));
-            advice.extend(widen_range(row, report, &place));
+            advice.extend(widen_range(Some(row), finding, report, &place));
             advice.push(more_addresses(row));
             advice
         }
@@ -83,7 +83,10 @@ fn on(finding: &Finding, report: &Report, aggregate: &Aggregate) -> Vec<Advice> 
         FindingKind::PoisonedPort => {
             vec![bind_outside_range(finding, report, aggregate, &place)]
         }
-        FindingKind::ListenerBlocked => reserve_blocked(report, &place),
+        FindingKind::ListenerBlocked => {
+            let Some(failure) = failure else { return Vec::new() };
+            reserve_blocked(failure, report, &place)
+        }
         FindingKind::ListenerInRange => {
             let listeners = report
                 .listeners
@@ -101,8 +104,7 @@ fn on(finding: &Finding, report: &Report, aggregate: &Aggregate) -> Vec<Advice> 
             gain: "every port taken off the list can be chosen at once".to_owned(),
         }],
         FindingKind::RangeExhausted => {
-            let Some(row) = row else { return Vec::new() };
-            widen_range(row, report, &place).into_iter().collect()
+            widen_range(None, finding, report, &place).into_iter().collect()
         }
         FindingKind::TimeWaitOverflow => vec![Advice {
             what: "Raise tcp_max_tw_buckets.".to_owned(),
@@ -117,7 +119,9 @@ fn on(finding: &Finding, report: &Report, aggregate: &Aggregate) -> Vec<Advice> 
             gain: "connections end as TCP wants it; each TIME_WAIT costs about 250 bytes"
                 .to_owned(),
         }],
-        FindingKind::PortHeld => vec![port_held(finding, report)],
+        FindingKind::PortHeld => {
+            failure.map(|failure| port_held(failure, finding)).into_iter().collect()
+        }
         FindingKind::CallFailed | FindingKind::RateJump | FindingKind::Healthy => Vec::new(),
     }
 }
@@ -224,7 +228,12 @@ fn reuse_time_waits(row: &DestinationRow, place: &Place<'_>) -> Option<Advice> {
     })
 }
 
-fn widen_range(row: &DestinationRow, report: &Report, place: &Place<'_>) -> Option<Advice> {
+fn widen_range(
+    row: Option<&DestinationRow>,
+    finding: &Finding,
+    report: &Report,
+    place: &Place<'_>,
+) -> Option<Advice> {
     const WIDEST: (u16, u16) = (1024, 65_535);
     let settings = place.settings?;
     if (settings.range_low, settings.range_high) == WIDEST {
@@ -240,7 +249,7 @@ fn widen_range(row: &DestinationRow, report: &Report, place: &Place<'_>) -> Opti
         .listeners
         .iter()
         .filter(|listener| {
-            listener.netns == row.netns
+            Some(listener.netns) == finding.netns
                 && range.contains(crate::ledger::Port(listener.local_port))
                 && !reserved.contains(crate::ledger::Port(listener.local_port))
         })
@@ -261,7 +270,7 @@ fn widen_range(row: &DestinationRow, report: &Report, place: &Place<'_>) -> Opti
         command = format!("{reserve}; {command}");
     }
     let rates = row
-        .mean_hold_s
+        .and_then(|row| row.mean_hold_s)
         // What is held for moments only says nothing of what the range allows for.
         .filter(|mean_s| *mean_s >= 1.0)
         .map(|mean_s| {
@@ -395,14 +404,16 @@ fn bind_outside_range(
     }
 }
 
-fn reserve_blocked(report: &Report, place: &Place<'_>) -> Vec<Advice> {
-    let blocked: Vec<_> = report
-        .failures
-        .iter()
-        .filter(|failure| failure.requested_port != 0 && failure.holder.is_some())
-        .collect();
-    let Some(first) = blocked.first() else { return Vec::new() };
-    let mut ports: Vec<_> = blocked.iter().map(|failure| failure.requested_port).collect();
+fn reserve_blocked(first: &FailureRow, report: &Report, place: &Place<'_>) -> Vec<Advice> {
+    let is_blocked = |failure: &&FailureRow| {
+        let by_client = |holder: &HolderRow| matches!(holder.kind, "connect" | "bind_auto");
+        failure.netns == first.netns
+            && failure.requested_port != 0
+            && failure.cause == first.cause
+            && failure.holder.as_ref().is_some_and(by_client)
+    };
+    let blocked = report.failures.iter().filter(is_blocked);
+    let mut ports: Vec<_> = blocked.map(|failure| failure.requested_port).collect();
     ports.sort_unstable();
     ports.dedup();
     let capacity = place.settings.map_or(0, |settings| settings.capacity);
@@ -504,15 +515,12 @@ fn release_idle(finding: &Finding, report: &Report) -> Advice {
     }
 }
 
-fn port_held(finding: &Finding, report: &Report) -> Advice {
-    let failure = report.failures.iter().find(|failure| {
-        Some(failure.netns) == finding.netns
-            && failure.holder.as_ref().is_some_and(|holder| holder.owner == finding.owner)
-    });
+fn port_held(failure: &FailureRow, finding: &Finding) -> Advice {
     let is_time_wait = failure
-        .and_then(|failure| failure.holder.as_ref())
+        .holder
+        .as_ref()
         .is_some_and(|holder| holder.state.starts_with("TIME") || holder.state.starts_with("FIN"));
-    let port = failure.map_or(0, |failure| failure.requested_port);
+    let FailureRow { op, requested_port: port, .. } = failure;
     let (what, command) = if is_time_wait {
         (
             "Let the server set SO_REUSEADDR before bind().",
@@ -525,7 +533,7 @@ fn port_held(finding: &Finding, report: &Report) -> Advice {
         what: what.to_owned(),
         evidence: finding.sentence.clone(),
         command,
-        gain: "the bind() succeeds".to_owned(),
+        gain: format!("the {op}() succeeds"),
     }
 }
 

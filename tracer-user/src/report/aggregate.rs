@@ -492,7 +492,12 @@ impl Aggregate {
     }
 
     fn enter_phase(&mut self, now_ns: u64, id: u64, who: &Who<'_>, phase: Phase) {
-        let owner = self.owner_of(now_ns, who);
+        // Mostly whoever it was before, who need not be looked for.
+        let known = self.leases.get(&id).and_then(|lease| self.owner(lease.owner?));
+        let is_known = known.is_some_and(|owner| {
+            who.process.as_ref().is_some_and(|process| owner.pid == Some(process.pid))
+        });
+        let owner = if is_known { None } else { self.owner_of(now_ns, who) };
         let Some(lease) = self.leases.get_mut(&id) else { return };
         if lease.phase != phase {
             lease.phase = phase;

@@ -19,12 +19,19 @@ use crate::{exhaustion::LocalRange, ledger::Netns};
 #[must_use]
 pub fn find(report: &Report, aggregate: &Aggregate) -> Vec<Finding> {
     let mut found = Vec::new();
-    for failure in &report.failures {
-        found.push(of_failure(report, aggregate, failure));
+    for (place, failure) in report.failures.iter().enumerate() {
+        found.push(Finding {
+            failure_row: Some(place),
+            destination_row: destination_of(report, failure),
+            ..of_failure(report, aggregate, failure)
+        });
     }
     found.extend(report.leaks.iter().filter_map(|leak| of_leak(report, leak)));
-    found.extend(report.destinations.iter().filter_map(of_slow_search));
-    found.extend(report.destinations.iter().filter_map(of_filling));
+    for finding_of in [of_slow_search, of_filling] {
+        found.extend(report.destinations.iter().enumerate().filter_map(|(place, row)| {
+            Some(Finding { destination_row: Some(place), ..finding_of(row)? })
+        }));
+    }
     for (netns, namespace) in &aggregate.namespaces {
         if namespace.time_wait_overflows > 0 {
             found.push(Finding {
@@ -44,6 +51,7 @@ pub fn find(report: &Report, aggregate: &Aggregate) -> Vec<Finding> {
                 cause: None,
                 owner: None,
                 failed: 0,
+                ..nothing()
             });
         }
     }
@@ -64,6 +72,7 @@ pub fn find(report: &Report, aggregate: &Aggregate) -> Vec<Finding> {
             cause: None,
             owner: Some(jump.owner.clone()),
             failed: 0,
+            ..nothing()
         });
     }
     let mut merged = merge(found);
@@ -116,6 +125,8 @@ pub fn nothing() -> Finding {
         cause: None,
         owner: None,
         failed: 0,
+        failure_row: None,
+        destination_row: None,
     }
 }
 
@@ -135,6 +146,16 @@ fn merge(found: Vec<Finding>) -> Vec<Finding> {
         }
     }
     merged
+}
+
+/// The row of the destination that a call wanted.
+fn destination_of(report: &Report, failure: &FailureRow) -> Option<usize> {
+    let peer = failure.peer_addr.zip(failure.peer_port)?;
+    report.destinations.iter().position(|row| {
+        row.netns == failure.netns
+            && row.source_addr == failure.local_addr
+            && (row.peer_addr, row.peer_port) == peer
+    })
 }
 
 /// Listeners whose ports a client may take, namespace by namespace.
@@ -167,6 +188,7 @@ fn of_listeners_in_range(report: &Report) -> Vec<Finding> {
             cause: None,
             owner: listeners.first().and_then(|listener| listener.owner.clone()),
             failed: 0,
+            ..nothing()
         }
     };
     by_namespace.into_iter().map(finding).collect()
@@ -186,15 +208,12 @@ fn of_failure(report: &Report, aggregate: &Aggregate, failure: &FailureRow) -> F
         cause: failure.cause,
         owner,
         failed: failure.count,
+        ..nothing()
     };
     match failure.cause {
         Some(Cause::RangeFull) if failure.op == "connect" => {
-            let peer = failure.peer_addr.zip(failure.peer_port);
-            let row = report.destinations.iter().find(|row| {
-                row.netns == failure.netns
-                    && row.source_addr == failure.local_addr
-                    && Some((row.peer_addr, row.peer_port)) == peer
-            });
+            let row = destination_of(report, failure);
+            let row = row.and_then(|place| report.destinations.get(place));
             of_exhausted(failure, row, &calls, &range, caller, &finding)
         }
         Some(Cause::RangeFull | Cause::RangeBindLocked) => {
@@ -419,6 +438,7 @@ fn of_leak(report: &Report, leak: &LeakRow) -> Option<Finding> {
         cause: None,
         owner: leak.owner.clone(),
         failed: 0,
+        ..nothing()
     })
 }
 
@@ -456,6 +476,7 @@ fn of_slow_search(row: &DestinationRow) -> Option<Finding> {
         cause: None,
         owner: row.owner.clone(),
         failed: 0,
+        ..nothing()
     })
 }
 
@@ -499,6 +520,7 @@ fn of_filling(row: &DestinationRow) -> Option<Finding> {
         cause: None,
         owner: row.owner.clone(),
         failed: row.failed,
+        ..nothing()
     })
 }
 

@@ -133,6 +133,11 @@ pub struct Finding {
     pub owner: Option<OwnerName>,
     /// Calls that failed because of it.
     pub failed: u64,
+    /// Places of the rows that it is about, in the report's tables.
+    #[serde(skip)]
+    pub failure_row: Option<usize>,
+    #[serde(skip)]
+    pub destination_row: Option<usize>,
 }
 
 /// A process by name.

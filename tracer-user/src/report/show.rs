@@ -47,7 +47,8 @@ pub fn rate(per_s: f64) -> String {
         rate if rate < 0.005 => "0".to_owned(),
         rate if rate < 1.0 => format!("{rate:.2}"),
         rate if rate < 100.0 => format!("{rate:.1}"),
-        rate => number(rate.round() as u64),
+        rate if rate < 1e6 => number(rate.round() as u64),
+        rate => format!("{:.1}M", rate / 1e6),
     }
 }
 
@@ -64,15 +65,6 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A part of a whole in percent.
-#[must_use]
-pub fn percent(part: u32, whole: u32) -> String {
-    if whole == 0 {
-        return "-".to_owned();
-    }
-    format!("{:.0}%", f64::from(part) * 100.0 / f64::from(whole))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,7 +79,7 @@ mod tests {
 
     #[test]
     fn rates_and_durations_are_short() {
-        assert_eq!([0.0, 0.5, 4.25, 470.5].map(rate), ["0", "0.50", "4.2", "471"]);
+        assert_eq!([0.0, 0.5, 4.25, 470.5, 2.5e6].map(rate), ["0", "0.50", "4.2", "471", "2.5M"]);
         assert_eq!(
             [0.000_004, 0.25, 59.99, 600.0, 7200.0].map(duration),
             ["4us", "250.0ms", "60.0s", "600s", "120min"]

@@ -343,6 +343,9 @@ fn the_text_fits_120_columns_and_has_no_colour_unless_asked() {
             },
         })),
     );
+    // A second namespace, so that each row tells its own.
+    let own = json!({"lease": 50_000, "netns": 1, "search_us": 1.0});
+    tape.lease("connect", &CLIENT, 50_000, own);
     let shown = text::render(&tape.report(), false);
     // A command that must be given in one word is not broken.
     let commands = "net.ipv4.ip_local_reserved_ports=";

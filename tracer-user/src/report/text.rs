@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::{
     histogram::Histogram,
-    model::{FailureRow, LeakState, OwnerName, Report, SettingsRow, Severity},
-    show::{duration, endpoint, number, percent, rate},
+    model::{FailureRow, Finding, LeakState, OwnerName, Report, SettingsRow, Severity},
+    show::{duration, endpoint, number, rate},
     table::{Table, wrap},
 };
 
@@ -42,7 +42,12 @@ impl Page {
     fn verdict(&mut self, report: &Report) {
         let verdict = &report.verdict;
         let (lead, code) = word(verdict.severity);
-        let lines = wrap(&verdict.sentence, WIDTH - lead.len() - 2);
+        let is_one = report.namespaces.len() == 1;
+        let said = |finding: &Finding| match finding.netns {
+            Some(netns) if !is_one => format!("netns {netns}: {}", finding.sentence),
+            _ => finding.sentence.clone(),
+        };
+        let lines = wrap(&said(verdict), WIDTH - lead.len() - 2);
         for (at, line) in lines.iter().enumerate() {
             let head = if at == 0 {
                 self.painted(&format!("{lead}: "), code)
@@ -55,7 +60,7 @@ impl Page {
             let (lead, code) = word(finding.severity);
             let lead = format!("  also {}: ", lead.to_lowercase());
             let indent = " ".repeat(lead.len());
-            for (at, line) in wrap(&finding.sentence, WIDTH - lead.len()).iter().enumerate() {
+            for (at, line) in wrap(&said(finding), WIDTH - lead.len()).iter().enumerate() {
                 let head = if at == 0 { self.painted(&lead, code) } else { indent.clone() };
                 self.line(&format!("{head}{line}"));
             }
@@ -166,22 +171,18 @@ impl Page {
         if report.destinations.is_empty() {
             return;
         }
-        self.heading("Destinations of clients, the fullest first");
+        self.heading("Destinations of clients, the fullest first (ports in use for each, of all)");
         let mut table = Table::new(&[
             (">NETNS", 10),
             ("SOURCE", 39),
             ("DESTINATION", 47),
-            (">USED!", 6),
-            (">OF!", 6),
-            (">", 4),
-            (">TW", 6),
-            (">BOUND", 6),
+            (">USED/OF!", 13),
+            (">TIME-W", 7),
             (">LEFT!", 6),
             (">RATE/S", 7),
-            (">HOLD", 8),
             (">CEILING/S", 9),
-            (">FULL IN", 8),
-            (">FAILED!", 7),
+            (">FULL IN", 7),
+            (">FAILED", 7),
             ("MOST BY", 42),
         ]);
         let dash = || "-".to_owned();
@@ -189,22 +190,15 @@ impl Page {
         let is_one = report.namespaces.len() == 1;
         for row in &report.destinations {
             let unknown = || "?".to_owned();
-            let hold = row.mean_hold_s.map(|mean_s| {
-                let about = if row.is_hold_estimated { "~" } else { "" };
-                format!("{about}{}", duration(mean_s))
-            });
+            let capacity = row.capacity.map_or_else(unknown, number);
             table.row([
                 if is_one { dash() } else { row.netns.to_string() },
                 row.source_addr.to_string(),
                 endpoint(row.peer_addr, row.peer_port),
-                number(row.used),
-                row.capacity.map_or_else(unknown, number),
-                row.capacity.map_or_else(dash, |capacity| percent(row.used, capacity)),
+                format!("{}/{capacity}", number(row.used)),
                 number(row.time_wait),
-                number(row.bind_locked),
                 row.headroom.map_or_else(unknown, number),
                 rate(row.rate_per_s),
-                hold.unwrap_or_else(dash),
                 row.ceiling_per_s.map_or_else(dash, rate),
                 match row.eta_s {
                     Some(0.0) => "now".to_owned(),
