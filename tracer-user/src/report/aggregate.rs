@@ -21,6 +21,10 @@ use crate::{
 const MOST_PROCESSES: usize = 10_000;
 /// Destinations remembered before those that nothing goes to any more are forgotten.
 const MOST_DESTINATIONS: usize = 50_000;
+/// Namespaces remembered before those in which nothing is held and nothing failed are forgotten.
+const MOST_NAMESPACES: usize = 1000;
+/// Room for ports that an empty namespace keeps.
+const FEW_PORTS: usize = 64;
 /// Different failures that are told apart.
 const MOST_FAILURES: usize = 10_000;
 
@@ -158,6 +162,8 @@ pub struct Namespace {
     pub client_ports: Option<(u16, u16)>,
     /// Ports acquired while observed.
     pub taken: u64,
+    /// Calls that got no port.
+    pub failed: u64,
     /// Connections accepted while observed, by port.
     pub accepted: FxHashMap<u16, u64>,
     /// TIME_WAITs that `tcp_max_tw_buckets` did not allow.
@@ -307,6 +313,7 @@ impl Aggregate {
     }
 
     fn set_settings(&mut self, netns: Netns, settings: &Settings) {
+        self.forget_namespaces(netns);
         let namespace = self.namespaces.entry(netns).or_default();
         if namespace.settings.as_ref().is_some_and(|before| before != settings) {
             namespace.changes += 1;
@@ -333,6 +340,14 @@ impl Aggregate {
                 traffic.used += 1;
                 traffic.peak = traffic.peak.max(traffic.used);
             }
+        }
+    }
+
+    /// Containers come and go: makes room for a namespace that is not known yet.
+    fn forget_namespaces(&mut self, new: Netns) {
+        if self.namespaces.len() >= MOST_NAMESPACES && !self.namespaces.contains_key(&new) {
+            self.namespaces
+                .retain(|_, namespace| !namespace.ports.is_empty() || namespace.failed > 0);
         }
     }
 
@@ -430,6 +445,7 @@ impl Aggregate {
         {
             owner.closed_by_peer += 1;
         }
+        self.forget_namespaces(netns);
         let namespace = self.namespaces.entry(netns).or_default();
         namespace.taken += u64::from(is_new);
         if is_new && lease.kind == Kind::Accept {
@@ -547,6 +563,10 @@ impl Aggregate {
         }
         if held.holders == 0 {
             namespace.ports.remove(&lease.port);
+            if namespace.ports.is_empty() {
+                // Most likely it has ended, and the room of all its ports is not needed again.
+                namespace.ports.shrink_to(FEW_PORTS);
+            }
         }
     }
 
@@ -567,6 +587,7 @@ impl Aggregate {
             traffic.used
         });
         let namespace = self.namespaces.entry(netns).or_default();
+        namespace.failed += 1;
         let range = fail.range.or_else(|| namespace.range_as_seen_by(fail.operation, traffic));
         let cause = fail.cause.or_else(|| cause_from(fail, range));
         let key = FailureKey {
@@ -614,13 +635,15 @@ impl Aggregate {
         key: &FailureKey,
         destination: Option<Destination>,
     ) -> Option<Crowd> {
-        /// For failures that are told apart, and for all.
         const AGAIN_NS: u64 = 1_000_000_000;
-        const AT_ALL_NS: u64 = 10_000_000;
-        const FEW: usize = 1000;
+        /// Looking takes a hundredth of that, so that it takes a hundredth of the time at most.
+        const PAUSE_NS_PER_LEASE: u64 = 4_000;
+        const FEW: u64 = 1_000;
         let looked_ns = self.failures.get(key).map_or(0, |failures| failures.crowd.at_ns);
+        let leases = self.leases.len() as u64;
+        let pause_ns = if leases > FEW { PAUSE_NS_PER_LEASE.saturating_mul(leases) } else { 0 };
         let is_due = now_ns.saturating_sub(looked_ns) >= AGAIN_NS
-            && (self.leases.len() <= FEW || now_ns.saturating_sub(self.looked_ns) >= AT_ALL_NS);
+            && now_ns.saturating_sub(self.looked_ns) >= pause_ns;
         is_due.then(|| {
             self.looked_ns = now_ns;
             Crowd::of(self, key.netns, destination)

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     aggregate::{Aggregate, Destination, FailureKey, Failures, Lease, OwnerId, Traffic, seconds},
-    crowd::Share,
+    crowd::{Crowd, Share},
     model::{
         Caller, DestinationRow, FailureRow, HolderRow, JumpRow, Kinds, LeakRow, LeakState,
         ListenerRow, NamespaceRow, OwnerName, OwnerRow, Phases, SettingsRow,
@@ -308,7 +308,18 @@ fn failure_row(aggregate: &Aggregate, key: &FailureKey, failures: &Failures) -> 
         .map(|(id, count)| Caller { owner: name(aggregate, *id), count: *count })
         .collect();
     callers.sort_by_key(|caller| std::cmp::Reverse(caller.count));
-    let crowd = &failures.crowd;
+    // If there was no time to look then, what is there now must do.
+    let crowd = if failures.crowd.at_ns > 0 {
+        failures.crowd.clone()
+    } else {
+        let destination = key.peer.map(|(addr, port)| Destination {
+            netns: key.netns,
+            source: key.addr,
+            addr,
+            port,
+        });
+        Crowd::of(aggregate, key.netns, destination)
+    };
     let share = match key.cause {
         Some(Cause::RangeBindLocked) => crowd.bound,
         Some(Cause::RangeFull) if key.peer.is_some() => crowd.to_destination,
@@ -318,7 +329,7 @@ fn failure_row(aggregate: &Aggregate, key: &FailureKey, failures: &Failures) -> 
     FailureRow {
         held_by: name(aggregate, share.owner),
         held_ports: share.of_owner,
-        crowd: crowd.clone(),
+        crowd,
         netns: key.netns.0,
         op: key.operation,
         error: key.error.clone(),

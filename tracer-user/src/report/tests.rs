@@ -300,6 +300,18 @@ fn a_second_run_in_the_stream_holds_nothing_of_the_first() {
     assert_eq!(report.destinations[0].used, 1);
 }
 
+#[test]
+fn namespaces_that_have_gone_are_forgotten() {
+    let mut tape = Tape::new();
+    for netns in 1..2_500 {
+        let lease = json!({"lease": netns, "netns": netns, "search_us": 1.0});
+        tape.lease("connect", &CLIENT, 50_000, lease);
+        let released = json!({"lease": netns, "netns": netns, "reason": "netns_gone"});
+        tape.lease("release", &CLIENT, 50_000, released);
+    }
+    assert!(tape.report().namespaces.len() <= 1000);
+}
+
 /// The longest of everything.
 #[test]
 fn the_text_fits_120_columns_and_has_no_colour_unless_asked() {
