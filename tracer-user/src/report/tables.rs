@@ -288,16 +288,14 @@ pub fn owners(aggregate: &Aggregate) -> Vec<OwnerRow> {
     rows
 }
 
-/// Failures, the most frequent first.
+/// Failures, the most frequent first. What is rarer than so many others is nobody's first concern.
 #[must_use]
 pub fn failures(aggregate: &Aggregate) -> Vec<FailureRow> {
-    let mut rows: Vec<_> = aggregate
-        .failures
-        .iter()
-        .map(|(key, failures)| failure_row(aggregate, key, failures))
-        .collect();
-    rows.sort_by_key(|row| std::cmp::Reverse(row.count));
-    rows
+    const MOST: usize = 200;
+    let mut all: Vec<_> = aggregate.failures.iter().collect();
+    all.sort_by_key(|(_, failures)| std::cmp::Reverse(failures.count));
+    all.truncate(MOST);
+    all.into_iter().map(|(key, failures)| failure_row(aggregate, key, failures)).collect()
 }
 
 fn failure_row(aggregate: &Aggregate, key: &FailureKey, failures: &Failures) -> FailureRow {
