@@ -87,7 +87,7 @@ impl Namespaces {
     ) -> Option<Settings> {
         let met = self.meet(netns, pid, at);
         let known = self.known.get(&netns)?;
-        let is_due = known.files.is_some() && at.0 > known.read_at_ns;
+        let is_due = known.settings.is_some() && at.0 > known.read_at_ns;
         if is_due { met.or_else(|| self.look(netns)) } else { met }
     }
 
@@ -108,24 +108,18 @@ impl Namespaces {
         // Before reading: what changes meanwhile is read again.
         known.read_at_ns = clock::monotonic_ns();
         known.is_active = false;
-        if known.files.is_none() {
+        let mut settings = known.files.as_ref().and_then(|files| files.read().ok());
+        if settings.is_none() {
+            // The namespace has ended, and another may have its inode by now.
+            self.open -= usize::from(known.files.is_some());
             known.files = open(netns, known.pid);
             self.open += usize::from(known.files.is_some());
+            settings = known.files.as_ref().and_then(|files| files.read().ok());
         }
-        let read = known.files.as_ref()?.read();
-        let changed = match read {
-            Ok(settings) if known.settings.as_ref() == Some(&settings) => None,
-            Ok(settings) => {
-                known.settings = Some(settings.clone());
-                Some(settings)
-            }
-            // The namespace has ended; if it has not, it will be opened anew.
-            Err(_) => {
-                known.files = None;
-                self.open -= 1;
-                None
-            }
-        };
+        let changed = settings.filter(|settings| known.settings.as_ref() != Some(settings));
+        if changed.is_some() {
+            known.settings.clone_from(&changed);
+        }
         self.close_some();
         changed
     }
