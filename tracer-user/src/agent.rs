@@ -1,5 +1,6 @@
 //! The agent: brings kernel, ledger and output together.
 
+mod namespaces;
 mod windows;
 
 use std::{
@@ -14,12 +15,14 @@ use tokio::{
     task::JoinHandle,
     time::{Instant as Deadline, sleep, sleep_until},
 };
-use tracer_ebpf::{DecodeError, decode};
+use tracer_ebpf::{DecodeError, Owner, decode};
+
+use namespaces::Namespaces;
 
 use windows::Windows;
 
 use crate::{
-    exhaustion::{Forecast, cause_of},
+    exhaustion::{Forecast, Settings, cause_of},
     filter::{Filter, Subject},
     kernel::{
         cgroup::{CgroupRoot, container_of},
@@ -30,7 +33,7 @@ use crate::{
         snapshot::{self, Snapshot},
     },
     ledger::{
-        Differences, Failure, Family, Instant, Kind, Lease, LeaseEvent, Ledger, Operation,
+        Differences, Failure, Family, Instant, Kind, Lease, LeaseEvent, Ledger, Netns, Operation,
         Pressure, Silence, Sink, Unknown,
     },
     output::{Cgroup, HookReport, Loss, Output, Place, Start, Summary, names, writer::Writer},
@@ -125,6 +128,7 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
         writer: Writer::start().map_err(AgentError::Write)?,
         filter,
         cgroups: CgroupNames { root: probes.cgroups.take(), known: HashMap::new() },
+        namespaces: Namespaces::default(),
         totals: BTreeMap::new(),
     };
     reporter.begin(begins, &probes.hooks, warnings, &ledger);
@@ -268,6 +272,7 @@ impl Session<'_> {
         let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
         self.losses.ring.now = counters.ring_full;
         self.losses.recursion.now = self.probes.unseen_firings();
+        self.reporter.follow_settings(Instant(clock::monotonic_ns()));
         Ok(())
     }
 
@@ -471,12 +476,13 @@ struct Reporter<'a> {
     writer: Writer,
     filter: Filter,
     cgroups: CgroupNames,
+    namespaces: Namespaces,
     totals: BTreeMap<&'static str, u64>,
 }
 
 impl Reporter<'_> {
     fn begin(&mut self, at: Instant, hooks: &[HookStatus], warnings: Vec<String>, ledger: &Ledger) {
-        let Self { output, filter, cgroups, totals, writer: _ } = self;
+        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let mut held: Vec<&Lease> = ledger
             .leases()
             .filter(|lease| {
@@ -494,11 +500,28 @@ impl Reporter<'_> {
             held: held.len(),
             warnings,
         });
+        let mut seen: BTreeMap<Netns, Option<u32>> = BTreeMap::new();
+        for lease in &held {
+            let pid = seen.entry(lease.netns).or_default();
+            *pid = pid.or(lease.owner.map(|owner| owner.pid));
+        }
+        let seen: Vec<_> = seen.into_iter().collect();
+        for (netns, settings) in namespaces.meet_all(&seen) {
+            tell_settings(*output, filter, totals, at, netns, &settings);
+        }
         for lease in &held {
             output.held(at, lease, cgroups.of_lease(lease));
         }
         if !held.is_empty() {
             totals.insert("held", held.len() as u64);
+        }
+    }
+
+    /// Tells which settings have changed.
+    fn follow_settings(&mut self, at: Instant) {
+        let Self { output, filter, namespaces, totals, .. } = self;
+        for (netns, settings) in namespaces.changes() {
+            tell_settings(*output, filter, totals, at, netns, &settings);
         }
     }
 
@@ -539,26 +562,33 @@ impl From<&HookStatus> for HookReport {
 
 impl Sink for Reporter<'_> {
     fn found(&mut self, at: Instant, lease: &Lease) {
-        let Self { output, filter, cgroups, totals, writer: _ } = self;
+        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let cgroup = cgroups.of_lease(lease);
         if filter.admits(&Subject::of("held", lease, cgroup)) {
+            if let Some(settings) = namespaces.meet(lease.netns, pid_of(lease.owner.as_ref()), at) {
+                tell_settings(*output, filter, totals, at, lease.netns, &settings);
+            }
             *totals.entry("held").or_default() += 1;
             output.held(at, lease, cgroup);
         }
     }
 
     fn lease(&mut self, event: LeaseEvent<'_>) {
-        let Self { output, filter, cgroups, totals, writer: _ } = self;
+        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let record = names::change(&event.change);
         let cgroup = cgroups.of_lease(event.lease);
         if filter.admits(&Subject::of(record, event.lease, cgroup)) {
+            let LeaseEvent { at, lease, .. } = event;
+            if let Some(settings) = namespaces.meet(lease.netns, pid_of(lease.owner.as_ref()), at) {
+                tell_settings(*output, filter, totals, at, lease.netns, &settings);
+            }
             *totals.entry(record).or_default() += 1;
             output.lease(&event, cgroup);
         }
     }
 
     fn pressure(&mut self, pressure: Pressure) {
-        let Self { output, filter, cgroups: _, totals, writer: _ } = self;
+        let Self { output, filter, cgroups: _, namespaces: _, totals, writer: _ } = self;
         let destination = pressure.destination;
         let subject = Subject {
             record: "pressure",
@@ -581,7 +611,7 @@ impl Sink for Reporter<'_> {
 
     fn failure(&mut self, failure: Failure<'_>) {
         let failure = Failure { cause: cause_of(&failure), ..failure };
-        let Self { output, filter, cgroups, totals, writer: _ } = self;
+        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let holder_cgroup = failure.holder.and_then(|holder| cgroups.of_lease(holder)).cloned();
         let cgroup = failure.owner.and_then(|owner| cgroups.get(owner.cgroup_id));
         let subject = Subject {
@@ -599,9 +629,34 @@ impl Sink for Reporter<'_> {
             cgroup,
         };
         if filter.admits(&subject) {
+            let Failure { at, netns, .. } = failure;
+            if let Some(settings) =
+                namespaces.meet_failure(netns, pid_of(failure.owner.as_ref()), at)
+            {
+                tell_settings(*output, filter, totals, at, netns, &settings);
+            }
             *totals.entry("fail").or_default() += 1;
             output.failure(&failure, cgroup, holder_cgroup.as_ref());
         }
+    }
+}
+
+fn pid_of(owner: Option<&Owner>) -> Option<u32> {
+    owner.map(|owner| owner.pid)
+}
+
+/// Tells the settings of a namespace, unless records of this type are not wanted.
+fn tell_settings(
+    output: &mut dyn Output,
+    filter: &Filter,
+    totals: &mut BTreeMap<&'static str, u64>,
+    at: Instant,
+    netns: Netns,
+    settings: &Settings,
+) {
+    if filter.admits_settings() {
+        *totals.entry("namespace").or_default() += 1;
+        output.namespace(at, netns, settings);
     }
 }
 

@@ -109,6 +109,13 @@ impl Filter {
             && (!failures_only || subject.record == "fail")
     }
 
+    /// True if the settings of the namespaces that are shown are to be shown, too.
+    #[must_use]
+    pub fn admits_settings(&self) -> bool {
+        let is_wanted = |wanted: &String| wanted == "namespace";
+        !self.failures_only && (self.types.is_empty() || self.types.iter().any(is_wanted))
+    }
+
     /// True if some condition asks for a cgroup's name.
     #[must_use]
     pub fn needs_cgroup(&self) -> bool {

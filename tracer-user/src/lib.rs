@@ -12,3 +12,4 @@ pub mod filter;
 pub mod kernel;
 pub mod ledger;
 pub mod output;
+pub mod report;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build_ebpf;
+mod demo;
 #[path = "../../tracer-ebpf/fingerprint.rs"]
 mod fingerprint;
 mod load;
@@ -22,6 +23,8 @@ enum Task {
     BuildEbpf(build_ebpf::Args),
     /// Build the tracer and trace this host (as root; asks sudo if need be).
     Run(run::Args),
+    /// Make an incident of port exhaustion happen and show the report (as root; asks sudo if need be).
+    Demo(demo::Args),
     /// Run all tests, with those that need root and this kernel.
     Test(test::Args),
     /// Load the tracer with millions of connections and check that it misses nothing (as root).
@@ -38,6 +41,7 @@ fn main() -> anyhow::Result<()> {
         Task::Bench(args) => bench::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Run(args) => run::run(&args),
+        Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Soak(args) => soak::run(&args),
         Task::Vm(args) => vm::run(&args),

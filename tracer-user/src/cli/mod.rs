@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand.
 
 mod check;
+mod report;
 mod trace;
 mod why;
 
@@ -37,6 +38,8 @@ struct Cli {
 enum Command {
     /// Show what is held now, then every lease event as it happens (the default)
     Trace(Box<trace::Args>),
+    /// Observe, or read what was recorded, then say who holds the ports and why none is left
+    Report(Box<report::Args>),
     /// Show whether it can run here, what each hook costs, and what the settings mean for ports
     Check(check::Args),
     /// Show who holds a port, when it will be free, and what it is good for meanwhile
@@ -57,13 +60,14 @@ pub fn run() -> ExitCode {
     let (verbose, outcome) = match command {
         None => (trace.verbose > 0, trace::run(trace)),
         Some(Command::Trace(args)) => (args.verbose > 0, trace::run(*args)),
+        Some(Command::Report(args)) => (args.verbose > 0, report::run(*args)),
         Some(Command::Check(args)) => (args.verbose, check::run(&args)),
         Some(Command::Why(args)) => (args.verbose, why::run(&args)),
     };
     let code = match outcome {
         Ok(()) => DONE,
         Err(error) => {
-            report(&error, verbose);
+            say(&error, verbose);
             exit_code(&error)
         }
     };
@@ -71,7 +75,7 @@ pub fn run() -> ExitCode {
 }
 
 /// One sentence; the chain of causes only if asked for.
-fn report(error: &anyhow::Error, verbose: bool) {
+fn say(error: &anyhow::Error, verbose: bool) {
     eprintln!("portlife: {error}");
     if verbose {
         for cause in error.chain().skip(1) {

@@ -60,7 +60,7 @@ pub struct Args {
 /// Conditions; each may be given several times, and then any of its values will do.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Filters")]
-struct FilterArgs {
+pub struct FilterArgs {
     /// Only leases of this process
     #[arg(short, long = "pid", value_name = "PID")]
     pids: Vec<u32>,
@@ -97,7 +97,7 @@ struct FilterArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Hooks {
+pub enum Hooks {
     /// Function hooks (fentry, fexit) where the kernel permits them, else tracepoints
     Auto,
     /// Tracepoints, even where function hooks would cost less
@@ -109,20 +109,11 @@ enum Hooks {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Args { filter, output, duration, verify, ring_bytes, hooks, no_snapshot, quiet, verbose } =
         args;
-    let verbosity = match verbose {
-        _ if quiet => Verbosity::Quiet,
-        0 => Verbosity::Normal,
-        _ => Verbosity::Verbose,
-    };
+    let verbosity = self::verbosity(quiet, verbose);
     let filter = filter.resolve()?;
-    let hooks = match hooks {
-        Hooks::Auto => HookFamily::Auto,
-        Hooks::Tracepoints => HookFamily::Tracepoints,
-        Hooks::Functions => HookFamily::Functions,
-    };
     let scope = Scope::of(&filter.namespaces);
     let options = Options {
-        load: LoadOptions { ring_bytes, hooks, scope },
+        load: LoadOptions { ring_bytes, hooks: hooks.into(), scope },
         snapshot: !no_snapshot,
         duration,
         verify,
@@ -133,15 +124,39 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Form::Text => Box::new(Text::new(offset, stdout().is_terminal(), verbosity)),
         Form::Json => Box::new(Json::new(offset, verbosity)),
     };
+    observe(options, output.as_mut())
+}
+
+/// Runs the agent to its end.
+pub fn observe(options: Options, output: &mut dyn Output) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(agent::trace(options, output.as_mut()));
+    let result = runtime.block_on(agent::trace(options, output));
     // A snapshot that is still being taken need not be waited for.
     runtime.shutdown_background();
     Ok(result?)
 }
 
+/// What `-q` and `-v` ask for.
+pub fn verbosity(quiet: bool, verbose: u8) -> Verbosity {
+    match verbose {
+        _ if quiet => Verbosity::Quiet,
+        0 => Verbosity::Normal,
+        _ => Verbosity::Verbose,
+    }
+}
+
+impl From<Hooks> for HookFamily {
+    fn from(hooks: Hooks) -> Self {
+        match hooks {
+            Hooks::Auto => Self::Auto,
+            Hooks::Tracepoints => Self::Tracepoints,
+            Hooks::Functions => Self::Functions,
+        }
+    }
+}
+
 impl FilterArgs {
-    fn resolve(self) -> Result<Filter, UsageError> {
+    pub fn resolve(self) -> Result<Filter, UsageError> {
         let Self {
             pids,
             comms,
@@ -189,7 +204,7 @@ pub(super) fn namespace(name: &str) -> Result<Netns, UsageError> {
         .map_err(|error| UsageError(format!("{path} is not a network namespace: {error}")))
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub fn seconds(text: &str) -> Result<Duration, String> {
     text.parse::<f64>()
         .ok()
         .filter(|seconds| *seconds > 0.0)
@@ -197,7 +212,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "give a positive number of seconds".to_owned())
 }
 
-fn ring_bytes(text: &str) -> Result<u32, String> {
+pub fn ring_bytes(text: &str) -> Result<u32, String> {
     const LEAST: u32 = 4096;
     const MOST: u32 = 1 << 30;
     text.parse::<u32>()

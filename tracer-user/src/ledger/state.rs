@@ -397,7 +397,13 @@ impl Ledger {
             owner: held.owner,
             acquired: None,
         };
-        Some(self.insert(new, by_socket, !by_socket))
+        let index = self.insert(new, by_socket, !by_socket);
+        self.leases[index as usize].lease.closed_by = match held.by {
+            HeldBy::Socket(TcpState::CloseWait | TcpState::LastAck) => Some(Side::Peer),
+            HeldBy::Socket(TcpState::FinWait1 | TcpState::FinWait2) => Some(Side::Local),
+            HeldBy::Socket(_) | HeldBy::TimeWait(_) => None,
+        };
+        Some(index)
     }
 }
 

@@ -7,10 +7,10 @@ use tracer_ebpf::Owner;
 
 use super::{Cgroup, Loss, Output, Start, Summary, Times, Verbosity, comm, names, seconds};
 use crate::{
-    exhaustion::{Forecast, advice_on, cause_of, free_in_s},
+    exhaustion::{Forecast, Settings, advice_on, cause_of, free_in_s},
     ledger::{
-        Addr, Change, Differences, Failure, Instant, Kind, Lease, LeaseEvent, LeaseId, Operation,
-        Port, Pressure, Reuse, Room,
+        Addr, Change, Differences, Failure, Instant, Kind, Lease, LeaseEvent, LeaseId, Netns,
+        Operation, Phase, Port, Pressure, Reuse, Room,
     },
 };
 
@@ -90,14 +90,69 @@ impl Output for Json {
         self.write("start", start.at, None, details);
     }
 
+    fn namespace(&mut self, at: Instant, netns: Netns, settings: &Settings) {
+        #[derive(Serialize)]
+        struct Details {
+            range_low: u16,
+            range_high: u16,
+            reserved: String,
+            capacity: u32,
+            step_width: Option<u32>,
+            autobind_reuse: bool,
+            unprivileged_start: u16,
+            tw_reuse: u32,
+            tw_reuse_delay_ms: Option<u32>,
+            timestamps: bool,
+            max_tw_buckets: u32,
+            fin_timeout_s: u32,
+            somaxconn: u32,
+        }
+        let Settings {
+            range,
+            reserved,
+            step_width,
+            autobind_reuse,
+            unprivileged_start,
+            time_wait_reuse,
+            time_wait_reuse_delay_ms,
+            timestamps,
+            max_time_waits,
+            fin_timeout_s,
+            max_listen_backlog,
+        } = settings;
+        let details = Details {
+            range_low: range.low().0,
+            range_high: range.high().0,
+            reserved: reserved.to_string(),
+            capacity: settings.capacity(),
+            step_width: *step_width,
+            autobind_reuse: *autobind_reuse,
+            unprivileged_start: *unprivileged_start,
+            tw_reuse: time_wait_reuse.number(),
+            tw_reuse_delay_ms: *time_wait_reuse_delay_ms,
+            timestamps: *timestamps,
+            max_tw_buckets: *max_time_waits,
+            fin_timeout_s: *fin_timeout_s,
+            somaxconn: *max_listen_backlog,
+        };
+        self.write("namespace", at, Some(netns.0), details);
+    }
+
     fn held(&mut self, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>) {
         #[derive(Serialize)]
         struct Details {
             phase: &'static str,
+            substate: Option<&'static str>,
+            closed_by: Option<&'static str>,
             age_s: Option<f64>,
         }
         let details = Details {
             phase: names::phase(lease.phase),
+            substate: match lease.phase {
+                Phase::TimeWait(substate) => Some(names::substate(substate)),
+                _ => None,
+            },
+            closed_by: lease.closed_by.map(names::side),
             age_s: lease.acquired.map(|acquired| seconds(at.since(acquired))),
         };
         self.write_lease("held", at, lease, cgroup, details);

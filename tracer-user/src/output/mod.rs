@@ -12,8 +12,8 @@ pub mod writer;
 use std::collections::BTreeMap;
 
 use crate::{
-    exhaustion::Forecast,
-    ledger::{Differences, Failure, Instant, Lease, LeaseEvent, Pressure},
+    exhaustion::{Forecast, Settings},
+    ledger::{Differences, Failure, Instant, Lease, LeaseEvent, Netns, Pressure},
 };
 
 /// A hook, for the reader: how it is attached, or why it is not.
@@ -96,6 +96,8 @@ pub struct Cgroup {
 pub trait Output {
     /// The tracer sees everything from now on.
     fn start(&mut self, start: &Start);
+    /// The settings of a namespace that the records to come name, or what they have become.
+    fn namespace(&mut self, at: Instant, netns: Netns, settings: &Settings);
     /// A lease of the snapshot.
     fn held(&mut self, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>);
     /// A change of a lease.

@@ -22,7 +22,8 @@ pub fn change(change: &Change) -> &'static str {
 }
 
 /// The `type`s that can be asked for.
-pub const TYPES: [&str; 11] = [
+pub const TYPES: [&str; 12] = [
+    "namespace",
     "held",
     "bind",
     "connect",

@@ -7,10 +7,10 @@ use tracer_ebpf::Owner;
 
 use super::{Cgroup, Loss, Output, Place, Start, Summary, Times, Verbosity, comm, names, seconds};
 use crate::{
-    exhaustion::{Advice, Forecast, advice_on, cause_of, free_in_s},
+    exhaustion::{Advice, Forecast, Settings, advice_on, cause_of, free_in_s},
     ledger::{
-        Addr, Change, Differences, Failure, Instant, Lease, LeaseEvent, Phase, Port, Pressure,
-        Reuse, Room,
+        Addr, Change, Differences, Failure, Instant, Lease, LeaseEvent, Netns, Phase, Port,
+        Pressure, Reuse, Room,
     },
 };
 
@@ -106,6 +106,22 @@ impl Output for Text {
             )
             .as_bytes(),
         );
+    }
+
+    fn namespace(&mut self, at: Instant, netns: Netns, settings: &Settings) {
+        let (low, high) = (settings.range.low().0, settings.range.high().0);
+        let reserved = settings.reserved.count_within(settings.range);
+        let reserved = (reserved > 0).then(|| format!("{reserved} reserved"));
+        self.line(&Line {
+            at,
+            event: "namespace",
+            netns: netns.0,
+            owner: None,
+            local: format!("*:{low}-{high}"),
+            peer: "-".to_owned(),
+            held_s: None,
+            detail: join(&[format!("{} ports", settings.capacity()), reserved.unwrap_or_default()]),
+        });
     }
 
     fn held(&mut self, at: Instant, lease: &Lease, _cgroup: Option<&Cgroup>) {

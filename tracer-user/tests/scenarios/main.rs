@@ -16,6 +16,7 @@ mod listen;
 mod midlife;
 mod options;
 mod range;
+mod report;
 mod settings;
 mod snapshot;
 mod support;

@@ -244,7 +244,7 @@ fn the_text_form_says_the_same_in_columns() {
     let events: Vec<_> = text.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
     assert_eq!(
         events,
-        ["bind", "listen", "connect", "established", "accept", "release", "release"]
+        ["namespace", "bind", "listen", "connect", "established", "accept", "release", "release"]
     );
     let widest = text.lines().map(str::len).max().unwrap_or(0);
     assert!(widest <= 140, "{widest} columns:\n{text}");

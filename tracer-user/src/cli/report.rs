@@ -1,0 +1,127 @@
+//! `portlife report`.
+
+use std::{
+    fs::{self, File},
+    io::{BufReader, IsTerminal as _, Read, Write as _, stdin, stdout},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+
+use super::{
+    Form,
+    trace::{self, FilterArgs, Hooks},
+};
+use crate::{
+    agent::Options,
+    kernel::{clock, loader::LoadOptions, scope::Scope},
+    output::Verbosity,
+    report::{
+        Aggregate, Report, Services,
+        live::{self, LiveReport},
+        recording::{self, Outcome},
+    },
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Form of the report on stdout
+    #[arg(short, long, value_enum, default_value_t = Form::Text)]
+    output: Form,
+    /// Observe for so many seconds, instead of until Ctrl-C
+    #[arg(long, value_name = "SECS", value_parser = trace::seconds)]
+    duration: Option<Duration>,
+    /// Report on what `portlife trace -o json` has recorded, instead of observing; - for stdin
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["duration", "ring_bytes", "hooks"])]
+    from: Option<PathBuf>,
+    /// Size of the ring buffer between kernel and agent, rounded up to a power of two
+    #[arg(long, value_name = "N", default_value_t = 4 << 20, value_parser = trace::ring_bytes)]
+    ring_bytes: u32,
+    /// Which hooks to use where two kinds tell the same
+    #[arg(long, value_enum, default_value_t = Hooks::Auto)]
+    hooks: Hooks,
+    /// Say nothing on stderr but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more on stderr
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// A recording in which there is nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: no record could be read; expected what `portlife trace -o json` writes")]
+struct NothingRead(String);
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let Args { filter, output, duration, from, ring_bytes, hooks, quiet, verbose } = args;
+    let verbosity = trace::verbosity(quiet, verbose);
+    let filter = filter.resolve()?;
+    let form = match output {
+        Form::Text => live::Form::Text { colour: stdout().is_terminal() },
+        Form::Json => live::Form::Json,
+    };
+    // A host without the list has the names that are built in.
+    let services = fs::read_to_string("/etc/services").unwrap_or_default();
+    let services = Services::parse(&services);
+    if let Some(path) = from {
+        let mut aggregate = Aggregate::default();
+        let outcome = read(&path, &filter, &mut aggregate)?;
+        if verbosity >= Verbosity::Normal {
+            for problem in &outcome.problems {
+                eprintln!("portlife: {problem}");
+            }
+        }
+        if outcome.records == 0 {
+            return Err(NothingRead(name_of(&path)).into());
+        }
+        return print(&form.write(&Report::of(&aggregate, &services)));
+    }
+    let options = Options {
+        load: LoadOptions { ring_bytes, hooks: hooks.into(), scope: Scope::of(&filter.namespaces) },
+        snapshot: true,
+        duration,
+        verify: None,
+        filter,
+    };
+    let mut output = LiveReport::new(clock::realtime_offset_ns(), form, services, verbosity);
+    trace::observe(options, &mut output)
+}
+
+/// Reads a recording as far as it can be read.
+fn read(
+    path: &Path,
+    filter: &crate::filter::Filter,
+    aggregate: &mut Aggregate,
+) -> anyhow::Result<Outcome> {
+    let name = name_of(path);
+    let input: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(stdin().lock())
+    } else {
+        Box::new(File::open(path).with_context(|| format!("{name} cannot be opened"))?)
+    };
+    let mut outcome = Outcome::default();
+    let input = BufReader::with_capacity(1 << 16, input);
+    if let Err(error) = recording::read(input, &name, filter, aggregate, &mut outcome) {
+        if outcome.records == 0 {
+            return Err(error).with_context(|| format!("{name} cannot be read"));
+        }
+        outcome.problems.push(format!("{name}: the rest cannot be read: {error}"));
+    }
+    Ok(outcome)
+}
+
+fn name_of(path: &Path) -> String {
+    if path == Path::new("-") { "stdin".to_owned() } else { path.display().to_string() }
+}
+
+/// A reader that goes away is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match stdout().write_all(text.as_bytes()).and_then(|()| stdout().flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("the report cannot be written"),
+    }
+}
