@@ -20,6 +20,8 @@ use tracer_user::kernel::{clock, sandbox::Sandbox};
 
 /// How long an event may take that the kernel does not delay. An emulated machine is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Seconds, for machines on which that is too little.
+const LONGER_PATIENCE: &str = "PORTLIFE_TEST_PATIENCE";
 
 /// Which hooks the tracer is told to use where a test does not choose; without it, it chooses.
 const HOOKS: &str = "PORTLIFE_TEST_HOOKS";
@@ -124,7 +126,8 @@ impl Tracer {
 
     /// Waits for a record that came or comes.
     pub fn wait_for(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
-        self.wait_long_for(what, PATIENCE, is_it)
+        let longer = std::env::var(LONGER_PATIENCE).ok().and_then(|seconds| seconds.parse().ok());
+        self.wait_long_for(what, longer.map_or(PATIENCE, Duration::from_secs), is_it)
     }
 
     pub fn wait_long_for(

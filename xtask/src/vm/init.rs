@@ -62,6 +62,8 @@ fn run_tests() -> Result<String> {
     let mut command = Command::new(&tests);
     // An emulated processor is some twenty times slower: more tests at once only wait longer.
     command.env("RUST_TEST_THREADS", "2").env("PATH", "/usr/bin:/bin");
+    // And the machine that emulates it may have other work.
+    command.env("PORTLIFE_TEST_PATIENCE", "240");
     let arguments = fs::read_to_string("/proc/cmdline")?;
     let argument =
         |name: &str| arguments.split_whitespace().find_map(|word| word.strip_prefix(name));
