@@ -12,6 +12,8 @@ use tracer_ebpf::{Hook, HookCounters};
 
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
+/// Records between two looks at the time.
+const DRAIN_STEP: usize = 4096;
 const LONGEST_DRAIN: Duration = Duration::from_secs(2);
 
 /// The agent's end of the ring.
@@ -72,7 +74,7 @@ impl Ring {
         // where they can be preempted (7.0), or by a hypervisor.
         let deadline = Instant::now() + LONGEST_DRAIN;
         loop {
-            self.drain(usize::MAX, &mut consume);
+            self.drain(DRAIN_STEP, &mut consume);
             if self.received >= begun || !self.has_data()? || Instant::now() > deadline {
                 return Ok(());
             }

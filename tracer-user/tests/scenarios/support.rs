@@ -23,6 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds, for machines on which that is too little.
 const LONGER_PATIENCE: &str = "PORTLIFE_TEST_PATIENCE";
 
+/// True on a machine that is too slow for large numbers.
+pub fn is_patient() -> bool {
+    longer_patience().is_some()
+}
+
+fn longer_patience() -> Option<Duration> {
+    std::env::var(LONGER_PATIENCE).ok()?.parse().ok().map(Duration::from_secs)
+}
+
 /// Which hooks the tracer is told to use where a test does not choose; without it, it chooses.
 const HOOKS: &str = "PORTLIFE_TEST_HOOKS";
 
@@ -126,8 +135,7 @@ impl Tracer {
 
     /// Waits for a record that came or comes.
     pub fn wait_for(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
-        let longer = std::env::var(LONGER_PATIENCE).ok().and_then(|seconds| seconds.parse().ok());
-        self.wait_long_for(what, longer.map_or(PATIENCE, Duration::from_secs), is_it)
+        self.wait_long_for(what, longer_patience().unwrap_or(PATIENCE), is_it)
     }
 
     pub fn wait_long_for(
