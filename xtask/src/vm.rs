@@ -27,9 +27,9 @@ use report::{Column, Count, Results};
 pub struct Args {
     /// Kernels, such as 6.1 (default: all that are known).
     kernels: Vec<String>,
-    /// Only scenarios whose name contains this.
-    #[arg(long)]
-    test: Option<String>,
+    /// Only scenarios whose name contains one of these.
+    #[arg(long, value_delimiter = ',')]
+    test: Vec<String>,
     /// Which of the tests against the kernel: `scenarios` or `headroom`.
     #[arg(long, default_value = "scenarios")]
     suite: String,
@@ -68,7 +68,7 @@ impl Hooks {
 
 pub fn run(args: &Args) -> Result<()> {
     let kernels = kernels::named(&args.kernels)?;
-    let runner = if args.last { None } else { Some(Runner::new(&args.suite, args.test.clone())?) };
+    let runner = if args.last { None } else { Some(Runner::new(&args.suite, &args.test)?) };
     let mut columns = Vec::new();
     for kernel in &kernels {
         for hooks in args.hooks.runs() {
@@ -135,7 +135,8 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(suite: &str, filter: Option<String>) -> Result<Self> {
+    fn new(suite: &str, names: &[String]) -> Result<Self> {
+        let filter = (!names.is_empty()).then(|| names.join(","));
         let qemu = Qemu::find(&directory("qemu"))?;
         eprintln!("== QEMU {}", qemu.version);
         Ok(Self { qemu, tests: build_tests(suite)?, filter })

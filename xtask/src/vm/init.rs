@@ -70,7 +70,8 @@ fn run_tests() -> Result<String> {
     if let Some(hooks) = argument(HOOKS) {
         command.env("PORTLIFE_TEST_HOOKS", hooks);
     }
-    command.args(argument(TEST)).arg("--show-output");
+    let names = argument(TEST).into_iter().flat_map(|names| names.split(','));
+    command.args(names).arg("--show-output");
     let results = File::options().write(true).open(RESULTS);
     command.stdout(results.with_context(|| format!("there is no {RESULTS}"))?);
     let status = command.status().with_context(|| format!("cannot run {tests}"))?;
