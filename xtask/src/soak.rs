@@ -3,7 +3,6 @@
 
 mod reader;
 pub mod usage;
-mod witness;
 
 use std::{
     path::Path,
@@ -14,6 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use tracer_user::kernel::witness::{Hidden, Witness};
 
 use crate::{
     load::{
@@ -23,7 +23,6 @@ use crate::{
 };
 use reader::{Reader, Told};
 use usage::Usage;
-use witness::{Hidden, Witness};
 
 #[derive(clap::Args)]
 pub struct Args {

@@ -33,3 +33,4 @@ pub mod settings;
 #[cfg(feature = "programs")]
 pub mod snapshot;
 pub mod sock_diag;
+pub mod witness;

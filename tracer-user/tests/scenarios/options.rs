@@ -265,7 +265,7 @@ fn a_dual_stack_listener_takes_ipv4_and_is_in_its_way() {
     both.set_only_v6(false).expect("IPV6_V6ONLY");
     both.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 20_000)).into()).expect("it is free");
     both.listen(16).expect("it listens");
-    let connections = [Net::V4, Net::V6, Net::Mapped].map(|net| {
+    let connections = Net::ALL.map(|net| {
         let client = net.socket();
         client.connect(&net.at(20_000).into()).expect("it connects");
         let (server, _) = both.accept().expect("it is accepted");

@@ -1,4 +1,8 @@
-//! Runs the real tracer against this kernel, in a network namespace of the test's own.
+//! Runs the real tracer against this kernel, in a network namespace and a process of the test's
+//! own.
+
+#[path = "alone.rs"]
+mod alone;
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -18,6 +22,8 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracer_user::kernel::{clock, sandbox::Sandbox};
 
+use alone::Turn;
+
 /// How long an event may take that the kernel does not delay. An emulated machine is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds, for machines on which that is too little.
@@ -35,8 +41,16 @@ fn longer_patience() -> Option<Duration> {
 /// Which hooks the tracer is told to use where a test does not choose; without it, it chooses.
 const HOOKS: &str = "PORTLIFE_TEST_HOOKS";
 
-/// Enters a new namespace; `None`, said aloud, if this process may not.
+/// Enters a new namespace, in a process of this test's own. `None`, said aloud, if this process
+/// may not; also `None` where the test has run in its own process and is over.
 pub fn sandbox() -> Option<Sandbox> {
+    match alone::turn(&[]) {
+        Turn::Now(_) => new_namespace(),
+        Turn::Over => None,
+    }
+}
+
+fn new_namespace() -> Option<Sandbox> {
     if !rustix::process::geteuid().is_root() {
         println!("skipped: the scenarios need root");
         return None;
@@ -283,6 +297,8 @@ pub enum Net {
 }
 
 impl Net {
+    pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Mapped];
+
     pub fn loopback(self) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::LOCALHOST.into(),
@@ -418,18 +434,15 @@ pub fn reset_on_close(socket: &Socket) {
     socket.set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
 }
 
-/// Runs the body once for each kind of addresses, each in a namespace and thread of its own.
+/// Runs the body once for each kind of addresses, each in a namespace and process of its own.
 pub fn for_each_net(body: fn(Net, &Sandbox)) {
-    // In this thread, so that a lack of privilege is said once.
-    if sandbox().is_none() {
-        return;
+    let name = |net: Net| format!("{net:?}");
+    let names = Net::ALL.map(name);
+    let Turn::Now(part) = alone::turn(&names.each_ref().map(String::as_str)) else { return };
+    for net in
+        Net::ALL.into_iter().filter(|&net| part.as_ref().is_none_or(|part| *part == name(net)))
+    {
+        let Some(sandbox) = new_namespace() else { return };
+        body(net, &sandbox);
     }
-    thread::scope(|scope| {
-        for net in [Net::V4, Net::V6, Net::Mapped] {
-            scope.spawn(move || {
-                let sandbox = sandbox().expect("there was one before");
-                body(net, &sandbox);
-            });
-        }
-    });
 }

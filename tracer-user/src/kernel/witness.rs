@@ -4,19 +4,19 @@
 //! process is current, whatever the program is attached to, and count no miss. A softirq that
 //! interrupts such a thread does the TCP work of others unseen; only a comparison with the kernel
 //! finds it. ftrace sees those events. So a difference that they explain, port by port, is the
-//! kernel's doing and not the tracer's.
+//! kernel's doing and not the tracer's. For tests: tracing costs more than comparing.
 
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::Read as _,
+    io::{self, Read as _},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
-
-use anyhow::{Context as _, Result};
 
 /// An ftrace instance of our own that records the TCP events in softirqs that interrupt the first
 /// process.
+#[derive(Debug)]
 pub struct Witness {
     instance: PathBuf,
     /// `None` only while this is dropped.
@@ -40,10 +40,14 @@ const EVENTS: [&str; 2] = ["sock/inet_sock_set_state", "timer/timer_expire_entry
 impl Witness {
     /// Begins to record. `None` if tracefs is not mounted or lacks the events: then every
     /// difference counts.
+    #[must_use]
     pub fn start() -> Option<Self> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
         let tracefs =
             TRACEFS.into_iter().map(Path::new).find(|path| path.join("events").exists())?;
-        let instance = tracefs.join(format!("instances/portlife-soak-{}", std::process::id()));
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let name = format!("instances/portlife-{}-{number}", std::process::id());
+        let instance = tracefs.join(name);
         fs::create_dir(&instance).ok()?;
         // From here on the instance is removed again whatever happens.
         let pipe = File::open(instance.join("trace_pipe"));
@@ -62,7 +66,10 @@ impl Witness {
     }
 
     /// Looks at the threads of the first process anew, and takes what was recorded.
-    pub fn follow(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// If /proc or tracefs cannot be read or written.
+    pub fn follow(&mut self) -> io::Result<()> {
         let threads: BTreeSet<String> = fs::read_dir("/proc/1/task")?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .collect();
@@ -71,9 +78,8 @@ impl Witness {
                 threads.iter().map(|thread| format!("common_pid == {thread}")).collect();
             for event in EVENTS {
                 let event = self.instance.join("events").join(event);
-                fs::write(event.join("filter"), conditions.join(" || "))
-                    .and_then(|()| fs::write(event.join("enable"), "1"))
-                    .with_context(|| format!("{} cannot be recorded", event.display()))?;
+                fs::write(event.join("filter"), conditions.join(" || "))?;
+                fs::write(event.join("enable"), "1")?;
             }
             self.threads = threads;
         }
@@ -85,7 +91,10 @@ impl Witness {
     }
 
     /// What was recorded so far.
-    pub fn hidden(&mut self) -> Result<Hidden> {
+    ///
+    /// # Errors
+    /// As [`follow`](Self::follow).
+    pub fn hidden(&mut self) -> io::Result<Hidden> {
         self.follow()?;
         Ok(Hidden::read(&String::from_utf8_lossy(&self.text)))
     }
@@ -103,6 +112,13 @@ impl Drop for Witness {
 }
 
 impl Hidden {
+    /// True if every event was seen.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        let Self { ports, time_waits } = self;
+        ports.is_empty() && *time_waits == 0
+    }
+
     fn read(text: &str) -> Self {
         let mut hidden = Self::default();
         for line in text.lines() {
@@ -118,7 +134,8 @@ impl Hidden {
         hidden
     }
 
-    /// The differences that this does not explain.
+    /// The differences, as a comparison words them, that this does not explain.
+    #[must_use]
     pub fn unexplained<'a>(&self, differences: &'a [String]) -> Vec<&'a String> {
         let mut time_waits = self.time_waits;
         differences
