@@ -87,6 +87,16 @@ pub struct Layout {
     pub death_row_bias: u32,
     /// `inet_timewait_death_row.sysctl_max_tw_buckets`.
     pub death_row_max: u32,
+    /// `sk_buff.head`.
+    pub skb_head: u32,
+    /// `sk_buff.network_header`, 16 bits: an offset from the head.
+    pub skb_network_header: u32,
+    /// `sk_buff.transport_header`, 16 bits.
+    pub skb_transport_header: u32,
+    /// `sk_buff.dev`.
+    pub skb_dev: u32,
+    /// `net_device.nd_net.net`.
+    pub dev_net: u32,
     /// `timer_list.function`.
     pub timer_function: u32,
     /// `timer_list.expires`.

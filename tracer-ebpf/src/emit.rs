@@ -73,7 +73,7 @@ fn submit<M: Memory, R: 'static>(slot: u32, sk: Sock, write: impl FnOnce(*mut R)
     // adding in the plain way.
     let counters = unsafe { &mut *counters };
     counters.seen += 1;
-    if !is_wanted::<M>(sk) {
+    if !is_netns_wanted(|| sk.netns::<M>()) {
         counters.filtered += 1;
     } else if let Some(mut entry) = EVENTS.reserve::<R>(0) {
         write(entry.as_mut_ptr());
@@ -84,14 +84,15 @@ fn submit<M: Memory, R: 'static>(slot: u32, sk: Sock, write: impl FnOnce(*mut R)
     }
 }
 
+/// True if the user wants to hear of this namespace.
 #[inline(always)]
-fn is_wanted<M: Memory>(sk: Sock) -> bool {
+pub fn is_netns_wanted(netns: impl FnOnce() -> u32) -> bool {
     let wanted = NETNS_WANTED.load();
     // The verifier knows the value, and removes the rest where there is nothing to filter.
     if wanted[0] == 0 {
         return true;
     }
-    let netns = sk.netns::<M>();
+    let netns = netns();
     wanted.iter().any(|inode| *inode == netns)
 }
 

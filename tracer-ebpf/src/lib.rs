@@ -14,6 +14,7 @@ mod config;
 mod counters;
 mod fact;
 mod holder;
+mod scan;
 
 pub use config::{ABSENT, BitField, Layout, NETNS_WANTED_MOST};
 pub use counters::{Hook, HookCounters};
@@ -21,3 +22,4 @@ pub use fact::{
     Address, DecodeError, Fact, FactKind, OwnedFact, Owner, TcpState, decode, flags, mapped,
 };
 pub use holder::{HolderLayout, HolderRecord, holder_flags};
+pub use scan::{PROBERS_MOST, Prober, Tries};

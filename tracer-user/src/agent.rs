@@ -37,6 +37,7 @@ use crate::{
         Pressure, Silence, Sink, Unknown,
     },
     output::{Cgroup, HookReport, Loss, Output, Place, Start, Summary, names, writer::Writer},
+    scans::{Scan, Scans},
 };
 
 /// What the user asked for.
@@ -82,6 +83,8 @@ const DRAIN_LIMIT: usize = 16_384;
 const IDLE_DRAINS: u32 = 3;
 /// How often the counters are looked at while there is something to count.
 const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often it is looked at who tried closed ports.
+const SCANS_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes that may wait for a slow reader of stdout.
 const MOST_BACKLOG_BYTES: usize = 32 << 20;
 /// How often the ledger is compared with the kernel where the user does not say: there are
@@ -146,6 +149,8 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
         checks,
         next_check: Deadline::now() + checks.unwrap_or_default(),
         audit: None,
+        scans: Scans::default(),
+        looked_for_scans: Deadline::now(),
     };
     let end = async {
         match duration {
@@ -186,6 +191,8 @@ struct Session<'a> {
     checks: Option<Duration>,
     next_check: Deadline,
     audit: Option<Audit>,
+    scans: Scans,
+    looked_for_scans: Deadline,
 }
 
 /// A comparison of the ledger with the kernel under way.
@@ -234,6 +241,9 @@ impl Session<'_> {
             if self.counted.elapsed() >= COUNTERS_INTERVAL && idle_drains <= IDLE_DRAINS {
                 self.count_losses()?;
             }
+            if self.looked_for_scans.elapsed() >= SCANS_INTERVAL {
+                self.look_for_scans();
+            }
             self.audit().await?;
         }
     }
@@ -274,6 +284,19 @@ impl Session<'_> {
         self.losses.recursion.now = self.probes.unseen_firings();
         self.reporter.follow_settings(Instant(clock::monotonic_ns()));
         Ok(())
+    }
+
+    /// Tells who scans ports. Scans leave no facts: they are looked for by the clock.
+    fn look_for_scans(&mut self) {
+        self.looked_for_scans = Deadline::now();
+        let Some(tried_ports) = &mut self.probes.tried_ports else { return };
+        let (scans, over) = self.scans.look(Instant(clock::monotonic_ns()), tried_ports.all());
+        for prober in &over {
+            tried_ports.forget(prober);
+        }
+        for scan in &scans {
+            self.reporter.scan(scan);
+        }
     }
 
     /// Compares the ledger with the kernel when that is due, a step at a time.
@@ -367,6 +390,11 @@ impl Session<'_> {
         // Nothing more will come that could decide what is undecided.
         self.ledger.settle(Instant(u64::MAX), &mut self.reporter);
         self.count_losses()?;
+        if let Some(tried_ports) = &self.probes.tried_ports {
+            for scan in &self.scans.rest(tried_ports.all()) {
+                self.reporter.scan(scan);
+            }
+        }
         let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
         let at = Instant(clock::monotonic_ns());
         self.report_losses(at, false);
@@ -523,6 +551,15 @@ impl Reporter<'_> {
         let Self { output, filter, namespaces, totals, .. } = self;
         for (netns, settings) in namespaces.changes() {
             tell_settings(*output, filter, totals, at, netns, &settings);
+        }
+    }
+
+    fn scan(&mut self, scan: &Scan) {
+        let Self { output, filter, totals, .. } = self;
+        let tried = scan.port_low.0..=scan.port_high.0;
+        if filter.admits_scan(scan.netns, scan.source.ip(), &tried) {
+            *totals.entry("scan").or_default() += 1;
+            output.scan(Instant(clock::monotonic_ns()), scan);
         }
     }
 

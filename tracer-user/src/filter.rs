@@ -89,9 +89,6 @@ impl Filter {
             types,
             failures_only,
         } = self;
-        fn any<T>(alternatives: &[T], holds: impl Fn(&T) -> bool) -> bool {
-            alternatives.is_empty() || alternatives.iter().any(holds)
-        }
         let owner = subject.owner;
         any(pids, |pid| owner.is_some_and(|owner| owner.pid == *pid))
             && any(comms, |comm| owner.is_some_and(|owner| is_named(owner, comm)))
@@ -116,11 +113,45 @@ impl Filter {
         !self.failures_only && (self.types.is_empty() || self.types.iter().any(is_wanted))
     }
 
+    /// True if the scan is to be shown. It has no lease, and no process of this host: whoever asks
+    /// for one or the other does not mean scans.
+    #[must_use]
+    pub fn admits_scan(&self, netns: Netns, source: IpAddr, tried: &RangeInclusive<u16>) -> bool {
+        let Self {
+            pids,
+            comms,
+            ports,
+            destinations,
+            namespaces,
+            cgroups,
+            families,
+            kinds,
+            types,
+            failures_only,
+        } = self;
+        let family = if source.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
+        pids.is_empty()
+            && comms.is_empty()
+            && cgroups.is_empty()
+            && kinds.is_empty()
+            && destinations.is_empty()
+            && !failures_only
+            && any(ports, |range| range.0.start() <= tried.end() && tried.start() <= range.0.end())
+            && any(namespaces, |wanted| *wanted == netns)
+            && any(families, |wanted| *wanted == family)
+            && any(types, |wanted| wanted == "scan")
+    }
+
     /// True if some condition asks for a cgroup's name.
     #[must_use]
     pub fn needs_cgroup(&self) -> bool {
         !self.cgroups.is_empty()
     }
+}
+
+/// True if any of the alternatives holds, or if there is none.
+fn any<T>(alternatives: &[T], holds: impl Fn(&T) -> bool) -> bool {
+    alternatives.is_empty() || alternatives.iter().any(holds)
 }
 
 fn is_named(owner: &Owner, comm: &str) -> bool {

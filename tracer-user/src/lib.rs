@@ -13,3 +13,4 @@ pub mod kernel;
 pub mod ledger;
 pub mod output;
 pub mod report;
+pub mod scans;

@@ -4,6 +4,7 @@ mod accept;
 mod bind;
 mod connect;
 mod holders;
+mod reset;
 mod snapshot;
 mod state;
 mod syscall;

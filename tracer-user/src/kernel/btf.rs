@@ -164,6 +164,16 @@ impl Btf {
             .ok_or_else(|| BtfError::NoType(format!("{tracepoint}, argument {index}")))
     }
 
+    /// The number of arguments of this tracepoint.
+    ///
+    /// # Errors
+    /// If the kernel has no such tracepoint.
+    pub fn tracepoint_arguments(&self, tracepoint: &str) -> Result<u32, BtfError> {
+        let typedef = self.find(KIND_TYPEDEF, &format!("btf_trace_{tracepoint}"))?;
+        let prototype = self.referenced(self.referenced(typedef));
+        Ok(vlen(self.info(prototype)).saturating_sub(1))
+    }
+
     /// The structure of this name. Only for names that are part of the BPF interface itself.
     ///
     /// # Errors

@@ -25,6 +25,8 @@ pub struct Resolved {
     pub files: Result<(), BtfError>,
     /// Registers of a system call.
     pub syscall: Result<(), BtfError>,
+    /// A segment that is answered by a reset.
+    pub segment: Result<(), BtfError>,
     /// Bind buckets and what they hold.
     pub holders: Result<(HolderLayout, holders::Features), BtfError>,
     /// Tracing programs may ask for a socket's cookie (5.12).
@@ -48,6 +50,7 @@ pub fn resolve(btf: &Btf) -> Resolved {
     let task = resolve_task(btf, &mut layout);
     let files = resolve_files(btf, &mut layout);
     let syscall = resolve_syscall(btf, &mut layout);
+    let segment = resolve_segment(btf, &mut layout);
     Resolved {
         layout,
         sock,
@@ -55,6 +58,7 @@ pub fn resolve(btf: &Btf) -> Resolved {
         task,
         files,
         syscall,
+        segment,
         holders: holders::resolve(btf),
         has_cookie_helper: btf.has_function("bpf_get_socket_ptr_cookie"),
         // The flag itself has no type; the bit that hands it to the TIME_WAIT came with it.
@@ -171,6 +175,22 @@ fn resolve_files(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
     layout.sb_magic = scalar(&pointed(&inode, sb, "i_sb")?, "s_magic", usize::BITS)?;
     let socket = btf.function_result("sock_from_file")?;
     layout.socket_sk = socket.field("sk")?.offset();
+    Ok(())
+}
+
+fn resolve_segment(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
+    // Since it has a reason for its third argument, the tracepoint fires without a socket, too
+    // (6.10).
+    if btf.tracepoint_arguments("tcp_send_reset")? < 3 {
+        return Err(BtfError::NoType("tcp_send_reset with a reason".to_owned()));
+    }
+    let skb = btf.tracepoint_argument("tcp_send_reset", 1)?;
+    layout.skb_head = skb.field("head")?.offset();
+    layout.skb_network_header = scalar(&skb, "network_header", 16)?;
+    layout.skb_transport_header = scalar(&skb, "transport_header", 16)?;
+    let dev = skb.field("dev")?;
+    layout.skb_dev = dev.offset();
+    layout.dev_net = pointed(&skb, dev, "dev")?.field("nd_net.net")?.offset();
     Ok(())
 }
 

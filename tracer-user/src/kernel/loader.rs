@@ -14,7 +14,7 @@ use std::{
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
-    maps::{Array, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, Map, MapError, PerCpuArray, RingBuf},
     programs::{
         BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, FEntry, FExit, Iter,
         ProgramError, SockOps,
@@ -31,6 +31,7 @@ use super::{
     kallsyms, layout, memory,
     ring::Ring,
     scope::Scope,
+    tries::TriedPorts,
 };
 use crate::ledger::{Instant, Sight};
 
@@ -141,6 +142,8 @@ pub struct Probes {
     has_snapshot: bool,
     /// Lists who is in which bind bucket, if this kernel lets us.
     pub holders: Option<Arc<HolderLists>>,
+    /// Who tried closed ports, if this kernel tells of it.
+    pub tried_ports: Option<TriedPorts>,
     /// Sockets whose port connect() chose are marked by this kernel.
     marks_connect: bool,
     /// When the last hook was attached.
@@ -197,6 +200,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         task,
         files,
         syscall,
+        segment,
         holders,
         has_cookie_helper,
         marks_connect,
@@ -287,6 +291,11 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
             attacher.tracepoint("sys_exit", syscall, LOSS);
         }
     }
+    attacher.tracepoint(
+        RESET,
+        segment.map_err(|error| error.to_string()),
+        "port scans are not seen",
+    );
     attacher.iterator(&files);
     let features = holders.map(|(_, features)| features).map_err(|error| error.to_string());
     let holders = attacher.holders(&files.and(time_wait).and(features));
@@ -296,7 +305,9 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
     {
         return Err(LoadError::Refused(reason.clone()));
     }
-    let has_snapshot = hooks.iter().any(|hook| hook.name == ITERATOR && hook.is_attached());
+    let is_attached = |name: &str| hooks.iter().any(|hook| hook.name == name && hook.is_attached());
+    let has_snapshot = is_attached(ITERATOR);
+    let tried_ports = if is_attached(RESET) { Some(take_tried_ports(&mut ebpf)?) } else { None };
     drop(aya_btf);
     memory::trim();
     #[cfg(feature = "debug-log")]
@@ -311,6 +322,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         ebpf,
         has_snapshot,
         holders,
+        tried_ports,
         marks_connect,
         attached: Instant(clock::monotonic_ns()),
     })
@@ -403,6 +415,7 @@ const AGAIN: [(&str, &str); 5] = [
     ("inet_sock_set_state", "inet_sock_set_state_again"),
 ];
 const ITERATOR: &str = "task_file";
+const RESET: &str = "tcp_send_reset";
 /// Links admit other programs beside ours by themselves (`cgroup_bpf_link_attach`), and no flags.
 const ATTACH_MODE: CgroupAttachMode = CgroupAttachMode::Single;
 const TIME_WAIT_LOSS: &str = "the end of a TIME_WAIT is not seen";
@@ -677,15 +690,24 @@ pub(super) fn check_privileges() -> Result<Capabilities, LoadError> {
 }
 
 fn take_ring(ebpf: &mut Ebpf) -> Result<Ring, LoadError> {
-    let object = |error: aya::maps::MapError| LoadError::Object(error.into());
-    let mut take = |name: &str| {
-        ebpf.take_map(name)
-            .ok_or_else(|| LoadError::Object(format!("the object has no map {name}").into()))
-    };
-    let events = RingBuf::try_from(take("EVENTS")?).map_err(object)?;
-    let asleep = Array::try_from(take("ASLEEP")?).map_err(object)?;
-    let counters = PerCpuArray::try_from(take("COUNTERS")?).map_err(object)?;
+    let events = take_map::<RingBuf<_>>(ebpf, "EVENTS")?;
+    let asleep = take_map::<Array<_, _>>(ebpf, "ASLEEP")?;
+    let counters = take_map::<PerCpuArray<_, _>>(ebpf, "COUNTERS")?;
     Ring::new(events, asleep, counters).map_err(LoadError::Ring)
+}
+
+fn take_tried_ports(ebpf: &mut Ebpf) -> Result<TriedPorts, LoadError> {
+    take_map::<HashMap<_, _, _>>(ebpf, "TRIES").map(TriedPorts::new)
+}
+
+fn take_map<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &str,
+) -> Result<M, LoadError> {
+    let map = ebpf
+        .take_map(name)
+        .ok_or_else(|| LoadError::Object(format!("the object has no map {name}").into()))?;
+    M::try_from(map).map_err(|error| LoadError::Object(error.into()))
 }
 
 pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>

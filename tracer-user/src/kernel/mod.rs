@@ -33,4 +33,6 @@ pub mod settings;
 #[cfg(feature = "programs")]
 pub mod snapshot;
 pub mod sock_diag;
+#[cfg(feature = "programs")]
+pub mod tries;
 pub mod witness;

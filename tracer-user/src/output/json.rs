@@ -12,6 +12,7 @@ use crate::{
         Addr, Change, Differences, Failure, Instant, Kind, Lease, LeaseEvent, LeaseId, Netns,
         Operation, Phase, Port, Pressure, Reuse, Room,
     },
+    scans::Scan,
 };
 
 /// Writes records as JSON.
@@ -297,6 +298,30 @@ impl Output for Json {
             eta_s: forecast.eta_s,
         };
         self.write("pressure", at, Some(netns.0), details);
+    }
+
+    fn scan(&mut self, at: Instant, scan: &Scan) {
+        #[derive(Serialize)]
+        struct Details {
+            source_addr: IpAddr,
+            ports: u32,
+            port_low: u16,
+            port_high: u16,
+            tries: u64,
+            rate_per_s: Option<f64>,
+            duration_s: f64,
+        }
+        let Scan { netns, source, ports, port_low, port_high, tries, first, last } = *scan;
+        let details = Details {
+            source_addr: source.ip(),
+            ports,
+            port_low: port_low.0,
+            port_high: port_high.0,
+            tries,
+            rate_per_s: scan.rate_per_s(),
+            duration_s: seconds(last.since(first)),
+        };
+        self.write("scan", at, Some(netns.0), details);
     }
 
     fn loss(&mut self, at: Instant, loss: &Loss) {

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use crate::{
     exhaustion::{Forecast, Settings},
     ledger::{Differences, Failure, Instant, Lease, LeaseEvent, Netns, Pressure},
+    scans::Scan,
 };
 
 /// A hook, for the reader: how it is attached, or why it is not.
@@ -111,6 +112,8 @@ pub trait Output {
     );
     /// A destination or a range crossed a level of use.
     fn pressure(&mut self, pressure: &Pressure, forecast: &Forecast);
+    /// A source tries closed ports.
+    fn scan(&mut self, at: Instant, scan: &Scan);
     /// Facts were lost.
     fn loss(&mut self, at: Instant, loss: &Loss);
     /// The ledger was compared with the kernel.

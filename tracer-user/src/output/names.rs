@@ -22,7 +22,7 @@ pub fn change(change: &Change) -> &'static str {
 }
 
 /// The `type`s that can be asked for.
-pub const TYPES: [&str; 12] = [
+pub const TYPES: [&str; 13] = [
     "namespace",
     "held",
     "bind",
@@ -35,6 +35,7 @@ pub const TYPES: [&str; 12] = [
     "release",
     "fail",
     "pressure",
+    "scan",
 ];
 
 /// `kind` in JSON.

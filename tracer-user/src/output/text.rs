@@ -12,6 +12,7 @@ use crate::{
         Addr, Change, Differences, Failure, Instant, Lease, LeaseEvent, Netns, Phase, Port,
         Pressure, Reuse, Room,
     },
+    scans::Scan,
 };
 
 /// Writes records as lines of text.
@@ -251,6 +252,25 @@ impl Output for Text {
         });
     }
 
+    fn scan(&mut self, at: Instant, scan: &Scan) {
+        let Scan { netns, source, ports, port_low, port_high, tries, first, last } = *scan;
+        let detail = join(&[
+            format!("{ports} closed ports ({}-{})", port_low.0, port_high.0),
+            format!("{tries} tries in {}", duration(seconds(last.since(first)))),
+            scan.rate_per_s().map(|rate| format!("{rate:.1}/s")).unwrap_or_default(),
+        ]);
+        self.line(&Line {
+            at,
+            event: "scan",
+            netns: netns.0,
+            owner: None,
+            local: "*:*".to_owned(),
+            peer: endpoint(source, None),
+            held_s: None,
+            detail,
+        });
+    }
+
     fn loss(&mut self, _at: Instant, loss: &Loss) {
         let Loss { count, place, healed } = *loss;
         let place = match place {
@@ -305,7 +325,7 @@ fn colour_of(event: &str) -> Option<&'static str> {
         "FAIL" => "\x1b[1;31m",
         "connect" | "accept" | "bind" | "listen" => "\x1b[32m",
         "release" => "\x1b[34m",
-        "time_wait" | "pressure" => "\x1b[33m",
+        "time_wait" | "pressure" | "scan" => "\x1b[33m",
         _ => return None,
     })
 }

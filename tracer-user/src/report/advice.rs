@@ -122,7 +122,10 @@ fn on(finding: &Finding, report: &Report, aggregate: &Aggregate) -> Vec<Advice> 
         FindingKind::PortHeld => {
             failure.map(|failure| port_held(failure, finding)).into_iter().collect()
         }
-        FindingKind::CallFailed | FindingKind::RateJump | FindingKind::Healthy => Vec::new(),
+        FindingKind::CallFailed
+        | FindingKind::RateJump
+        | FindingKind::Scan
+        | FindingKind::Healthy => Vec::new(),
     }
 }
 

@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use super::{
     crowd::Crowd,
     histogram::Histogram,
-    record::{self, Body, Cause, Event, Fail, Record, Who},
+    record::{self, Body, Cause, Event, Fail, Record, Scan, Who},
 };
 use crate::{
     exhaustion::{Settings, TimeWaitReuse},
@@ -25,6 +25,8 @@ const MOST_DESTINATIONS: usize = 50_000;
 const MOST_NAMESPACES: usize = 1000;
 /// Room for ports that an empty namespace keeps.
 const FEW_PORTS: usize = 64;
+/// Scans that are told apart.
+const MOST_SCANS: usize = 1000;
 /// Different failures that are told apart.
 const MOST_FAILURES: usize = 10_000;
 
@@ -60,6 +62,8 @@ pub struct Aggregate {
     pub destinations: FxHashMap<Destination, Traffic>,
     /// Failures of a kind.
     pub failures: BTreeMap<FailureKey, Failures>,
+    /// What each source has tried, as it was told last.
+    pub scans: BTreeMap<(Netns, IpAddr), Scan>,
     /// How long ports were held.
     pub lifetimes: Histogram,
     /// How long TIME_WAITs lasted.
@@ -286,6 +290,12 @@ impl Aggregate {
             Body::Namespace(settings) => self.set_settings(netns, settings),
             Body::Lease(lease) => self.lease(now_ns, netns, lease),
             Body::Fail(fail) => self.fail(now_ns, netns, fail),
+            Body::Scan(scan) => {
+                let probed = (netns, scan.source_addr);
+                if self.scans.len() < MOST_SCANS || self.scans.contains_key(&probed) {
+                    self.scans.insert(probed, *scan);
+                }
+            }
             Body::Loss { count, healed } => {
                 self.lost += count;
                 self.lost_for_good += if *healed { 0 } else { *count };

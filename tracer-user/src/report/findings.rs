@@ -7,7 +7,7 @@ use super::{
     crowd::Crowd,
     model::{
         DestinationRow, FailureRow, Finding, FindingKind, LeakRow, LeakState, ListenerRow,
-        OwnerName, Report, Severity,
+        OwnerName, Report, ScanRow, Severity,
     },
     record::Cause,
     show::{self, endpoint, number},
@@ -75,6 +75,16 @@ pub fn find(report: &Report, aggregate: &Aggregate) -> Vec<Finding> {
             ..nothing()
         });
     }
+    found.extend(report.scans.iter().map(|scan| Finding {
+        severity: Severity::Note,
+        kind: FindingKind::Scan,
+        sentence: scanned(scan),
+        netns: Some(scan.netns),
+        cause: None,
+        owner: None,
+        failed: 0,
+        ..nothing()
+    }));
     let mut merged = merge(found);
     // Failures of one cause are told by the first of them; what only fills is told if it is not
     // what fails.
@@ -93,6 +103,20 @@ pub fn find(report: &Report, aggregate: &Aggregate) -> Vec<Finding> {
         std::cmp::Reverse((finding.severity, finding.failed, is_shortage(finding.cause)))
     });
     merged
+}
+
+fn scanned(scan: &ScanRow) -> String {
+    let ScanRow { source_addr, ports, port_low, port_high, tries, rate_per_s, .. } = scan;
+    // The programs tell no more ports apart.
+    const MOST: u32 = 1024;
+    format!(
+        "{source_addr} scans ports: it tried {}{} closed ones between {port_low} and {port_high}, {} \
+         times{}",
+        if *ports < MOST { "" } else { "over " },
+        number(*ports),
+        number(*tries),
+        rate_per_s.map(|rate| format!(", {rate:.0} a second")).unwrap_or_default()
+    )
 }
 
 /// The verdict where nothing is wrong.

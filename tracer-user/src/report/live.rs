@@ -5,6 +5,7 @@ use crate::{
     exhaustion::{Forecast, Settings},
     ledger::{Differences, Failure, Instant, Lease, LeaseEvent, Netns, Pressure},
     output::{Cgroup, Loss, Output, Start, Summary, Verbosity, json::Json},
+    scans::Scan,
 };
 
 /// How a report is shown.
@@ -108,6 +109,11 @@ impl Output for LiveReport {
 
     fn pressure(&mut self, pressure: &Pressure, forecast: &Forecast) {
         self.json.pressure(pressure, forecast);
+        self.take();
+    }
+
+    fn scan(&mut self, at: Instant, scan: &Scan) {
+        self.json.scan(at, scan);
         self.take();
     }
 

@@ -59,6 +59,7 @@ impl Report {
             leaks: tables::leaks(aggregate),
             listeners: tables::listeners(aggregate, services),
             jumps: tables::jumps(aggregate),
+            scans: tables::scans(aggregate),
             advice: Vec::new(),
             folklore: Vec::new(),
         };

@@ -37,6 +37,8 @@ pub struct Report {
     pub listeners: Vec<ListenerRow>,
     /// Processes that take ports far faster than they did.
     pub jumps: Vec<JumpRow>,
+    /// Sources that tried many closed ports, those that tried most first.
+    pub scans: Vec<ScanRow>,
     /// What to do, in this order.
     pub advice: Vec<Advice>,
     /// What does not help, though it is often said to.
@@ -118,6 +120,8 @@ pub enum FindingKind {
     ListenerInRange,
     /// A process takes ports far faster than it did.
     RateJump,
+    /// Somebody tries closed ports.
+    Scan,
 }
 
 /// One thing that was found.
@@ -409,6 +413,21 @@ pub struct JumpRow {
     pub at_s: f64,
     pub per_s: u64,
     pub before_per_s: f64,
+}
+
+/// A source that tried many closed ports.
+#[derive(Clone, Debug, Serialize)]
+#[expect(missing_docs, reason = "the names are those of the records")]
+pub struct ScanRow {
+    pub netns: u32,
+    pub source_addr: IpAddr,
+    /// Different ones: at least so many, at most 1,024.
+    pub ports: u32,
+    pub port_low: u16,
+    pub port_high: u16,
+    pub tries: u64,
+    pub rate_per_s: Option<f64>,
+    pub duration_s: f64,
 }
 
 /// What to do.

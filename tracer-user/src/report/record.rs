@@ -39,6 +39,8 @@ pub enum Body<'a> {
     Lease(Box<Lease<'a>>),
     /// A call that got no port.
     Fail(Box<Fail<'a>>),
+    /// A source tries closed ports.
+    Scan(Scan),
     /// Facts were lost.
     Loss {
         /// How many.
@@ -50,6 +52,19 @@ pub enum Body<'a> {
     Summary,
     /// A type that the report does not need, or does not know.
     Other,
+}
+
+/// What a source has tried since its first try.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[expect(missing_docs, reason = "the names are those of the records")]
+pub struct Scan {
+    pub source_addr: IpAddr,
+    pub ports: u32,
+    pub port_low: u16,
+    pub port_high: u16,
+    pub tries: u64,
+    pub rate_per_s: Option<f64>,
+    pub duration_s: f64,
 }
 
 /// A record about a lease.
@@ -196,7 +211,9 @@ impl<'a> Record<'a> {
         let incomplete =
             |reason: String| RecordError::Incomplete { record: record.to_string(), reason };
         let body = body(&record, line).map_err(&incomplete)?;
-        if netns.is_none() && matches!(body, Body::Namespace(_) | Body::Lease(_) | Body::Fail(_)) {
+        if netns.is_none()
+            && matches!(body, Body::Namespace(_) | Body::Lease(_) | Body::Fail(_) | Body::Scan(_))
+        {
             return Err(incomplete("there is no `netns`".to_owned()));
         }
         Ok(Self { time, mono_ns, netns: Netns(netns.unwrap_or_default()), body })
@@ -235,6 +252,7 @@ fn body<'a>(record: &str, line: &'a [u8]) -> Result<Body<'a>, String> {
             Body::Lease(Box::new(Lease { id, who, event }))
         }
         "fail" => Body::Fail(Box::new(read::<LeaseFields<'_>>(line)?.fail()?)),
+        "scan" => Body::Scan(read(line)?),
         "loss" => {
             let LossFields { count, healed } = read(line)?;
             Body::Loss { count, healed }

@@ -109,6 +109,10 @@ fn admits(filter: &Filter, record: &Record<'_>) -> bool {
             return filter.admits_settings()
                 && (filter.namespaces.is_empty() || filter.namespaces.contains(&record.netns));
         }
+        Body::Scan(scan) => {
+            let tried = scan.port_low..=scan.port_high;
+            return filter.admits_scan(record.netns, scan.source_addr, &tried);
+        }
         Body::Start { .. } | Body::Loss { .. } | Body::Summary | Body::Other => return true,
     };
     let kind = match &record.body {

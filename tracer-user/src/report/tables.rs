@@ -10,9 +10,9 @@ use super::{
     crowd::{Crowd, Share},
     model::{
         Caller, DestinationRow, FailureRow, HolderRow, JumpRow, Kinds, LeakRow, LeakState,
-        ListenerRow, NamespaceRow, OwnerName, OwnerRow, Phases, SettingsRow,
+        ListenerRow, NamespaceRow, OwnerName, OwnerRow, Phases, ScanRow, SettingsRow,
     },
-    record::Cause,
+    record::{Cause, Scan},
     services::Services,
 };
 use crate::{
@@ -463,5 +463,31 @@ pub fn jumps(aggregate: &Aggregate) -> Vec<JumpRow> {
     });
     let mut rows: Vec<_> = jumps.collect();
     rows.sort_by_key(|row| std::cmp::Reverse(row.per_s));
+    rows
+}
+
+/// Sources that tried many closed ports, those that tried most first.
+#[must_use]
+pub fn scans(aggregate: &Aggregate) -> Vec<ScanRow> {
+    let mut rows: Vec<_> = aggregate
+        .scans
+        .iter()
+        .map(|((netns, _), scan)| {
+            let Scan { source_addr, ports, port_low, port_high, tries, rate_per_s, duration_s } =
+                *scan;
+            let netns = netns.0;
+            ScanRow {
+                netns,
+                source_addr,
+                ports,
+                port_low,
+                port_high,
+                tries,
+                rate_per_s,
+                duration_s,
+            }
+        })
+        .collect();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.tries));
     rows
 }

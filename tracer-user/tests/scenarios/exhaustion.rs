@@ -151,7 +151,7 @@ fn a_bind_to_any_port_fails_when_every_port_is_held() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_003);
         let mut tracer = Tracer::start(sandbox);
-        if !tracer.sees("sys_exit") {
+        if !tracer.sees_failed_binds() {
             return;
         }
         let to = listener(net, LISTENER);
@@ -171,7 +171,7 @@ fn a_listener_blocked_by_an_outgoing_connection_learns_of_it() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_000);
         let mut tracer = Tracer::start(sandbox);
-        if !tracer.sees("sys_exit") {
+        if !tracer.sees_failed_binds() {
             return;
         }
         let to = listener(net, LISTENER);
@@ -194,7 +194,7 @@ fn a_time_wait_in_the_way_says_when_it_will_be_gone() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_000);
         let mut tracer = Tracer::start(sandbox);
-        if !tracer.sees("sys_exit") {
+        if !tracer.sees_failed_binds() {
             return;
         }
         let to = listener(net, LISTENER);

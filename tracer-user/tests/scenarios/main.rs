@@ -17,6 +17,7 @@ mod midlife;
 mod options;
 mod range;
 mod report;
+mod scan;
 mod settings;
 mod snapshot;
 mod support;

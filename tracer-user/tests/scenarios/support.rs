@@ -137,12 +137,21 @@ impl Tracer {
 
     /// True if it is seen who accepts a connection; says that the test skips if it is not.
     pub fn sees_accepts(&mut self) -> bool {
+        self.sees_by(&["sys_exit", "inet_csk_accept"], "who accepts")
+    }
+
+    /// True if it is seen that a bind() fails; says that the test skips if it is not.
+    pub fn sees_failed_binds(&mut self) -> bool {
+        self.sees_by(&["sys_exit", "inet_bind"], "that a bind() fails")
+    }
+
+    fn sees_by(&mut self, hooks: &[&str], what: &str) -> bool {
         let start = self.wait_for("start", |record| record["type"] == "start");
-        let is_attached = ["sys_exit", "inet_csk_accept"].iter().any(|hook| {
+        let is_attached = hooks.iter().any(|hook| {
             start["hooks"][hook].as_str().is_some_and(|how| !how.starts_with("not attached"))
         });
         if !is_attached {
-            println!("skipped: no hook shows who accepts: {}", start["hooks"]);
+            println!("skipped: no hook shows {what}: {}", start["hooks"]);
         }
         is_attached
     }

@@ -60,8 +60,8 @@ fn run_tests() -> Result<String> {
     }
     let tests = fs::read_to_string(TESTS)?;
     let mut command = Command::new(&tests);
-    // An emulated processor is some twenty times slower: more tests at once only wait longer.
-    command.env("RUST_TEST_THREADS", "2").env("PATH", "/usr/bin:/bin");
+    // An emulated processor is some twenty times slower, but many tests wait for a TIME_WAIT's end.
+    command.env("RUST_TEST_THREADS", "4").env("PATH", "/usr/bin:/bin");
     // And the machine that emulates it may have other work.
     command.env("PORTLIFE_TEST_PATIENCE", "240");
     let arguments = fs::read_to_string("/proc/cmdline")?;
