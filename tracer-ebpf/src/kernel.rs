@@ -24,6 +24,17 @@ pub static LAYOUT: Global<Layout> = Global::new(unsafe { core::mem::zeroed() });
 #[unsafe(no_mangle)]
 pub static COOKIE_HELPER: Global<u32> = Global::new(0);
 
+/// The only port whose holders the iterators list; 0: all.
+#[unsafe(no_mangle)]
+static PORT_WANTED: Global<u32> = Global::new(0);
+
+/// True if an iterator is to list the holders of this port.
+#[inline(always)]
+pub fn is_port_wanted(port: u16) -> bool {
+    let wanted = PORT_WANTED.load();
+    wanted == 0 || wanted == u32::from(port)
+}
+
 /// Reads one field of [`LAYOUT`], so that the verifier sees one constant and not a copied struct.
 macro_rules! layout {
     ($field:ident) => {

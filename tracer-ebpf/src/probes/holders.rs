@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{ABSENT, Fact, HolderLayout, HolderRecord, TcpState, flags, holder_flags};
 
-use crate::kernel::{Memory, Probed, Sock, Typed, bits, field, layout};
+use crate::kernel::{Memory, Probed, Sock, Typed, bits, field, is_port_wanted, layout};
 
 /// Offsets of the running kernel.
 #[unsafe(no_mangle)]
@@ -55,7 +55,7 @@ const NEW_SYN_RECV: u8 = TcpState::NewSynRecv as u8;
 fn tcp_holders(ctx: *const TcpContext) -> i32 {
     // SAFETY: the kernel calls the program with this context; the verifier checks each load.
     let (meta, sk) = unsafe { ((*ctx).meta, (*ctx).sk_common) };
-    if !sk.is_null() {
+    if !sk.is_null() && is_port_wanted(Sock(sk).num::<Probed>()) {
         // It is one of three structures that only begin alike, so no load of it is typed.
         let state = field::<Probed, u8>(sk, layout!(sk_state));
         if state == TIME_WAIT {
@@ -82,10 +82,14 @@ fn idle_holders(ctx: *const TaskFileContext) -> i32 {
         return 0;
     }
     let sk = field::<Typed, *const u8>(socket, layout!(socket_sk));
-    if !sk.is_null()
-        && Sock(sk).is_tcp::<Typed>()
-        && Sock(sk).num::<Typed>() != 0
+    if sk.is_null() {
+        return 0;
+    }
+    let port = Sock(sk).num::<Typed>();
+    if port != 0
+        && is_port_wanted(port)
         && field::<Typed, u8>(sk, layout!(sk_state)) == CLOSE
+        && Sock(sk).is_tcp::<Probed>()
     {
         write(meta, sk, CLOSE, full_socket);
     }

@@ -2,10 +2,14 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_seq_write, bpf_sock_from_file};
+use aya_ebpf::{
+    helpers::{bpf_seq_write, bpf_sock_from_file},
+    macros::map,
+    maps::Array,
+};
 use tracer_ebpf::{Fact, FactKind, OwnedFact, Owner, flags};
 
-use crate::kernel::{Sock, Typed, field, layout, now_ns, set_comm};
+use crate::kernel::{Probed, Sock, Typed, field, is_port_wanted, layout, now_ns, set_comm};
 
 /// `struct bpf_iter__task_file` (kernel/bpf/task_iter.c): the context, part of the iterator's API.
 #[repr(C)]
@@ -18,6 +22,9 @@ struct TaskFile {
 
 /// Magic number of the filesystem of namespace files (`NSFS_MAGIC`, include/uapi/linux/magic.h).
 const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+#[map]
+static LAST_NETNS: Array<u32> = Array::with_max_entries(1, 0);
 
 /// Called for every open file of every process.
 #[unsafe(no_mangle)]
@@ -63,14 +70,17 @@ fn task_file(ctx: *const TaskFile) -> i32 {
         }
         let sk = Sock(sk);
         // A socket without a port holds nothing. A new one gets its cookie when it binds.
-        if !sk.is_tcp::<Typed>() || sk.num::<Typed>() == 0 {
+        let port = sk.num::<Typed>();
+        if port == 0 || !sk.is_tcp::<Typed>() || !(is_port_wanted(port) || is_elsewhere(sk)) {
             return 0;
         }
-        sk.describe::<Typed>(&mut record.fact);
+        // For each typed load of a trusted pointer the verifier searches all types of the kernel
+        // by name (btf_nested_type_is_trusted, kernel/bpf/btf.c): milliseconds in all.
+        sk.describe::<Probed>(&mut record.fact);
         record.fact.kind = FactKind::Held as u8;
         record.fact.cookie = sk.cookie();
-        record.fact.state = field::<Typed, u8>(sk.0, layout!(sk_state));
-        record.fact.userlocks = sk.userlocks::<Typed>();
+        record.fact.state = field::<Probed, u8>(sk.0, layout!(sk_state));
+        record.fact.userlocks = sk.userlocks::<Probed>();
     }
     record.fact.detail = fd as i32;
     describe_task(task, &mut record.owner);
@@ -82,15 +92,31 @@ fn task_file(ctx: *const TaskFile) -> i32 {
     0
 }
 
+/// True if the socket is in another namespace than the last for which this was asked: a namespace
+/// without processes is found by any of its sockets.
+#[inline(always)]
+fn is_elsewhere(sk: Sock) -> bool {
+    let Some(last) = LAST_NETNS.get_ptr_mut(0) else {
+        return true;
+    };
+    let netns = sk.netns::<Probed>();
+    // SAFETY: the element stays in place; lists that are read at the same time only show more.
+    unsafe {
+        let is_elsewhere = *last != netns;
+        *last = netns;
+        is_elsewhere
+    }
+}
+
 #[inline(always)]
 fn describe_task(task: *const u8, owner: &mut Owner) {
-    let leader = field::<Typed, *const u8>(task, layout!(task_group_leader));
-    let cred = field::<Typed, *const u8>(task, layout!(task_cred));
-    let css_set = field::<Typed, *const u8>(task, layout!(task_cgroups));
-    let cgroup = field::<Typed, *const u8>(css_set, layout!(css_set_dfl_cgrp));
-    let node = field::<Typed, *const u8>(cgroup, layout!(cgroup_kn));
-    owner.pid = field::<Typed, u32>(task, layout!(task_tgid));
-    owner.uid = field::<Typed, u32>(cred, layout!(cred_uid));
-    owner.cgroup_id = field::<Typed, u64>(node, layout!(kernfs_id));
-    set_comm(owner, field::<Typed, [u64; 2]>(leader, layout!(task_comm)));
+    let leader = field::<Probed, *const u8>(task, layout!(task_group_leader));
+    let cred = field::<Probed, *const u8>(task, layout!(task_cred));
+    let css_set = field::<Probed, *const u8>(task, layout!(task_cgroups));
+    let cgroup = field::<Probed, *const u8>(css_set, layout!(css_set_dfl_cgrp));
+    let node = field::<Probed, *const u8>(cgroup, layout!(cgroup_kn));
+    owner.pid = field::<Probed, u32>(task, layout!(task_tgid));
+    owner.uid = field::<Probed, u32>(cred, layout!(cred_uid));
+    owner.cgroup_id = field::<Probed, u64>(node, layout!(kernfs_id));
+    set_comm(owner, field::<Probed, [u64; 2]>(leader, layout!(task_comm)));
 }

@@ -6,8 +6,7 @@ use super::{Form, trace::namespace};
 use crate::{
     kernel::{
         cgroup::{CgroupRoot, container_of},
-        clock,
-        occupants::PortLists,
+        clock, occupants,
         scope::Scope,
     },
     ledger::{Instant, Port},
@@ -38,7 +37,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let Args { port, namespaces, output, verbose: _ } = args;
     let namespaces: Vec<_> =
         namespaces.iter().map(|name| namespace(name)).collect::<Result<_, _>>()?;
-    let view = PortLists::load()?.of(*port, Scope::of(&namespaces));
+    let view = occupants::look_for(*port, Scope::of(&namespaces))?;
     for problem in &view.problems {
         eprintln!("portlife: {problem}");
     }

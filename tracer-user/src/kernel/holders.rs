@@ -14,7 +14,7 @@ use std::{
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
-    programs::{Iter, ProgramError},
+    programs::{Iter, Program, ProgramError},
 };
 use tracer_ebpf::{ABSENT, HolderLayout, HolderRecord};
 use zerocopy::{FromBytes as _, IntoBytes as _};
@@ -63,7 +63,7 @@ impl HolderLists {
     /// # Errors
     /// If this kernel has no such iterators, or does not let this process load them.
     pub fn load() -> Result<Self, LoadError> {
-        let Iterators { mut ebpf, btf, features, marks_connect: _ } = Iterators::prepare()?;
+        let Iterators { mut ebpf, btf, features, marks_connect: _ } = Iterators::prepare(None)?;
         let lists = Self::take(&mut ebpf, &btf, features).map_err(|error| refused(&error));
         drop((ebpf, btf));
         memory::trim();
@@ -76,12 +76,15 @@ impl HolderLists {
         btf: &AyaBtf,
         features: Features,
     ) -> Result<Self, ProgramError> {
-        Ok(Self {
-            tcp: load_iterator(ebpf, btf, "tcp_holders", "tcp")?,
-            files: load_iterator(ebpf, btf, "idle_holders", "task_file").ok(),
-            features,
-        })
+        let [tcp, files] = IteratorProgram::find(ebpf, [TCP_HOLDERS, IDLE_HOLDERS]);
+        let (tcp, files) = at_once(|| tcp.load(btf), || files.load(btf));
+        Ok(Self::of_programs(tcp?, files.ok(), features))
     }
+
+    pub(super) fn of_programs(tcp: OwnedFd, files: Option<OwnedFd>, features: Features) -> Self {
+        Self { tcp, files, features }
+    }
+
     /// How the running kernel searches for ports.
     #[must_use]
     pub fn rules(&self) -> KernelRules {
@@ -117,9 +120,35 @@ impl HolderLists {
         let netns = Netns(netns::inode_of(&File::open("/proc/thread-self/ns/net")?)?);
         let mut holders = Vec::new();
         for program in std::iter::once(&self.tcp).chain(&self.files) {
-            self.read(program.as_fd(), netns, &mut holders)?;
+            self.read(program.as_fd(), |of, holder| {
+                if of == netns {
+                    holders.push(holder);
+                }
+            })?;
         }
         Ok(HolderView { holders, at: KernelTime::from_ns(clock::monotonic_ns()) })
+    }
+
+    /// Lists the connected sockets, listeners and TIME_WAITs of the calling thread's namespace.
+    ///
+    /// # Errors
+    /// If the kernel refuses to list.
+    pub(super) fn hashed_of_this_thread(&self) -> io::Result<Vec<Holder>> {
+        let mut holders = Vec::new();
+        self.read(self.tcp.as_fd(), |_, holder| holders.push(holder))?;
+        Ok(holders)
+    }
+
+    /// Lists the sockets of all namespaces that are bound but idle; none where the kernel cannot.
+    ///
+    /// # Errors
+    /// If the kernel refuses to list.
+    pub(super) fn idle(&self) -> io::Result<Vec<(Netns, Holder)>> {
+        let mut holders = Vec::new();
+        if let Some(files) = &self.files {
+            self.read(files.as_fd(), |netns, holder| holders.push((netns, holder)))?;
+        }
+        Ok(holders)
     }
 
     /// The classes of the buckets of the calling thread's namespace that hold more than sockets
@@ -127,9 +156,8 @@ impl HolderLists {
     ///
     /// # Errors
     /// If the kernel refuses to list.
-    pub fn classes_of_this_thread(&self, netns: Netns) -> io::Result<BTreeMap<Port, BucketClass>> {
-        let mut holders = Vec::new();
-        self.read(self.tcp.as_fd(), netns, &mut holders)?;
+    pub fn classes_of_this_thread(&self) -> io::Result<BTreeMap<Port, BucketClass>> {
+        let holders = self.hashed_of_this_thread()?;
         // A VRF has buckets of its own, which the ledger does not tell from the others.
         Ok(holders
             .iter()
@@ -138,12 +166,7 @@ impl HolderLists {
             .collect())
     }
 
-    fn read(
-        &self,
-        program: BorrowedFd<'_>,
-        netns: Netns,
-        holders: &mut Vec<Holder>,
-    ) -> io::Result<()> {
+    fn read(&self, program: BorrowedFd<'_>, mut take: impl FnMut(Netns, Holder)) -> io::Result<()> {
         const RECORD: usize = size_of::<HolderRecord>();
         let mut file = open_iterator(program)?;
         let mut buffer = vec![0; RECORD * 512];
@@ -161,8 +184,8 @@ impl HolderLists {
             for bytes in buffer[..whole].chunks_exact(RECORD) {
                 let record = HolderRecord::read_from_bytes(bytes)
                     .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-                if record.netns == netns.0 {
-                    holders.extend(Holder::from_record(&record, self.features.has_entry_stamp));
+                if let Some(holder) = Holder::from_record(&record, self.features.has_entry_stamp) {
+                    take(Netns(record.netns), holder);
                 }
             }
             buffer.copy_within(whole..filled, 0);
@@ -181,9 +204,15 @@ pub(super) struct Iterators {
 }
 
 impl Iterators {
-    pub fn prepare() -> Result<Self, LoadError> {
+    /// `port` is the only one that is to be listed.
+    pub fn prepare(port: Option<Port>) -> Result<Self, LoadError> {
         loader::check_privileges()?;
-        let btf = Btf::of_running_kernel().map_err(LoadError::Btf)?;
+        // Either takes its time over the same megabytes.
+        let (btf, aya_btf) = at_once(
+            || Btf::of_running_kernel().map(|btf| (layout::resolve(&btf), resolve(&btf))),
+            AyaBtf::from_sys_fs,
+        );
+        let (resolved, holders) = btf.map_err(LoadError::Btf)?;
         let layout::Resolved {
             layout,
             sock,
@@ -193,16 +222,16 @@ impl Iterators {
             has_cookie_helper,
             marks_connect,
             ..
-        } = layout::resolve(&btf);
+        } = resolved;
         sock.and(time_wait).and(task).and(files).map_err(LoadError::Layout)?;
-        let (holder_layout, features) = resolve(&btf).map_err(LoadError::Layout)?;
-        drop(btf);
-        let btf = AyaBtf::from_sys_fs().map_err(|error| LoadError::Object(error.into()))?;
+        let (holder_layout, features) = holders.map_err(LoadError::Layout)?;
+        let btf = aya_btf.map_err(|error| LoadError::Object(error.into()))?;
         let ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("LAYOUT", layout.as_bytes(), true)
             .override_global("COOKIE_HELPER", &u32::from(has_cookie_helper), true)
             .override_global("HOLDER_LAYOUT", holder_layout.as_bytes(), true)
+            .override_global("PORT_WANTED", &port.map_or(0, |port| u32::from(port.0)), true)
             .override_global("AYA_LOG_LEVEL", &0_u8, false)
             .load(loader::OBJECT)
             .map_err(|error| LoadError::Object(error.into()))?;
@@ -210,16 +239,49 @@ impl Iterators {
     }
 }
 
-/// Loads an iterator program, to be opened with [`open_iterator`].
-pub(super) fn load_iterator(
-    ebpf: &mut Ebpf,
-    btf: &AyaBtf,
-    name: &str,
-    target: &str,
-) -> Result<OwnedFd, ProgramError> {
-    let program: &mut Iter = loader::program(ebpf, name)?;
-    program.load(target, btf)?;
-    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+/// An iterator program and what it goes through.
+#[derive(Clone, Copy)]
+pub(super) struct IteratorName {
+    name: &'static str,
+    target: &'static str,
+}
+
+pub(super) const TASK_FILE: IteratorName = IteratorName { name: "task_file", target: "task_file" };
+pub(super) const TCP_HOLDERS: IteratorName = IteratorName { name: "tcp_holders", target: "tcp" };
+pub(super) const IDLE_HOLDERS: IteratorName =
+    IteratorName { name: "idle_holders", target: "task_file" };
+
+/// An iterator program of the object.
+pub(super) struct IteratorProgram<'a> {
+    program: Option<&'a mut Program>,
+    target: &'static str,
+}
+
+impl<'a> IteratorProgram<'a> {
+    /// Finds several, so that they can be loaded at once.
+    pub fn find<const N: usize>(ebpf: &'a mut Ebpf, names: [IteratorName; N]) -> [Self; N] {
+        let mut programs: BTreeMap<_, _> = ebpf.programs_mut().collect();
+        names.map(|IteratorName { name, target }| Self { program: programs.remove(name), target })
+    }
+
+    /// Loads it, to be opened with [`open_iterator`].
+    pub fn load(self, btf: &AyaBtf) -> Result<OwnedFd, ProgramError> {
+        let program: &mut Iter = self.program.ok_or(ProgramError::NotLoaded)?.try_into()?;
+        program.load(self.target, btf)?;
+        Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+    }
+}
+
+/// Runs the one in this thread and the other in a thread beside it.
+pub(super) fn at_once<A, B: Send>(
+    here: impl FnOnce() -> A,
+    beside: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    thread::scope(|scope| {
+        let beside = scope.spawn(beside);
+        let here = here();
+        (here, beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 pub(super) fn refused(error: &ProgramError) -> LoadError {

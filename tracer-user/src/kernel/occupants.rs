@@ -1,15 +1,16 @@
 //! Who holds one port, in all network namespaces, at this moment.
 
-use std::{
-    fs::File,
-    os::fd::{AsFd as _, OwnedFd},
-    thread,
-};
+use std::{fs::File, io, os::fd::AsFd as _, thread};
+
+use tracer_ebpf::TcpState;
 
 use super::{
-    holders::{HolderLists, Iterators, load_iterator, open_iterator, refused},
+    holders::{
+        HolderLists, IDLE_HOLDERS, IteratorProgram, Iterators, TASK_FILE, TCP_HOLDERS, at_once,
+        open_iterator, refused,
+    },
     loader::LoadError,
-    memory, netns,
+    netns::{self, Namespaces},
     scope::Scope,
     settings::SettingsFiles,
     snapshot::{self, Found},
@@ -17,47 +18,64 @@ use super::{
 };
 use crate::{
     exhaustion::{Holder, Occupancy, Occupant, PortView},
-    ledger::{Held, Instant, Ledger, Netns, Phase, Port, Sight},
+    ledger::{Held, HeldBy, Instant, Ledger, Netns, Phase, Port, Sight},
 };
 
-/// The lists that tell who holds a port. Nothing is attached, and nothing runs in between.
-#[derive(Debug)]
-pub struct PortLists {
-    owned: OwnedFd,
+/// Looks for the holders of a port in all namespaces, or in those of the scope. Nothing is
+/// attached for it.
+///
+/// # Errors
+/// If this kernel cannot list them, or does not let this process.
+pub fn look_for(port: Port, scope: Scope) -> Result<PortView, LoadError> {
+    let Iterators { mut ebpf, btf, features, marks_connect } = Iterators::prepare(Some(port))?;
+    let mut owned = Vec::new();
+    let mut found = Found::default();
+    let [task_file, tcp, idle] =
+        IteratorProgram::find(&mut ebpf, [TASK_FILE, TCP_HOLDERS, IDLE_HOLDERS]);
+    // The verifier takes tens of milliseconds for a program, and so do the open files of a host.
+    let (files, holders) = at_once(
+        || {
+            let files = task_file.load(&btf)?;
+            Ok(open_iterator(files.as_fd())
+                .and_then(|files| snapshot::read_files(files, scope, &mut owned, &mut found)))
+        },
+        || Ok(HolderLists::of_programs(tcp.load(&btf)?, idle.load(&btf).ok(), features)),
+    );
+    let mut problems = Vec::new();
+    if let Err(error) = files.map_err(|error| refused(&error))? {
+        problems.push(format!("the files that processes have open cannot be listed: {error}"));
+    }
+    let holders = holders.map_err(|error| refused(&error))?;
+    Ok(Looker { port, holders, marks_connect }.look(
+        owned,
+        &found.namespaces(scope),
+        scope,
+        problems,
+    ))
+}
+
+struct Looker {
+    port: Port,
     holders: HolderLists,
     marks_connect: bool,
 }
 
-impl PortLists {
-    /// Loads the lists.
-    ///
-    /// # Errors
-    /// If this kernel has no such lists, or does not let this process load them.
-    pub fn load() -> Result<Self, LoadError> {
-        let Iterators { mut ebpf, btf, features, marks_connect } = Iterators::prepare()?;
-        let lists = load_iterator(&mut ebpf, &btf, "task_file", "task_file").and_then(|owned| {
-            let holders = HolderLists::take(&mut ebpf, &btf, features)?;
-            Ok(Self { owned, holders, marks_connect })
-        });
-        drop((ebpf, btf));
-        memory::trim();
-        lists.map_err(|error| refused(&error))
-    }
-
-    /// Looks for the holders of a port in all namespaces, or in those of the scope.
-    #[must_use]
-    pub fn of(&self, port: Port, scope: Scope) -> PortView {
-        let mut problems = Vec::new();
-        let mut owned = Vec::new();
-        let mut found = Found::default();
-        let files = open_iterator(self.owned.as_fd());
-        if let Err(error) =
-            files.and_then(|files| snapshot::read_files(files, scope, &mut owned, &mut found))
-        {
-            problems.push(format!("the files that processes have open cannot be listed: {error}"));
-        }
-        owned.retain(|held| held.local_port == port);
-        let namespaces = found.namespaces(scope);
+impl Looker {
+    fn look(
+        &self,
+        mut owned: Vec<Held>,
+        namespaces: &Namespaces,
+        scope: Scope,
+        mut problems: Vec<String>,
+    ) -> PortView {
+        owned.retain(|held| held.local_port == self.port);
+        // This goes through all open files once more.
+        let is_idle = |held: &Held| held.by == HeldBy::Socket(TcpState::Close);
+        let idle = if owned.iter().any(is_idle) {
+            self.holders.idle().unwrap_or_default()
+        } else {
+            Vec::new()
+        };
         let own = File::open("/proc/thread-self/ns/net")
             .and_then(|own| netns::inode_of(&own))
             .map_or(Netns(0), Netns);
@@ -68,7 +86,9 @@ impl PortLists {
                     .iter()
                     .filter_map(|(inode, handle)| {
                         let owned = owned.iter().filter(|held| held.netns == Netns(inode));
-                        let view = self.look_into(handle, Netns(inode), port, owned);
+                        let idle = idle.iter().filter(|(netns, _)| *netns == Netns(inode));
+                        let idle = idle.map(|(_, holder)| holder);
+                        let view = self.look_into(handle, Netns(inode), owned, idle);
                         view.map_err(|error| {
                             problems.push(format!(
                                 "network namespace {inode} cannot be looked into: {error}"
@@ -95,11 +115,26 @@ impl PortLists {
         &self,
         handle: &File,
         netns: Netns,
-        port: Port,
         owned: impl Iterator<Item = &'a Held>,
-    ) -> std::io::Result<Occupancy> {
+        idle: impl Iterator<Item = &'a Holder>,
+    ) -> io::Result<Occupancy> {
         netns::enter(handle)?;
-        let timed = sock_diag::list_port(netns, port)?;
+        let port = self.port;
+        // Each of the two goes through the host's whole table.
+        let (timed, hashed) = if sock_diag::holds_nothing() {
+            (Vec::new(), Vec::new())
+        } else {
+            let (timed, hashed) = at_once(
+                || sock_diag::list_port(netns, port),
+                || {
+                    netns::enter(handle)?;
+                    self.holders.hashed_of_this_thread()
+                },
+            );
+            // Without it the answer lacks what only the buckets know.
+            (timed?, hashed.unwrap_or_default())
+        };
+        let buckets: Vec<Holder> = idle.copied().chain(hashed).collect();
         let mut held: Vec<Held> = owned.copied().collect();
         held.extend(timed.iter().map(|timed| timed.held));
         // The ledger makes of several sights of a socket one lease, and knows how it began.
@@ -112,13 +147,6 @@ impl PortLists {
         };
         let mut ledger = Ledger::new(sight);
         ledger.adopt_all(&held);
-        let buckets: Vec<Holder> = if ledger.is_empty() {
-            Vec::new()
-        } else {
-            // Without it the answer lacks what only the buckets know.
-            let view = self.holders.of_this_thread();
-            view.map(|view| view.holders).unwrap_or_default()
-        };
         let mut occupants: Vec<_> = ledger
             .leases_on(netns, port)
             .map(|lease| Occupant {

@@ -75,7 +75,7 @@ fn list_all(namespaces: &Namespaces, lists: Option<&HolderLists>, snapshot: &mut
         coverage.listed.insert(netns);
         // The kernel goes through the whole host's table for this, too.
         let lists = lists.filter(|_| held.len() > before);
-        if let Some(Ok(found)) = lists.map(|lists| lists.classes_of_this_thread(netns)) {
+        if let Some(Ok(found)) = lists.map(HolderLists::classes_of_this_thread) {
             classes.insert(netns, found);
         }
     }

@@ -191,7 +191,11 @@ fn the_settings_of_a_namespace_come_before_what_happens_there_and_again_when_the
 fn settings_are_told_of_namespaces_in_which_something_is_held_already() {
     let Some(sandbox) = sandbox() else { return };
     let _held = Net::V4.bound(20_000);
-    let story = Tracer::start(&sandbox).finish();
+    let mut tracer = Tracer::start(&sandbox);
+    if !tracer.sees("task_file") {
+        return;
+    }
+    let story = tracer.finish();
     let types: Vec<_> = story.records.iter().filter_map(|record| record["type"].as_str()).collect();
     assert_eq!(types, ["start", "namespace", "held", "summary"]);
 }

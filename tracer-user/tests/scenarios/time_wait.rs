@@ -17,7 +17,8 @@ use crate::{
     connect::one_port,
     destroyed::destroy,
     support::{
-        Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, reset_on_close, sandbox,
+        Net, Pair, Tracer, addr, cookie, for_each_net, is, is_patient, read_to_end, reset_on_close,
+        sandbox,
     },
 };
 
@@ -106,7 +107,8 @@ fn connect_takes_over_a_time_wait_once_the_kernel_allows_it() {
                 }
             }
         };
-        assert!(failures > 0, "the kernel waits before it reuses a TIME_WAIT");
+        // A slow machine may have needed the second to come here.
+        assert!(failures > 0 || is_patient(), "the kernel waits before it reuses a TIME_WAIT");
         let new = cookie(&client);
         tracer.wait_for("connection", is(new, "established"));
         let story = tracer.finish();

@@ -6,6 +6,7 @@ use tracer_user::kernel::sandbox::Sandbox;
 
 use crate::support::{
     Net, Pair, Tracer, cookie, for_each_net, is, read_to_end, reset_on_close, sandbox,
+    wait_until_readable,
 };
 
 /// Containers have the same addresses and ports.
@@ -80,6 +81,8 @@ fn sockets_in_the_same_memory_are_told_apart() {
             connected.push([&client, &server].map(cookie));
             reset_on_close(&client);
             drop(client);
+            // The reset arrives before the server closes, too.
+            wait_until_readable(&server);
         }
         let [_, last] = connected.last().expect("there are some");
         tracer.wait_for("release", is(*last, "release:reset_in"));
