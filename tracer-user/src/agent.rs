@@ -1,13 +1,10 @@
 //! The agent: brings kernel, ledger and output together.
 
 mod namespaces;
+mod reporter;
 mod windows;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs, io,
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
@@ -15,29 +12,23 @@ use tokio::{
     task::JoinHandle,
     time::{Instant as Deadline, sleep, sleep_until},
 };
-use tracer_ebpf::{DecodeError, Owner, decode};
+use tracer_ebpf::{DecodeError, decode};
 
-use namespaces::Namespaces;
-
+use reporter::Reporter;
 use windows::Windows;
 
 use crate::{
-    exhaustion::{Forecast, Settings, cause_of},
-    filter::{Filter, Subject},
+    filter::Filter,
     kernel::{
-        cgroup::{CgroupRoot, container_of},
         clock,
-        loader::{self, HookStatus, LoadError, LoadOptions, Outcome, Probes},
+        loader::{self, LoadError, LoadOptions, Probes},
         memory,
         scope::Scope,
         snapshot::{self, Snapshot},
     },
-    ledger::{
-        Differences, Failure, Family, Instant, Kind, Lease, LeaseEvent, Ledger, Netns, Operation,
-        Pressure, Silence, Sink, Unknown,
-    },
-    output::{Cgroup, HookReport, Loss, Output, Place, Start, Summary, names, writer::Writer},
-    scans::{Scan, Scans},
+    ledger::{Differences, Instant, Ledger, Silence, Sink, Unknown},
+    output::{Loss, Output, Place, Summary},
+    scans::Scans,
 };
 
 /// What the user asked for.
@@ -91,8 +82,6 @@ const MOST_BACKLOG_BYTES: usize = 32 << 20;
 /// kernels that run no program in some places and count no miss, and a port that is shown as held
 /// for ever would be worse than one that is let go late.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// How long the end waits for a reader that does not read.
-const READER_PATIENCE: Duration = Duration::from_secs(1);
 /// Comparisons that may find a difference, or a further loss, before a loss is reported as not
 /// healed.
 const HEALING_ROUNDS: u32 = 8;
@@ -126,14 +115,8 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
         return Err(AgentError::Foreign(error));
     }
     ledger.begin_telling();
-    let mut reporter = Reporter {
-        output,
-        writer: Writer::start().map_err(AgentError::Write)?,
-        filter,
-        cgroups: CgroupNames { root: probes.cgroups.take(), known: HashMap::new() },
-        namespaces: Namespaces::default(),
-        totals: BTreeMap::new(),
-    };
+    let mut reporter =
+        Reporter::new(output, filter, probes.cgroups.take()).map_err(AgentError::Write)?;
     reporter.begin(begins, &probes.hooks, warnings, &ledger);
     // Without a snapshot the ledger does not have what was there before it, and need not.
     let checks = verify.or(snapshot.then_some(CHECK_INTERVAL));
@@ -209,7 +192,7 @@ impl Session<'_> {
     async fn run(&mut self) -> Result<(), AgentError> {
         let mut idle_drains = 0;
         loop {
-            self.reporter.flush()?;
+            self.reporter.flush().map_err(AgentError::Write)?;
             if is_reader_gone() {
                 return Ok(());
             }
@@ -407,7 +390,7 @@ impl Session<'_> {
             lost: self.losses.total(),
             duration_s: began.elapsed().as_secs_f64(),
         });
-        self.reporter.finish()
+        self.reporter.finish().map_err(AgentError::Write)
     }
 }
 
@@ -497,236 +480,6 @@ async fn take_snapshot(
     ledger.end_snapshot();
     memory::trim();
     Ok(problems)
-}
-
-/// Shows what the filter admits.
-struct Reporter<'a> {
-    output: &'a mut dyn Output,
-    writer: Writer,
-    filter: Filter,
-    cgroups: CgroupNames,
-    namespaces: Namespaces,
-    totals: BTreeMap<&'static str, u64>,
-}
-
-impl Reporter<'_> {
-    fn begin(&mut self, at: Instant, hooks: &[HookStatus], warnings: Vec<String>, ledger: &Ledger) {
-        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
-        let mut held: Vec<&Lease> = ledger
-            .leases()
-            .filter(|lease| {
-                let cgroup = filter.needs_cgroup().then(|| cgroups.of_lease(lease)).flatten();
-                filter.admits(&Subject::of("held", lease, cgroup))
-            })
-            .collect();
-        held.sort_by_key(|lease| (lease.netns, lease.local_port, lease.id));
-        let hooks = hooks.iter().map(HookReport::from);
-        output.start(&Start {
-            at,
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
-                .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
-            hooks: hooks.collect(),
-            held: held.len(),
-            warnings,
-        });
-        let mut seen: BTreeMap<Netns, Option<u32>> = BTreeMap::new();
-        for lease in &held {
-            let pid = seen.entry(lease.netns).or_default();
-            *pid = pid.or(lease.owner.map(|owner| owner.pid));
-        }
-        let seen: Vec<_> = seen.into_iter().collect();
-        for (netns, settings) in namespaces.meet_all(&seen) {
-            tell_settings(*output, filter, totals, at, netns, &settings);
-        }
-        for lease in &held {
-            output.held(at, lease, cgroups.of_lease(lease));
-        }
-        if !held.is_empty() {
-            totals.insert("held", held.len() as u64);
-        }
-    }
-
-    /// Tells which settings have changed.
-    fn follow_settings(&mut self, at: Instant) {
-        let Self { output, filter, namespaces, totals, .. } = self;
-        for (netns, settings) in namespaces.changes() {
-            tell_settings(*output, filter, totals, at, netns, &settings);
-        }
-    }
-
-    fn scan(&mut self, scan: &Scan) {
-        let Self { output, filter, totals, .. } = self;
-        let tried = scan.port_low.0..=scan.port_high.0;
-        if filter.admits_scan(scan.netns, scan.source.ip(), &tried) {
-            *totals.entry("scan").or_default() += 1;
-            output.scan(Instant(clock::monotonic_ns()), scan);
-        }
-    }
-
-    /// Begins to write to stdout what the output has collected.
-    fn flush(&mut self) -> Result<(), AgentError> {
-        self.writer.flush(self.output.buffer()).map_err(AgentError::Write)
-    }
-
-    /// Bytes that wait for the reader of stdout.
-    fn backlog(&mut self) -> usize {
-        self.output.buffer().len()
-    }
-
-    /// Writes the rest, unless nobody reads it.
-    fn finish(&mut self) -> Result<(), AgentError> {
-        let unread =
-            self.writer.finish(self.output.buffer(), READER_PATIENCE).map_err(AgentError::Write)?;
-        if unread > 0 {
-            eprintln!(
-                "portlife: the reader of stdout does not read: the last {unread} records are lost"
-            );
-        }
-        Ok(())
-    }
-}
-
-impl From<&HookStatus> for HookReport {
-    fn from(hook: &HookStatus) -> Self {
-        let HookStatus { name, without, outcome } = hook;
-        let (outcome, loss) = match outcome {
-            Outcome::Attached(how) => (Ok(*how), None),
-            Outcome::Replaced { reason } => (Err(format!("{reason}; {without}")), None),
-            Outcome::Missing { reason } => (Err(reason.clone()), Some(*without)),
-        };
-        Self { name, outcome, loss }
-    }
-}
-
-impl Sink for Reporter<'_> {
-    fn found(&mut self, at: Instant, lease: &Lease) {
-        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
-        let cgroup = cgroups.of_lease(lease);
-        if filter.admits(&Subject::of("held", lease, cgroup)) {
-            if let Some(settings) = namespaces.meet(lease.netns, pid_of(lease.owner.as_ref()), at) {
-                tell_settings(*output, filter, totals, at, lease.netns, &settings);
-            }
-            *totals.entry("held").or_default() += 1;
-            output.held(at, lease, cgroup);
-        }
-    }
-
-    fn lease(&mut self, event: LeaseEvent<'_>) {
-        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
-        let record = names::change(&event.change);
-        let cgroup = cgroups.of_lease(event.lease);
-        if filter.admits(&Subject::of(record, event.lease, cgroup)) {
-            let LeaseEvent { at, lease, .. } = event;
-            if let Some(settings) = namespaces.meet(lease.netns, pid_of(lease.owner.as_ref()), at) {
-                tell_settings(*output, filter, totals, at, lease.netns, &settings);
-            }
-            *totals.entry(record).or_default() += 1;
-            output.lease(&event, cgroup);
-        }
-    }
-
-    fn pressure(&mut self, pressure: Pressure) {
-        let Self { output, filter, cgroups: _, namespaces: _, totals, writer: _ } = self;
-        let destination = pressure.destination;
-        let subject = Subject {
-            record: "pressure",
-            netns: pressure.netns,
-            family: match destination {
-                Some(destination) if !destination.peer.0.is_ipv4() => Family::Ipv6,
-                _ => Family::Ipv4,
-            },
-            kind: if destination.is_some() { Kind::Connect } else { Kind::BindAuto },
-            local_port: 0,
-            peer: destination.map(|destination| destination.peer),
-            owner: None,
-            cgroup: None,
-        };
-        if filter.admits(&subject) {
-            *totals.entry("pressure").or_default() += 1;
-            output.pressure(&pressure, &Forecast::of(&pressure.room, &pressure.rates));
-        }
-    }
-
-    fn failure(&mut self, failure: Failure<'_>) {
-        let failure = Failure { cause: cause_of(&failure), ..failure };
-        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
-        let holder_cgroup = failure.holder.and_then(|holder| cgroups.of_lease(holder)).cloned();
-        let cgroup = failure.owner.and_then(|owner| cgroups.get(owner.cgroup_id));
-        let subject = Subject {
-            record: "fail",
-            netns: failure.netns,
-            family: failure.family,
-            kind: match failure.operation {
-                Operation::Bind => Kind::Bind,
-                Operation::Connect => Kind::Connect,
-                Operation::Listen => Kind::Listen,
-            },
-            local_port: failure.local_port,
-            peer: failure.peer,
-            owner: failure.owner.as_ref(),
-            cgroup,
-        };
-        if filter.admits(&subject) {
-            let Failure { at, netns, .. } = failure;
-            if let Some(settings) =
-                namespaces.meet_failure(netns, pid_of(failure.owner.as_ref()), at)
-            {
-                tell_settings(*output, filter, totals, at, netns, &settings);
-            }
-            *totals.entry("fail").or_default() += 1;
-            output.failure(&failure, cgroup, holder_cgroup.as_ref());
-        }
-    }
-}
-
-fn pid_of(owner: Option<&Owner>) -> Option<u32> {
-    owner.map(|owner| owner.pid)
-}
-
-/// Tells the settings of a namespace, unless records of this type are not wanted.
-fn tell_settings(
-    output: &mut dyn Output,
-    filter: &Filter,
-    totals: &mut BTreeMap<&'static str, u64>,
-    at: Instant,
-    netns: Netns,
-    settings: &Settings,
-) {
-    if filter.admits_settings() {
-        *totals.entry("namespace").or_default() += 1;
-        output.namespace(at, netns, settings);
-    }
-}
-
-/// Names of cgroups, each looked up once.
-struct CgroupNames {
-    root: Option<CgroupRoot>,
-    known: HashMap<u64, Option<Cgroup>>,
-}
-
-impl CgroupNames {
-    /// Cgroups known before the memory of them is cleared: hosts that start a container a second
-    /// must not grow it for ever.
-    const MOST: usize = 10_000;
-
-    fn of_lease(&mut self, lease: &Lease) -> Option<&Cgroup> {
-        self.get(lease.owner?.cgroup_id)
-    }
-
-    fn get(&mut self, id: u64) -> Option<&Cgroup> {
-        let Self { root, known } = self;
-        if known.len() >= Self::MOST && !known.contains_key(&id) {
-            known.clear();
-        }
-        known
-            .entry(id)
-            .or_insert_with(|| {
-                let path = root.as_ref()?.path_of(id)?;
-                let container = container_of(&path).map(str::to_owned);
-                Some(Cgroup { path, container })
-            })
-            .as_ref()
-    }
 }
 
 /// True if stdout is a pipe that nobody reads any more.

@@ -3,10 +3,9 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{Write as _, stdout},
 };
 
-use super::{Form, trace::namespace};
+use super::{Form, Question, print};
 use crate::{
     exhaustion,
     kernel::{
@@ -32,18 +31,13 @@ pub struct Args {
     /// pid:N for that of a process
     #[arg(short, long = "netns", value_name = "NETNS")]
     namespaces: Vec<String>,
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t = Form::Text)]
-    output: Form,
-    /// Say more on stderr
-    #[arg(short, long)]
-    pub verbose: bool,
+    #[command(flatten)]
+    pub(super) question: Question,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let Args { namespaces, output, verbose: _ } = args;
-    let mut wanted =
-        namespaces.iter().map(|name| namespace(name)).collect::<Result<Vec<_>, _>>()?;
+    let Args { namespaces, question } = args;
+    let mut wanted = super::namespaces(namespaces)?;
     let own = Netns(netns::inode_of(&File::open("/proc/thread-self/ns/net")?)?);
     if wanted.is_empty() {
         wanted.push(own);
@@ -62,18 +56,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         tracer: tested.as_mut().map(tracer).map_err(|error| error.to_string()),
         namespaces: wanted.iter().map(|netns| settings_of(*netns, own, &snapshot)).collect(),
     };
-    let text = match output {
+    let text = match question.output {
         Form::Text => check::text(&check).into_bytes(),
         Form::Json => {
             let json = Json::new(clock::realtime_offset_ns(), Verbosity::Quiet);
             json.check(Instant(clock::monotonic_ns()), &check)
         }
     };
-    match stdout().write_all(&text) {
-        // Nobody reads it, and nobody misses it.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-        other => other?,
-    }
+    print(&text)?;
     // Its reason has been told, and makes the exit code.
     tested.map(|_| ()).map_err(Into::into)
 }

@@ -5,11 +5,14 @@ mod report;
 mod trace;
 mod why;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _, stdout},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{agent::AgentError, kernel::loader::LoadError};
+use crate::{agent::AgentError, kernel::loader::LoadError, ledger::Netns};
 
 /// Everything went as asked.
 const DONE: u8 = 0;
@@ -53,6 +56,31 @@ enum Form {
     Json,
 }
 
+/// What every question that is answered at once can be asked with.
+#[derive(clap::Args)]
+struct Question {
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value_t = Form::Text)]
+    output: Form,
+    /// Say more on stderr
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// Writes an answer to stdout.
+fn print(text: &[u8]) -> io::Result<()> {
+    match stdout().write_all(text) {
+        // Nobody reads it, and nobody misses it.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// The network namespaces that are named.
+fn namespaces(names: &[String]) -> Result<Vec<Netns>, trace::UsageError> {
+    names.iter().map(|name| trace::namespace(name)).collect()
+}
+
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
@@ -61,8 +89,8 @@ pub fn run() -> ExitCode {
         None => (trace.verbose > 0, trace::run(trace)),
         Some(Command::Trace(args)) => (args.verbose > 0, trace::run(*args)),
         Some(Command::Report(args)) => (args.verbose > 0, report::run(*args)),
-        Some(Command::Check(args)) => (args.verbose, check::run(&args)),
-        Some(Command::Why(args)) => (args.verbose, why::run(&args)),
+        Some(Command::Check(args)) => (args.question.verbose, check::run(&args)),
+        Some(Command::Why(args)) => (args.question.verbose, why::run(&args)),
     };
     let code = match outcome {
         Ok(()) => DONE,

@@ -179,7 +179,7 @@ impl FilterArgs {
             comms,
             ports,
             destinations,
-            namespaces: namespaces.iter().map(|name| namespace(name)).collect::<Result<_, _>>()?,
+            namespaces: super::namespaces(&namespaces)?,
             cgroups,
             families,
             kinds,

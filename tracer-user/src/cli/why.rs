@@ -1,8 +1,6 @@
 //! `portlife why PORT`.
 
-use std::io::{Write as _, stdout};
-
-use super::{Form, trace::namespace};
+use super::{Form, Question, print};
 use crate::{
     kernel::{
         cgroup::{CgroupRoot, container_of},
@@ -25,18 +23,13 @@ pub struct Args {
     /// Only this network namespace: its inode, a path to it, or pid:N for that of a process
     #[arg(short, long = "netns", value_name = "NETNS")]
     namespaces: Vec<String>,
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t = Form::Text)]
-    output: Form,
-    /// Say more on stderr
-    #[arg(short, long)]
-    pub verbose: bool,
+    #[command(flatten)]
+    pub(super) question: Question,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let Args { port, namespaces, output, verbose: _ } = args;
-    let namespaces: Vec<_> =
-        namespaces.iter().map(|name| namespace(name)).collect::<Result<_, _>>()?;
+    let Args { port, namespaces, question } = args;
+    let namespaces = super::namespaces(namespaces)?;
     let view = occupants::look_for(*port, Scope::of(&namespaces))?;
     for problem in &view.problems {
         eprintln!("portlife: {problem}");
@@ -48,18 +41,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(Cgroup { path, container })
     };
     let answer = Answer { port: *port, view: &view, cgroup_of: &cgroup_of };
-    let text = match output {
+    let text = match question.output {
         Form::Text => why::text(&answer).into_bytes(),
         Form::Json => {
             let json = Json::new(clock::realtime_offset_ns(), Verbosity::Quiet);
             json.why(Instant(clock::monotonic_ns()), &answer)
         }
     };
-    match stdout().write_all(&text) {
-        // Nobody reads it, and nobody misses it.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
-    }
+    Ok(print(&text)?)
 }
 
 fn port(text: &str) -> Result<Port, String> {

@@ -1,0 +1,282 @@
+//! From leases to records: what the filter admits, with the names that go with it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs, io,
+    time::Duration,
+};
+
+use tracer_ebpf::Owner;
+
+use super::namespaces::Namespaces;
+use crate::{
+    exhaustion::{Forecast, Settings, cause_of},
+    filter::{Filter, Subject},
+    kernel::{
+        cgroup::{CgroupRoot, container_of},
+        clock,
+        loader::{HookStatus, Outcome},
+    },
+    ledger::{
+        Failure, Family, Instant, Kind, Lease, LeaseEvent, Ledger, Netns, Operation, Pressure, Sink,
+    },
+    output::{Cgroup, HookReport, Output, Start, names, writer::Writer},
+    scans::Scan,
+};
+
+/// How long the end waits for a reader that does not read.
+const READER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Shows what the filter admits.
+pub(super) struct Reporter<'a> {
+    pub output: &'a mut dyn Output,
+    writer: Writer,
+    filter: Filter,
+    cgroups: CgroupNames,
+    namespaces: Namespaces,
+    /// Records shown, by type.
+    pub totals: BTreeMap<&'static str, u64>,
+}
+
+impl<'a> Reporter<'a> {
+    /// Shows nothing yet. Names of cgroups are those below this root.
+    pub fn new(
+        output: &'a mut dyn Output,
+        filter: Filter,
+        cgroups: Option<CgroupRoot>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            output,
+            writer: Writer::start()?,
+            filter,
+            cgroups: CgroupNames { root: cgroups, known: HashMap::new() },
+            namespaces: Namespaces::default(),
+            totals: BTreeMap::new(),
+        })
+    }
+
+    /// Tells that everything is seen from now on, and what is held.
+    pub fn begin(
+        &mut self,
+        at: Instant,
+        hooks: &[HookStatus],
+        warnings: Vec<String>,
+        ledger: &Ledger,
+    ) {
+        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
+        let mut held: Vec<&Lease> = ledger
+            .leases()
+            .filter(|lease| {
+                let cgroup = filter.needs_cgroup().then(|| cgroups.of_lease(lease)).flatten();
+                filter.admits(&Subject::of("held", lease, cgroup))
+            })
+            .collect();
+        held.sort_by_key(|lease| (lease.netns, lease.local_port, lease.id));
+        let hooks = hooks.iter().map(HookReport::from);
+        output.start(&Start {
+            at,
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
+                .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
+            hooks: hooks.collect(),
+            held: held.len(),
+            warnings,
+        });
+        let mut seen: BTreeMap<Netns, Option<u32>> = BTreeMap::new();
+        for lease in &held {
+            let pid = seen.entry(lease.netns).or_default();
+            *pid = pid.or(lease.owner.map(|owner| owner.pid));
+        }
+        let seen: Vec<_> = seen.into_iter().collect();
+        for (netns, settings) in namespaces.meet_all(&seen) {
+            tell_settings(*output, filter, totals, at, netns, &settings);
+        }
+        for lease in &held {
+            output.held(at, lease, cgroups.of_lease(lease));
+        }
+        if !held.is_empty() {
+            totals.insert("held", held.len() as u64);
+        }
+    }
+
+    /// Tells which settings have changed.
+    pub fn follow_settings(&mut self, at: Instant) {
+        let Self { output, filter, namespaces, totals, .. } = self;
+        for (netns, settings) in namespaces.changes() {
+            tell_settings(*output, filter, totals, at, netns, &settings);
+        }
+    }
+
+    /// Tells of a port scan.
+    pub fn scan(&mut self, scan: &Scan) {
+        let Self { output, filter, totals, .. } = self;
+        let tried = scan.port_low.0..=scan.port_high.0;
+        if filter.admits_scan(scan.netns, scan.source.ip(), &tried) {
+            *totals.entry("scan").or_default() += 1;
+            output.scan(Instant(clock::monotonic_ns()), scan);
+        }
+    }
+
+    /// Begins to write to stdout what the output has collected.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush(self.output.buffer())
+    }
+
+    /// Bytes that wait for the reader of stdout.
+    pub fn backlog(&mut self) -> usize {
+        self.output.buffer().len()
+    }
+
+    /// Writes the rest, unless nobody reads it.
+    pub fn finish(&mut self) -> io::Result<()> {
+        let unread = self.writer.finish(self.output.buffer(), READER_PATIENCE)?;
+        if unread > 0 {
+            eprintln!(
+                "portlife: the reader of stdout does not read: the last {unread} records are lost"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl From<&HookStatus> for HookReport {
+    fn from(hook: &HookStatus) -> Self {
+        let HookStatus { name, without, outcome } = hook;
+        let (outcome, loss) = match outcome {
+            Outcome::Attached(how) => (Ok(*how), None),
+            Outcome::Replaced { reason } => (Err(format!("{reason}; {without}")), None),
+            Outcome::Missing { reason } => (Err(reason.clone()), Some(*without)),
+        };
+        Self { name, outcome, loss }
+    }
+}
+
+impl Sink for Reporter<'_> {
+    fn found(&mut self, at: Instant, lease: &Lease) {
+        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
+        let cgroup = cgroups.of_lease(lease);
+        if filter.admits(&Subject::of("held", lease, cgroup)) {
+            if let Some(settings) = namespaces.meet(lease.netns, pid_of(lease.owner.as_ref()), at) {
+                tell_settings(*output, filter, totals, at, lease.netns, &settings);
+            }
+            *totals.entry("held").or_default() += 1;
+            output.held(at, lease, cgroup);
+        }
+    }
+
+    fn lease(&mut self, event: LeaseEvent<'_>) {
+        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
+        let record = names::change(&event.change);
+        let cgroup = cgroups.of_lease(event.lease);
+        if filter.admits(&Subject::of(record, event.lease, cgroup)) {
+            let LeaseEvent { at, lease, .. } = event;
+            if let Some(settings) = namespaces.meet(lease.netns, pid_of(lease.owner.as_ref()), at) {
+                tell_settings(*output, filter, totals, at, lease.netns, &settings);
+            }
+            *totals.entry(record).or_default() += 1;
+            output.lease(&event, cgroup);
+        }
+    }
+
+    fn pressure(&mut self, pressure: Pressure) {
+        let Self { output, filter, cgroups: _, namespaces: _, totals, writer: _ } = self;
+        let destination = pressure.destination;
+        let subject = Subject {
+            record: "pressure",
+            netns: pressure.netns,
+            family: match destination {
+                Some(destination) if !destination.peer.0.is_ipv4() => Family::Ipv6,
+                _ => Family::Ipv4,
+            },
+            kind: if destination.is_some() { Kind::Connect } else { Kind::BindAuto },
+            local_port: 0,
+            peer: destination.map(|destination| destination.peer),
+            owner: None,
+            cgroup: None,
+        };
+        if filter.admits(&subject) {
+            *totals.entry("pressure").or_default() += 1;
+            output.pressure(&pressure, &Forecast::of(&pressure.room, &pressure.rates));
+        }
+    }
+
+    fn failure(&mut self, failure: Failure<'_>) {
+        let failure = Failure { cause: cause_of(&failure), ..failure };
+        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
+        let holder_cgroup = failure.holder.and_then(|holder| cgroups.of_lease(holder)).cloned();
+        let cgroup = failure.owner.and_then(|owner| cgroups.get(owner.cgroup_id));
+        let subject = Subject {
+            record: "fail",
+            netns: failure.netns,
+            family: failure.family,
+            kind: match failure.operation {
+                Operation::Bind => Kind::Bind,
+                Operation::Connect => Kind::Connect,
+                Operation::Listen => Kind::Listen,
+            },
+            local_port: failure.local_port,
+            peer: failure.peer,
+            owner: failure.owner.as_ref(),
+            cgroup,
+        };
+        if filter.admits(&subject) {
+            let Failure { at, netns, .. } = failure;
+            if let Some(settings) =
+                namespaces.meet_failure(netns, pid_of(failure.owner.as_ref()), at)
+            {
+                tell_settings(*output, filter, totals, at, netns, &settings);
+            }
+            *totals.entry("fail").or_default() += 1;
+            output.failure(&failure, cgroup, holder_cgroup.as_ref());
+        }
+    }
+}
+
+fn pid_of(owner: Option<&Owner>) -> Option<u32> {
+    owner.map(|owner| owner.pid)
+}
+
+/// Tells the settings of a namespace, unless records of this type are not wanted.
+fn tell_settings(
+    output: &mut dyn Output,
+    filter: &Filter,
+    totals: &mut BTreeMap<&'static str, u64>,
+    at: Instant,
+    netns: Netns,
+    settings: &Settings,
+) {
+    if filter.admits_settings() {
+        *totals.entry("namespace").or_default() += 1;
+        output.namespace(at, netns, settings);
+    }
+}
+
+/// Names of cgroups, each looked up once.
+struct CgroupNames {
+    root: Option<CgroupRoot>,
+    known: HashMap<u64, Option<Cgroup>>,
+}
+
+impl CgroupNames {
+    /// Cgroups known before the memory of them is cleared: hosts that start a container a second
+    /// must not grow it for ever.
+    const MOST: usize = 10_000;
+
+    fn of_lease(&mut self, lease: &Lease) -> Option<&Cgroup> {
+        self.get(lease.owner?.cgroup_id)
+    }
+
+    fn get(&mut self, id: u64) -> Option<&Cgroup> {
+        let Self { root, known } = self;
+        if known.len() >= Self::MOST && !known.contains_key(&id) {
+            known.clear();
+        }
+        known
+            .entry(id)
+            .or_insert_with(|| {
+                let path = root.as_ref()?.path_of(id)?;
+                let container = container_of(&path).map(str::to_owned);
+                Some(Cgroup { path, container })
+            })
+            .as_ref()
+    }
+}
