@@ -1,5 +1,6 @@
 //! What a fact costs the agent on one core, from the ring's bytes to JSON, and what a lease costs
-//! in memory, with few and with many live leases.
+//! in memory, with few and with many live leases. Instructions, which a busy machine does not
+//! change, are 0 where they cannot be counted.
 //!
 //! Each size runs in a process of its own, so that memory is that of its leases alone. The load is
 //! that of connections of a host to itself, the worst for portlife: both ends are seen, and the
@@ -14,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use perf_event::{Builder, events::Hardware};
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState, decode, flags};
 use tracer_user::{
     exhaustion::Forecast,
@@ -48,22 +50,25 @@ fn main() -> Result<()> {
     if let Some(size) = env::args().skip(1).find_map(|argument| argument.parse().ok()) {
         return run(size);
     }
-    println!("live leases    facts/s  ns/fact  of the least  records/fact  bytes/lease");
+    println!(
+        "live leases   facts/s   ns/fact  of the least  instructions/fact  of the ledger  \
+         instructions/record  bytes/lease"
+    );
     let mut least = None;
     for size in SIZES {
         let output = Command::new(env::current_exe()?).arg(size.to_string()).output()?;
         let text = String::from_utf8(output.stdout)?;
         let figures: Vec<f64> =
             text.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-        let [ns_per_fact, records_per_fact, bytes_per_lease] = *figures else {
+        let [ns_per_fact, per_fact, ledgers, per_record, bytes_per_lease] = *figures else {
             io::stderr().write_all(&output.stderr)?;
             bail!("no figures with {size} leases: {}", output.status);
         };
         let ratio = ns_per_fact / *least.get_or_insert(ns_per_fact);
         let facts_per_s = 1e9 / ns_per_fact;
         println!(
-            "{size:11} {facts_per_s:10.0} {ns_per_fact:8.0} {ratio:13.2} {records_per_fact:13.2} \
-             {bytes_per_lease:12.0}"
+            "{size:11} {facts_per_s:9.0} {ns_per_fact:9.0} {ratio:13.2} {per_fact:18.0} \
+             {ledgers:14.0} {per_record:20.0} {bytes_per_lease:12.0}"
         );
     }
     Ok(())
@@ -101,24 +106,59 @@ fn run(size: u64) -> Result<()> {
     let leases = ledger.len();
     let bytes_per_lease = (resident_bytes()? - before.0) as f64 / (leases - before.1) as f64;
 
-    let mut times = Vec::new();
-    let mut facts = 0;
+    let (mut silent, mut told) = (Cost::default(), Cost::default());
     records.written = 0;
     for _ in 0..ROUNDS {
         host.connect(ROUND);
-        facts += host.ends.len();
-        let began = Clock::now();
-        host.take_in(&mut ledger, &mut records)?;
-        times.push(began.elapsed().as_secs_f64());
+        silent.of(host.ends.len(), || host.take_in(&mut ledger, &mut Silence))?;
+        host.connect(ROUND);
+        told.of(host.ends.len(), || host.take_in(&mut ledger, &mut records))?;
     }
     if ledger.len() != leases {
         bail!("{leases} leases have become {}", ledger.len());
     }
-    times.sort_by(f64::total_cmp);
-    let median_s = times[ROUNDS / 2] * ROUNDS as f64;
-    let facts = facts as f64;
-    println!("{} {} {bytes_per_lease}", median_s * 1e9 / facts, records.written as f64 / facts);
+    let (ledgers, per_fact) = (silent.instructions_per_fact(), told.instructions_per_fact());
+    let per_record = (per_fact - ledgers) * told.facts as f64 / records.written as f64;
+    println!("{} {per_fact} {ledgers} {per_record} {bytes_per_lease}", told.ns_per_fact());
     Ok(())
+}
+
+/// What rounds of facts have taken.
+#[derive(Default)]
+struct Cost {
+    facts: usize,
+    instructions: u64,
+    /// Nanoseconds for each fact of a round.
+    rounds: Vec<f64>,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "the numbers are far below 2^52")]
+impl Cost {
+    fn of(&mut self, facts: usize, round: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut counter = Builder::new(Hardware::INSTRUCTIONS).build().ok();
+        if let Some(counter) = &mut counter {
+            counter.enable()?;
+        }
+        let began = Clock::now();
+        round()?;
+        self.rounds.push(began.elapsed().as_secs_f64() * 1e9 / facts as f64);
+        if let Some(counter) = &mut counter {
+            counter.disable()?;
+            self.instructions += counter.read()?;
+        }
+        self.facts += facts;
+        Ok(())
+    }
+
+    /// Of the median round: others had less of the machine.
+    fn ns_per_fact(&mut self) -> f64 {
+        self.rounds.sort_by(f64::total_cmp);
+        self.rounds[self.rounds.len() / 2]
+    }
+
+    fn instructions_per_fact(&self) -> f64 {
+        self.instructions as f64 / self.facts as f64
+    }
 }
 
 fn resident_bytes() -> Result<u64> {
@@ -300,7 +340,8 @@ impl Host {
         for drained in self.ends.chunks(DRAINED) {
             let mut now = Instant(0);
             for end in drained {
-                let (kind, fact, owner) = decode(&self.ring[began..*end]).ok().context("no fact")?;
+                let (kind, fact, owner) =
+                    decode(&self.ring[began..*end]).ok().context("no fact")?;
                 ledger.apply(kind, &fact, owner, sink);
                 (began, now) = (*end, Instant(fact.time_ns));
             }
