@@ -1,16 +1,20 @@
 //! NDJSON: one object a line.
 
-use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use tracer_ebpf::Owner;
 
-use super::{Cgroup, Loss, Output, Start, Summary, Times, Verbosity, comm, names, seconds};
+use super::{
+    Cgroup, Loss, Output, Start, Summary, Times, Verbosity, comm,
+    line::{AsSerde, Name, Owners, TimeOfDay, Value, append},
+    names, seconds,
+};
 use crate::{
     exhaustion::{Forecast, Settings, advice_on, cause_of, free_in_s},
     ledger::{
         Addr, Change, Differences, Failure, Instant, Kind, Lease, LeaseEvent, LeaseId, Netns,
-        Operation, Phase, Port, Pressure, Reuse, Room,
+        Operation, Phase, Pressure, Reuse, Room,
     },
     scans::Scan,
 };
@@ -21,13 +25,21 @@ pub struct Json {
     realtime_offset_ns: i128,
     verbosity: Verbosity,
     buffer: Vec<u8>,
+    time: TimeOfDay,
+    owners: Owners,
 }
 
 impl Json {
     /// `realtime_offset_ns` turns monotonic times into the time of day.
     #[must_use]
     pub fn new(realtime_offset_ns: i128, verbosity: Verbosity) -> Self {
-        Self { realtime_offset_ns, verbosity, buffer: Vec::new() }
+        Self {
+            realtime_offset_ns,
+            verbosity,
+            buffer: Vec::new(),
+            time: TimeOfDay::default(),
+            owners: Owners::default(),
+        }
     }
 
     pub(super) fn write<D: Serialize>(
@@ -47,16 +59,46 @@ impl Json {
         }
     }
 
-    fn write_lease<D: Serialize>(
+    /// Writes a record of a kind that is frequent. What [`write`](Self::write) would write.
+    fn write_fast(
         &mut self,
         kind: &'static str,
         at: Instant,
-        lease: &Lease,
-        cgroup: Option<&Cgroup>,
-        rest: D,
+        netns: Netns,
+        who: &Who<'_>,
+        rest: impl FnOnce(&mut Vec<u8>),
     ) {
-        let subject = Subject { who: Who::of(lease, cgroup), rest };
-        self.write(kind, at, Some(lease.netns.0), subject);
+        let Self { realtime_offset_ns, verbosity: _, buffer, time, owners } = self;
+        buffer.extend_from_slice(b"{\"v\":1");
+        append!(buffer, "type": Name(kind));
+        buffer.extend_from_slice(b",\"time\":");
+        time.append(i128::from(at.0) + *realtime_offset_ns, buffer);
+        append!(buffer, "mono_ns": at.0, "netns": netns.0);
+        let Who {
+            lease,
+            cookie,
+            kind,
+            family,
+            local_addr,
+            local_port,
+            peer_addr,
+            peer_port,
+            process: Process { owner, cgroup },
+        } = *who;
+        append!(
+            buffer,
+            "lease": lease,
+            "cookie": cookie,
+            "kind": Name(kind),
+            "family": Name(family),
+            "local_addr": local_addr,
+            "local_port": local_port,
+            "peer_addr": peer_addr,
+            "peer_port": peer_port,
+        );
+        owners.append(owner, cgroup, buffer);
+        rest(buffer);
+        buffer.extend_from_slice(b"}\n");
     }
 }
 
@@ -140,56 +182,54 @@ impl Output for Json {
     }
 
     fn held(&mut self, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>) {
-        #[derive(Serialize)]
-        struct Details {
-            phase: &'static str,
-            substate: Option<&'static str>,
-            closed_by: Option<&'static str>,
-            age_s: Option<f64>,
-        }
-        let details = Details {
-            phase: names::phase(lease.phase),
-            substate: match lease.phase {
-                Phase::TimeWait(substate) => Some(names::substate(substate)),
-                _ => None,
-            },
-            closed_by: lease.closed_by.map(names::side),
-            age_s: lease.acquired.map(|acquired| seconds(at.since(acquired))),
+        let substate = match lease.phase {
+            Phase::TimeWait(substate) => Some(names::substate(substate)),
+            _ => None,
         };
-        self.write_lease("held", at, lease, cgroup, details);
+        self.write_fast("held", at, lease.netns, &Who::of(lease, cgroup), |buffer| {
+            append!(
+                buffer,
+                "phase": Name(names::phase(lease.phase)),
+                "substate": substate.map(Name),
+                "closed_by": lease.closed_by.map(names::side).map(Name),
+                "age_s": lease.acquired.map(|acquired| seconds(at.since(acquired))),
+            );
+        });
     }
 
     fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
         let LeaseEvent { at, lease, change } = *event;
-        let details = match change {
+        let kind = names::change(&change);
+        self.write_fast(kind, at, lease.netns, &Who::of(lease, cgroup), |buffer| match change {
             Change::Bind { requested_port, reuse } => {
-                Details::Bind { requested_port, reuse: reuse.map(Into::into) }
+                append!(buffer, "requested_port": requested_port, "reuse": reuse);
             }
-            Change::Connect { search_ns, reuse } => Details::Connect {
-                search_us: search_ns.map(microseconds),
-                reuse: reuse.map(Into::into),
-            },
+            Change::Connect { search_ns, reuse } => {
+                append!(buffer, "search_us": search_ns.map(microseconds), "reuse": reuse);
+            }
             Change::Established { handshake_ns } => {
-                Details::Established { handshake_us: handshake_ns.map(microseconds) }
+                append!(buffer, "handshake_us": handshake_ns.map(microseconds));
             }
             Change::Accept { listener } => {
-                Details::Accept { listener: listener.map(|cookie| cookie.0) }
+                append!(buffer, "listener": listener.map(|cookie| cookie.0));
             }
-            Change::Listen => Details::Listen {},
-            Change::Closing { by } => Details::Closing { by: names::side(by) },
-            Change::TimeWait(substate) => Details::TimeWait { substate: names::substate(substate) },
+            Change::Listen => {}
+            Change::Closing { by } => append!(buffer, "by": Name(names::side(by))),
+            Change::TimeWait(substate) => {
+                append!(buffer, "substate": Name(names::substate(substate)));
+            }
             Change::Release { reason } => {
                 let Times { held_s, established_s, time_wait_s } = Times::of(lease, at);
-                Details::Release {
-                    reason: names::reason(reason),
-                    held_s,
-                    established_s,
-                    time_wait_s,
-                    closed_by: lease.closed_by.map(names::side),
-                }
+                append!(
+                    buffer,
+                    "reason": Name(names::reason(reason)),
+                    "held_s": held_s,
+                    "established_s": established_s,
+                    "time_wait_s": time_wait_s,
+                    "closed_by": lease.closed_by.map(names::side).map(Name),
+                );
             }
-        };
-        self.write_lease(names::change(&change), at, lease, cgroup, details);
+        });
     }
 
     fn failure(
@@ -198,21 +238,6 @@ impl Output for Json {
         cgroup: Option<&Cgroup>,
         holder_cgroup: Option<&Cgroup>,
     ) {
-        #[derive(Serialize)]
-        struct Details<'a> {
-            op: &'static str,
-            errno: i32,
-            error: Cow<'static, str>,
-            requested_addr: IpAddr,
-            requested_port: u16,
-            cause: Option<&'static str>,
-            holder: Option<Holder<'a>>,
-            holder_ports: Option<u32>,
-            range: Option<Range>,
-            own_range: Option<[u16; 2]>,
-            advice: Option<&'static str>,
-            search_us: Option<f64>,
-        }
         let cause = cause_of(failure);
         let advice = advice_on(failure, cause);
         let Failure {
@@ -244,33 +269,38 @@ impl Output for Json {
                 Operation::Listen => names::kind(Kind::Listen),
             },
             family: names::family(family),
-            local_addr: local_addr.ip(),
+            local_addr,
             local_port: (local_port != 0).then_some(local_port),
-            peer: Peer::of(peer),
-            owner: Process::of(owner.as_ref(), cgroup),
+            peer_addr: peer.map(|(addr, _)| addr),
+            peer_port: peer.map(|(_, port)| port.0),
+            process: Process { owner: owner.as_ref(), cgroup },
         };
-        let rest = Details {
-            op: names::operation(operation),
-            errno,
-            error: names::errno(errno),
-            requested_addr: local_addr.ip(),
-            requested_port: local_port,
-            cause: cause.map(names::cause),
-            holder: holder.map(|lease| Holder::of(lease, holder_cgroup, free_in_s(lease, at))),
-            holder_ports,
-            range: room.map(Into::into),
-            own_range: own_range.map(|(low, high)| [low.0, high.0]),
-            advice: advice.map(names::advice),
-            search_us: search_ns.map(microseconds),
-        };
-        self.write("fail", at, Some(netns.0), Subject { who, rest });
+        self.write_fast("fail", at, netns, &who, |buffer| {
+            append!(
+                buffer,
+                "op": Name(names::operation(operation)),
+                "errno": errno,
+                "error": AsSerde(names::errno(errno)),
+                "requested_addr": local_addr,
+                "requested_port": local_port,
+                "cause": cause.map(names::cause).map(Name),
+                "holder": holder.map(|lease| {
+                    AsSerde(Holder::of(lease, holder_cgroup, free_in_s(lease, at)))
+                }),
+                "holder_ports": holder_ports,
+                "range": room.map(|room| AsSerde(Range::from(room))),
+                "own_range": own_range.map(|(low, high)| AsSerde([low.0, high.0])),
+                "advice": advice.map(names::advice).map(Name),
+                "search_us": search_ns.map(microseconds),
+            );
+        });
     }
 
     fn pressure(&mut self, pressure: &Pressure, forecast: &Forecast) {
         #[derive(Serialize)]
         struct Details {
-            source_addr: Option<IpAddr>,
-            peer_addr: Option<IpAddr>,
+            source_addr: Option<Addr>,
+            peer_addr: Option<Addr>,
             peer_port: Option<u16>,
             level_percent: u8,
             rising: bool,
@@ -285,8 +315,8 @@ impl Output for Json {
         let Pressure { at, netns, destination, level_percent, is_rising, room, rates } = *pressure;
         let peer = destination.map(|destination| destination.peer);
         let details = Details {
-            source_addr: destination.map(|destination| destination.source.ip()),
-            peer_addr: peer.map(|(addr, _)| addr.ip()),
+            source_addr: destination.map(|destination| destination.source),
+            peer_addr: peer.map(|(addr, _)| addr),
             peer_port: peer.map(|(_, port)| port.0),
             level_percent,
             rising: is_rising,
@@ -396,14 +426,6 @@ struct Record<'a, D> {
     rest: D,
 }
 
-#[derive(Serialize)]
-struct Subject<'a, D> {
-    #[serde(flatten)]
-    who: Who<'a>,
-    #[serde(flatten)]
-    rest: D,
-}
-
 /// The identity of a lease.
 #[derive(Serialize)]
 struct Who<'a> {
@@ -411,12 +433,12 @@ struct Who<'a> {
     cookie: u64,
     kind: &'static str,
     family: &'static str,
-    local_addr: IpAddr,
+    local_addr: Addr,
     local_port: Option<u16>,
+    peer_addr: Option<Addr>,
+    peer_port: Option<u16>,
     #[serde(flatten)]
-    peer: Peer,
-    #[serde(flatten)]
-    owner: Process<'a>,
+    process: Process<'a>,
 }
 
 impl<'a> Who<'a> {
@@ -426,44 +448,38 @@ impl<'a> Who<'a> {
             cookie: lease.cookie.0,
             kind: names::kind(lease.kind),
             family: names::family(lease.family),
-            local_addr: lease.local_addr.ip(),
+            local_addr: lease.local_addr,
             local_port: Some(lease.local_port.0),
-            peer: Peer::of(lease.peer),
-            owner: Process::of(lease.owner.as_ref(), cgroup),
+            peer_addr: lease.peer.map(|(addr, _)| addr),
+            peer_port: lease.peer.map(|(_, port)| port.0),
+            process: Process { owner: lease.owner.as_ref(), cgroup },
         }
     }
 }
 
-#[derive(Serialize)]
-struct Peer {
-    peer_addr: Option<IpAddr>,
-    peer_port: Option<u16>,
-}
-
-impl Peer {
-    fn of(peer: Option<(Addr, Port)>) -> Self {
-        Self { peer_addr: peer.map(|(addr, _)| addr.ip()), peer_port: peer.map(|(_, port)| port.0) }
-    }
-}
-
-#[derive(Serialize)]
+#[derive(Clone, Copy)]
 struct Process<'a> {
-    pid: Option<u32>,
-    comm: Option<Cow<'a, str>>,
-    uid: Option<u32>,
-    cgroup: Option<&'a str>,
-    container: Option<&'a str>,
+    owner: Option<&'a Owner>,
+    cgroup: Option<&'a Cgroup>,
 }
 
-impl<'a> Process<'a> {
-    fn of(owner: Option<&'a Owner>, cgroup: Option<&'a Cgroup>) -> Self {
-        Self {
-            pid: owner.map(|owner| owner.pid),
-            comm: owner.map(|owner| comm(&owner.comm)),
-            uid: owner.map(|owner| owner.uid),
-            cgroup: cgroup.map(|cgroup| cgroup.path.as_str()),
-            container: cgroup.and_then(|cgroup| cgroup.container.as_deref()),
-        }
+impl Serialize for Process<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { owner, cgroup } = *self;
+        let mut process = serializer.serialize_struct("Process", 5)?;
+        process.serialize_field("pid", &owner.map(|owner| owner.pid))?;
+        process.serialize_field("comm", &owner.map(|owner| comm(&owner.comm)))?;
+        process.serialize_field("uid", &owner.map(|owner| owner.uid))?;
+        process.serialize_field("cgroup", &cgroup.map(|cgroup| &cgroup.path))?;
+        let container = cgroup.and_then(|cgroup| cgroup.container.as_ref());
+        process.serialize_field("container", &container)?;
+        process.end()
+    }
+}
+
+impl Serialize for Addr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.ip().serialize(serializer)
     }
 }
 
@@ -499,54 +515,20 @@ impl From<Room> for Range {
     }
 }
 
-#[derive(Serialize)]
-struct ReuseRecord {
-    lease: u64,
-    idle_s: f64,
-    from_time_wait: bool,
-}
-
-impl From<Reuse> for ReuseRecord {
-    fn from(reuse: Reuse) -> Self {
-        let Reuse { previous: LeaseId(lease), idle_ns, from_time_wait } = reuse;
-        Self { lease, idle_s: seconds(idle_ns), from_time_wait }
+impl Value for Reuse {
+    fn append(self, bytes: &mut Vec<u8>) {
+        let Self { previous: LeaseId(lease), idle_ns, from_time_wait } = self;
+        bytes.extend_from_slice(b"{\"lease\":");
+        lease.append(bytes);
+        append!(bytes, "idle_s": seconds(idle_ns), "from_time_wait": from_time_wait);
+        bytes.push(b'}');
     }
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Details {
-    Bind {
-        requested_port: u16,
-        reuse: Option<ReuseRecord>,
-    },
-    Connect {
-        search_us: Option<f64>,
-        reuse: Option<ReuseRecord>,
-    },
-    Established {
-        handshake_us: Option<f64>,
-    },
-    Accept {
-        listener: Option<u64>,
-    },
-    Listen {},
-    Closing {
-        by: &'static str,
-    },
-    TimeWait {
-        substate: &'static str,
-    },
-    Release {
-        reason: &'static str,
-        held_s: Option<f64>,
-        established_s: Option<f64>,
-        time_wait_s: Option<f64>,
-        closed_by: Option<&'static str>,
-    },
 }
 
 #[expect(clippy::cast_precision_loss, reason = "the precision suffices for a duration")]
 fn microseconds(ns: u64) -> f64 {
     ns as f64 / 1e3
 }
+
+#[cfg(test)]
+mod tests;

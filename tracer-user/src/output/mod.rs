@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod json;
+mod line;
 pub mod names;
 pub mod text;
 pub mod why;

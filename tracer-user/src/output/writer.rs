@@ -4,7 +4,10 @@
 use std::{
     io::{self, Write as _},
     mem,
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, channel, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, channel, sync_channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -15,12 +18,18 @@ const USUAL_BYTES: usize = 4 << 20;
 /// Hands buffers to the thread that writes them, one at a time.
 #[derive(Debug)]
 pub struct Writer {
-    full: SyncSender<Vec<u8>>,
-    written: Receiver<io::Result<Vec<u8>>>,
-    /// Records in the buffer that is being written.
-    under_way: usize,
-    /// A buffer to go on with while the other is being written; `None` while both are in use.
-    spare: Option<Vec<u8>>,
+    full: SyncSender<Arc<Vec<u8>>>,
+    written: Receiver<io::Result<()>>,
+    other: Other,
+}
+
+/// The buffer that is not the one being filled.
+#[derive(Debug)]
+enum Other {
+    /// To go on with, as soon as there is something to write.
+    Spare(Vec<u8>),
+    /// Being written. Shared, to tell what is in it if that never ends.
+    UnderWay(Arc<Vec<u8>>),
 }
 
 impl Writer {
@@ -29,22 +38,21 @@ impl Writer {
     /// # Errors
     /// If there can be no further thread.
     pub fn start() -> io::Result<Self> {
-        let (full, to_write) = sync_channel::<Vec<u8>>(1);
+        let (full, to_write) = sync_channel::<Arc<Vec<u8>>>(1);
         let (done, written) = channel();
         // Not joined: it may be stuck in a write for ever, and ends with the process.
         thread::Builder::new().name("portlife-stdout".to_owned()).spawn(move || {
-            for mut buffer in to_write {
+            for buffer in to_write {
                 let mut stdout = io::stdout().lock();
                 let result = stdout.write_all(&buffer).and_then(|()| stdout.flush());
-                buffer.clear();
-                // Only a reader that stalls, or the first snapshot, makes it grow beyond.
-                buffer.shrink_to(USUAL_BYTES);
-                if done.send(result.map(|()| buffer)).is_err() {
+                // Given back before that is told.
+                drop(buffer);
+                if done.send(result).is_err() {
                     return;
                 }
             }
         })?;
-        Ok(Self { full, written, under_way: 0, spare: Some(Vec::new()) })
+        Ok(Self { full, written, other: Other::Spare(Vec::new()) })
     }
 
     /// Begins to write what is in the buffer and empties it, unless the last writing goes on.
@@ -52,18 +60,18 @@ impl Writer {
     /// # Errors
     /// If an earlier writing has failed.
     pub fn flush(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
-        if self.spare.is_none() {
+        if let Other::UnderWay(_) = self.other {
             match self.written.try_recv() {
-                Ok(result) => self.is_written(result?),
+                Ok(result) => self.is_written(result)?,
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(io::ErrorKind::BrokenPipe.into()),
             }
         }
         if !buffer.is_empty()
-            && let Some(spare) = self.spare.take()
+            && let Other::Spare(spare) = &mut self.other
         {
-            let full = mem::replace(buffer, spare);
-            self.under_way = records_in(&full);
+            let full = Arc::new(mem::replace(buffer, mem::take(spare)));
+            self.other = Other::UnderWay(Arc::clone(&full));
             self.full.send(full).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
         }
         Ok(())
@@ -78,14 +86,12 @@ impl Writer {
         let deadline = Instant::now() + patience;
         loop {
             self.flush(buffer)?;
-            if self.spare.is_some() {
-                return Ok(0);
-            }
+            let Other::UnderWay(under_way) = &self.other else { return Ok(0) };
             let left = deadline.saturating_duration_since(Instant::now());
             match self.written.recv_timeout(left) {
-                Ok(result) => self.is_written(result?),
+                Ok(result) => self.is_written(result)?,
                 Err(RecvTimeoutError::Timeout) => {
-                    return Ok(self.under_way + records_in(buffer));
+                    return Ok(records_in(under_way) + records_in(buffer));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(io::ErrorKind::BrokenPipe.into());
@@ -94,9 +100,15 @@ impl Writer {
         }
     }
 
-    fn is_written(&mut self, emptied: Vec<u8>) {
-        self.under_way = 0;
-        self.spare = Some(emptied);
+    fn is_written(&mut self, result: io::Result<()>) -> io::Result<()> {
+        if let Other::UnderWay(buffer) = &mut self.other {
+            let mut emptied = mem::take(Arc::make_mut(buffer));
+            emptied.clear();
+            // Only a reader that stalls, or the first snapshot, makes it grow beyond.
+            emptied.shrink_to(USUAL_BYTES);
+            self.other = Other::Spare(emptied);
+        }
+        result
     }
 }
 

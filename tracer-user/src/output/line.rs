@@ -1,0 +1,200 @@
+//! JSON without serde's maps, for the records of which there are thousands a second: keys are
+//! copied as they are, and what repeats from record to record is kept as text.
+//!
+//! What serde_json would escape or how it would write a number is left to serde_json, so that every
+//! record has the same form.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tracer_ebpf::{Owner, mapped};
+
+use super::{Cgroup, comm};
+use crate::ledger::Addr;
+
+/// Appends `,"key":value` for each pair.
+macro_rules! append {
+    ($bytes:expr, $($key:literal: $value:expr),+ $(,)?) => {{
+        let bytes: &mut Vec<u8> = $bytes;
+        $(
+            bytes.extend_from_slice(concat!(",\"", $key, "\":").as_bytes());
+            $crate::output::line::Value::append($value, bytes);
+        )+
+    }};
+}
+pub(super) use append;
+
+/// What can be the value of a key.
+pub(super) trait Value {
+    fn append(self, bytes: &mut Vec<u8>);
+}
+
+/// A value as serde_json writes it.
+pub(super) struct AsSerde<T>(pub T);
+
+impl<T: Serialize> Value for AsSerde<T> {
+    #[inline]
+    fn append(self, bytes: &mut Vec<u8>) {
+        // Writing to memory cannot fail, and the records are made of what JSON can say.
+        let _ = serde_json::to_writer(bytes, &self.0);
+    }
+}
+
+macro_rules! as_serde_json_does {
+    ($($number:ty)+) => {
+        $(impl Value for $number {
+            #[inline]
+            fn append(self, bytes: &mut Vec<u8>) {
+                AsSerde(self).append(bytes);
+            }
+        })+
+    };
+}
+as_serde_json_does!(u16 u32 u64 i32 f64 bool);
+
+/// A string without anything to escape: one of [`names`](super::names).
+pub(super) struct Name(pub &'static str);
+
+impl Value for Name {
+    #[inline]
+    fn append(self, bytes: &mut Vec<u8>) {
+        bytes.push(b'"');
+        bytes.extend_from_slice(self.0.as_bytes());
+        bytes.push(b'"');
+    }
+}
+
+impl Value for Addr {
+    #[inline]
+    fn append(self, bytes: &mut Vec<u8>) {
+        let [.., v4] = self.0;
+        if self.0 != mapped(v4) {
+            return AsSerde(self.ip()).append(bytes);
+        }
+        let mut text = *b"\"255.255.255.255\"";
+        let mut end = 1;
+        let mut push = |byte| {
+            text[end] = byte;
+            end += 1;
+        };
+        for octet in v4.to_ne_bytes() {
+            if octet >= 100 {
+                push(b'0' + octet / 100);
+            }
+            if octet >= 10 {
+                push(b'0' + octet / 10 % 10);
+            }
+            push(b'0' + octet % 10);
+            push(b'.');
+        }
+        text[end - 1] = b'"';
+        bytes.extend_from_slice(&text[..end]);
+    }
+}
+
+impl<V: Value> Value for Option<V> {
+    #[inline]
+    fn append(self, bytes: &mut Vec<u8>) {
+        match self {
+            Some(value) => value.append(bytes),
+            None => bytes.extend_from_slice(b"null"),
+        }
+    }
+}
+
+/// The time of day as RFC 3339 has it, with nanoseconds. The text of a second is kept while it
+/// lasts.
+#[derive(Debug)]
+pub(super) struct TimeOfDay {
+    /// The present second's beginning, nanoseconds since 1970.
+    began_ns: i128,
+    /// Up to the second, after a quote.
+    text: String,
+}
+
+const SECOND_NS: u32 = 1_000_000_000;
+
+impl Default for TimeOfDay {
+    fn default() -> Self {
+        Self::of_second(0)
+    }
+}
+
+impl TimeOfDay {
+    fn of_second(began_ns: i128) -> Self {
+        let began = Timestamp::from_nanosecond(began_ns).unwrap_or_default();
+        Self { began_ns, text: format!("\"{began:.0}").trim_end_matches('Z').to_owned() }
+    }
+
+    /// Appends the time so many nanoseconds after 1970 began. A year beyond the calendar's 9999 is
+    /// written as 1970.
+    pub fn append(&mut self, ns: i128, bytes: &mut Vec<u8>) {
+        let since = |began_ns: i128| u32::try_from(ns - began_ns).ok().filter(|ns| *ns < SECOND_NS);
+        let fraction_ns = since(self.began_ns).unwrap_or_else(|| {
+            let fraction_ns = ns.rem_euclid(SECOND_NS.into());
+            *self = Self::of_second(ns - fraction_ns);
+            // Less than a second.
+            fraction_ns as u32
+        });
+        bytes.extend_from_slice(self.text.as_bytes());
+        // The digit before the nine of the fraction makes room for the point.
+        let point = bytes.len();
+        (SECOND_NS + fraction_ns).append(bytes);
+        bytes[point] = b'.';
+        bytes.extend_from_slice(b"Z\"");
+    }
+}
+
+/// Who holds a port, as text: the processes of a host are few beside their connections.
+#[derive(Debug)]
+pub(super) struct Owners {
+    known: Vec<Known>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Known {
+    owner: Option<Owner>,
+    cgroup: Option<Cgroup>,
+    text: Vec<u8>,
+}
+
+impl Owners {
+    /// Each is at the place that its process id gives: those of a server's workers follow one
+    /// another.
+    const MOST: usize = 256;
+
+    /// Appends the keys of a process, as far as it is known.
+    pub fn append(&mut self, owner: Option<&Owner>, cgroup: Option<&Cgroup>, bytes: &mut Vec<u8>) {
+        let place = owner.map_or(0, |owner| owner.pid as usize % Self::MOST);
+        let known = &mut self.known[place];
+        if known.text.is_empty() || known.owner.as_ref() != owner || known.cgroup.as_ref() != cgroup
+        {
+            known.look_at(owner, cgroup);
+        }
+        bytes.extend_from_slice(&known.text);
+    }
+}
+
+impl Default for Owners {
+    fn default() -> Self {
+        Self { known: vec![Known::default(); Self::MOST] }
+    }
+}
+
+impl Known {
+    #[cold]
+    fn look_at(&mut self, owner: Option<&Owner>, cgroup: Option<&Cgroup>) {
+        self.owner = owner.copied();
+        if self.cgroup.as_ref() != cgroup {
+            self.cgroup = cgroup.cloned();
+        }
+        self.text.clear();
+        append!(
+            &mut self.text,
+            "pid": owner.map(|owner| owner.pid),
+            "comm": AsSerde(owner.map(|owner| comm(&owner.comm))),
+            "uid": owner.map(|owner| owner.uid),
+            "cgroup": AsSerde(cgroup.map(|cgroup| &cgroup.path)),
+            "container": AsSerde(cgroup.and_then(|cgroup| cgroup.container.as_ref())),
+        );
+    }
+}
