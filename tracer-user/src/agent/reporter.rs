@@ -1,11 +1,8 @@
 //! From leases to records: what the filter admits, with the names that go with it.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs, io,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, io, time::Duration};
 
+use rustc_hash::FxHashMap;
 use tracer_ebpf::Owner;
 
 use super::namespaces::Namespaces;
@@ -49,7 +46,7 @@ impl<'a> Reporter<'a> {
             output,
             writer: Writer::start()?,
             filter,
-            cgroups: CgroupNames { root: cgroups, known: HashMap::new() },
+            cgroups: CgroupNames { root: cgroups, known: FxHashMap::default() },
             namespaces: Namespaces::default(),
             totals: BTreeMap::new(),
         })
@@ -253,7 +250,7 @@ fn tell_settings(
 /// Names of cgroups, each looked up once.
 struct CgroupNames {
     root: Option<CgroupRoot>,
-    known: HashMap<u64, Option<Cgroup>>,
+    known: FxHashMap<u64, Option<Cgroup>>,
 }
 
 impl CgroupNames {

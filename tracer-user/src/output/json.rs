@@ -1,6 +1,6 @@
 //! NDJSON: one object a line.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use tracer_ebpf::Owner;
