@@ -30,7 +30,7 @@ pub fn run(args: &Args) -> Result<()> {
     command
         .current_dir(root())
         .env("RUST_TEST_THREADS", TEST_THREADS)
-        .args(["test", "--workspace", "--release", "--all-targets"])
+        .args(["test", "--workspace", "--release", "--lib", "--bins", "--tests", "--examples"])
         .args(&args.arguments)
         .stdout(Stdio::piped());
     if !args.arguments.iter().any(|argument| argument == "--") {
