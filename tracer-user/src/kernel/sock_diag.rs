@@ -81,7 +81,17 @@ pub(super) fn holds_nothing() -> bool {
     };
     // Without IPv6 there is no second file.
     let has_v6 = fs::exists("/proc/thread-self/net/sockstat6").unwrap_or(true);
-    count("sockstat") == Some(0) && (!has_v6 || count("sockstat6") == Some(0))
+    count("sockstat") == Some(0) && (!has_v6 || count("sockstat6") == Some(0)) && !holds_mptcp()
+}
+
+/// True unless the calling thread's namespace has no MPTCP socket: some kernels (6.18.15) count its
+/// subflows over IPv6 for another protocol.
+fn holds_mptcp() -> bool {
+    // protocol  size sockets  memory ... (proto_seq_printf, net/core/sock.c)
+    let Ok(text) = fs::read_to_string("/proc/thread-self/net/protocols") else { return true };
+    text.lines()
+        .filter(|line| line.starts_with("MPTCP"))
+        .any(|line| line.split_whitespace().nth(2).is_none_or(|sockets| sockets != "0"))
 }
 
 const AF_UNSPEC: u8 = 0;
