@@ -37,6 +37,41 @@ fn task_file(ctx: *const TaskFile) -> i32 {
     }
     // SAFETY: `file` is the file of the context.
     let socket = unsafe { bpf_sock_from_file(file.cast_mut().cast()) } as *const u8;
+    if socket.is_null() {
+        let inode = field::<Typed, *const u8>(file, layout!(file_inode));
+        let sb = field::<Typed, *const u8>(inode, layout!(inode_sb));
+        if field::<Typed, u64>(sb, layout!(sb_magic)) == NSFS_MAGIC {
+            show(meta, task, fd, |fact| {
+                fact.kind = FactKind::NamespaceFile as u8;
+                fact.time_ns = now_ns();
+                fact.netns = field::<Typed, u64>(inode, layout!(inode_ino)) as u32;
+            });
+        }
+        return 0;
+    }
+    let sk = Sock(field::<Typed, *const u8>(socket, layout!(socket_sk)));
+    if sk.0.is_null() {
+        return 0;
+    }
+    // For each typed load of a trusted pointer the verifier searches all types of the kernel by
+    // name (btf_nested_type_is_trusted, kernel/bpf/btf.c): milliseconds in all.
+    let port = sk.num::<Probed>();
+    // A socket without a port holds nothing. A new one gets its cookie when it binds.
+    if port != 0 && sk.is_tcp::<Probed>() && (is_port_wanted(port) || is_elsewhere(sk)) {
+        show(meta, task, fd, |fact| {
+            sk.describe::<Probed>(fact);
+            fact.kind = FactKind::Held as u8;
+            fact.cookie = sk.cookie();
+            fact.state = field::<Probed, u8>(sk.0, layout!(sk_state));
+            fact.userlocks = sk.userlocks::<Probed>();
+        });
+    }
+    0
+}
+
+/// Writes a record of a file that this task has open.
+#[inline(always)]
+fn show(meta: *const *mut c_void, task: *const u8, fd: u32, fill: impl FnOnce(&mut Fact)) {
     let mut record = OwnedFact {
         fact: Fact {
             time_ns: 0,
@@ -54,34 +89,7 @@ fn task_file(ctx: *const TaskFile) -> i32 {
         },
         owner: Owner { pid: 0, uid: 0, cgroup_id: 0, comm: [0; 16] },
     };
-    if socket.is_null() {
-        let inode = field::<Typed, *const u8>(file, layout!(file_inode));
-        let sb = field::<Typed, *const u8>(inode, layout!(inode_sb));
-        if field::<Typed, u64>(sb, layout!(sb_magic)) != NSFS_MAGIC {
-            return 0;
-        }
-        record.fact.kind = FactKind::NamespaceFile as u8;
-        record.fact.time_ns = now_ns();
-        record.fact.netns = field::<Typed, u64>(inode, layout!(inode_ino)) as u32;
-    } else {
-        let sk = field::<Typed, *const u8>(socket, layout!(socket_sk));
-        if sk.is_null() {
-            return 0;
-        }
-        let sk = Sock(sk);
-        // A socket without a port holds nothing. A new one gets its cookie when it binds.
-        let port = sk.num::<Typed>();
-        if port == 0 || !sk.is_tcp::<Typed>() || !(is_port_wanted(port) || is_elsewhere(sk)) {
-            return 0;
-        }
-        // For each typed load of a trusted pointer the verifier searches all types of the kernel
-        // by name (btf_nested_type_is_trusted, kernel/bpf/btf.c): milliseconds in all.
-        sk.describe::<Probed>(&mut record.fact);
-        record.fact.kind = FactKind::Held as u8;
-        record.fact.cookie = sk.cookie();
-        record.fact.state = field::<Probed, u8>(sk.0, layout!(sk_state));
-        record.fact.userlocks = sk.userlocks::<Probed>();
-    }
+    fill(&mut record.fact);
     record.fact.detail = fd as i32;
     describe_task(task, &mut record.owner);
     // SAFETY: the first member of the meta structure is the seq_file; the record is on the stack.
@@ -89,7 +97,6 @@ fn task_file(ctx: *const TaskFile) -> i32 {
         let seq = *meta;
         bpf_seq_write(seq.cast(), (&raw mut record).cast(), size_of::<OwnedFact>() as u32);
     }
-    0
 }
 
 /// True if the socket is in another namespace than the last for which this was asked: a namespace

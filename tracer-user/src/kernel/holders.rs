@@ -81,6 +81,11 @@ impl HolderLists {
         Ok(Self::of_programs(tcp?, files.ok(), features))
     }
 
+    /// The same, with the sockets that are bound but idle.
+    pub(super) fn with_idle(self, files: OwnedFd) -> Self {
+        Self { files: Some(files), ..self }
+    }
+
     pub(super) fn of_programs(tcp: OwnedFd, files: Option<OwnedFd>, features: Features) -> Self {
         Self { tcp, files, features }
     }

@@ -1,6 +1,6 @@
 //! Who holds one port, in all network namespaces, at this moment.
 
-use std::{fs::File, io, os::fd::AsFd as _, thread};
+use std::{collections::BTreeMap, fs::File, io, os::fd::AsFd as _, thread};
 
 use tracer_ebpf::TcpState;
 
@@ -17,7 +17,7 @@ use super::{
     sock_diag::{self, Timed},
 };
 use crate::{
-    exhaustion::{Holder, Occupancy, Occupant, PortView},
+    exhaustion::{Holder, Occupancy, Occupant, PortView, Settings},
     ledger::{Held, HeldBy, Instant, Ledger, Netns, Phase, Port, Sight},
 };
 
@@ -28,112 +28,117 @@ use crate::{
 /// If this kernel cannot list them, or does not let this process.
 pub fn look_for(port: Port, scope: Scope) -> Result<PortView, LoadError> {
     let Iterators { mut ebpf, btf, features, marks_connect } = Iterators::prepare(Some(port))?;
-    let mut owned = Vec::new();
-    let mut found = Found::default();
     let [task_file, tcp, idle] =
         IteratorProgram::find(&mut ebpf, [TASK_FILE, TCP_HOLDERS, IDLE_HOLDERS]);
-    // The verifier takes tens of milliseconds for a program, and so do the open files of a host.
-    let (files, holders) = at_once(
+    let (mut owned, mut found) = (Vec::new(), Found::default());
+    // Either goes through a table of the host, and the verifier takes its time over each program.
+    let (files, tables) = at_once(
         || {
             let files = task_file.load(&btf)?;
             Ok(open_iterator(files.as_fd())
                 .and_then(|files| snapshot::read_files(files, scope, &mut owned, &mut found)))
         },
-        || Ok(HolderLists::of_programs(tcp.load(&btf)?, idle.load(&btf).ok(), features)),
+        || {
+            let lists = HolderLists::of_programs(tcp.load(&btf)?, None, features);
+            let tables = look_into(&lists, port, &Found::default().namespaces(scope));
+            Ok((lists, tables))
+        },
     );
     let mut problems = Vec::new();
     if let Err(error) = files.map_err(|error| refused(&error))? {
         problems.push(format!("the files that processes have open cannot be listed: {error}"));
     }
-    let holders = holders.map_err(|error| refused(&error))?;
-    Ok(Looker { port, holders, marks_connect }.look(
-        owned,
-        &found.namespaces(scope),
-        scope,
-        problems,
-    ))
+    let (lists, mut tables) = tables.map_err(|error| refused(&error))?;
+    // The files lead to namespaces in which no process lives.
+    let mut others = found.namespaces(scope);
+    others.retain(|inode| !tables.contains_key(&inode));
+    tables.extend(look_into(&lists, port, &others));
+    owned.retain(|held| held.local_port == port);
+    // Only for these it takes one more walk through all open files.
+    let is_idle = |held: &Held| held.by == HeldBy::Socket(TcpState::Close);
+    let idle = if owned.iter().any(is_idle) {
+        idle.load(&btf)
+            .map_err(io::Error::other)
+            .and_then(|idle| lists.with_idle(idle).idle())
+            .unwrap_or_default()
+    } else {
+        Vec::new()
+    };
+    let own = File::open("/proc/thread-self/ns/net")
+        .and_then(|own| netns::inode_of(&own))
+        .map_or(Netns(0), Netns);
+    let mut views = Vec::new();
+    for (inode, tables) in tables {
+        let netns = Netns(inode);
+        match tables {
+            Ok(tables) => {
+                let owned = owned.iter().filter(|held| held.netns == netns);
+                let idle = idle.iter().filter(|(of, _)| *of == netns).map(|(_, holder)| holder);
+                views.push(tables.occupancy(port, netns, marks_connect, owned, idle));
+            }
+            Err(error) => {
+                problems.push(format!("network namespace {inode} cannot be looked into: {error}"))
+            }
+        }
+    }
+    let searched = views.len();
+    let is_asked = scope != Scope::default();
+    let mut namespaces: Vec<_> = views
+        .into_iter()
+        .filter(|view| is_asked || view.netns == own || !view.occupants.is_empty())
+        .collect();
+    namespaces.sort_by_key(|view| (view.netns != own, view.netns));
+    Ok(PortView { namespaces, searched, problems })
 }
 
-struct Looker {
+/// What a namespace tells by itself.
+struct Tables {
+    timed: Vec<Timed>,
+    /// Connected sockets, listeners and TIME_WAITs with their buckets.
+    hashed: Vec<Holder>,
+    settings: Option<Settings>,
+}
+
+/// Looks into each of the namespaces, by inode.
+fn look_into(
+    lists: &HolderLists,
     port: Port,
-    holders: HolderLists,
-    marks_connect: bool,
+    namespaces: &Namespaces,
+) -> BTreeMap<u32, io::Result<Tables>> {
+    // A thread that entered a namespace is not used for anything else.
+    thread::scope(|threads| {
+        let looker = threads.spawn(|| {
+            let look = |(inode, handle)| (inode, Tables::of(lists, port, Netns(inode), handle));
+            namespaces.iter().map(look).collect()
+        });
+        looker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
-impl Looker {
-    fn look(
-        &self,
-        mut owned: Vec<Held>,
-        namespaces: &Namespaces,
-        scope: Scope,
-        mut problems: Vec<String>,
-    ) -> PortView {
-        owned.retain(|held| held.local_port == self.port);
-        // This goes through all open files once more.
-        let is_idle = |held: &Held| held.by == HeldBy::Socket(TcpState::Close);
-        let idle = if owned.iter().any(is_idle) {
-            self.holders.idle().unwrap_or_default()
-        } else {
+impl Tables {
+    /// Moves the calling thread into the namespace.
+    fn of(lists: &HolderLists, port: Port, netns: Netns, handle: &File) -> io::Result<Self> {
+        netns::enter(handle)?;
+        let timed = sock_diag::list_port(netns, port)?;
+        let hashed = if timed.is_empty() {
             Vec::new()
+        } else {
+            // Without it the answer lacks what only the buckets know.
+            lists.hashed_of_this_thread().unwrap_or_default()
         };
-        let own = File::open("/proc/thread-self/ns/net")
-            .and_then(|own| netns::inode_of(&own))
-            .map_or(Netns(0), Netns);
-        // A thread that entered a namespace is not used for anything else.
-        let views = thread::scope(|threads| {
-            let looker = threads.spawn(|| {
-                namespaces
-                    .iter()
-                    .filter_map(|(inode, handle)| {
-                        let owned = owned.iter().filter(|held| held.netns == Netns(inode));
-                        let idle = idle.iter().filter(|(netns, _)| *netns == Netns(inode));
-                        let idle = idle.map(|(_, holder)| holder);
-                        let view = self.look_into(handle, Netns(inode), owned, idle);
-                        view.map_err(|error| {
-                            problems.push(format!(
-                                "network namespace {inode} cannot be looked into: {error}"
-                            ));
-                        })
-                        .ok()
-                    })
-                    .collect::<Vec<_>>()
-            });
-            looker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        let searched = views.len();
-        let is_asked = scope != Scope::default();
-        let mut namespaces: Vec<_> = views
-            .into_iter()
-            .filter(|view| is_asked || view.netns == own || !view.occupants.is_empty())
-            .collect();
-        namespaces.sort_by_key(|view| (view.netns != own, view.netns));
-        PortView { namespaces, searched, problems }
+        let settings = SettingsFiles::open().and_then(|files| files.read()).ok();
+        Ok(Self { timed, hashed, settings })
     }
 
-    /// Moves the calling thread into the namespace.
-    fn look_into<'a>(
-        &self,
-        handle: &File,
+    fn occupancy<'a>(
+        self,
+        port: Port,
         netns: Netns,
+        marks_connect: bool,
         owned: impl Iterator<Item = &'a Held>,
         idle: impl Iterator<Item = &'a Holder>,
-    ) -> io::Result<Occupancy> {
-        netns::enter(handle)?;
-        let port = self.port;
-        // Each of the two goes through the host's whole table.
-        let (timed, hashed) = if sock_diag::holds_nothing() {
-            (Vec::new(), Vec::new())
-        } else {
-            let (timed, hashed) = at_once(
-                || sock_diag::list_port(netns, port),
-                || {
-                    netns::enter(handle)?;
-                    self.holders.hashed_of_this_thread()
-                },
-            );
-            // Without it the answer lacks what only the buckets know.
-            (timed?, hashed.unwrap_or_default())
-        };
+    ) -> Occupancy {
+        let Self { timed, hashed, settings } = self;
         let buckets: Vec<Holder> = idle.copied().chain(hashed).collect();
         let mut held: Vec<Held> = owned.copied().collect();
         held.extend(timed.iter().map(|timed| timed.held));
@@ -141,7 +146,7 @@ impl Looker {
         let sight = Sight {
             ports_chosen: false,
             accepts: false,
-            marks_connect: self.marks_connect,
+            marks_connect,
             bound_idle: true,
             since: Instant(0),
         };
@@ -163,8 +168,7 @@ impl Looker {
             })
             .collect();
         occupants.sort_by_key(|occupant| (rank(occupant.lease.phase), occupant.lease.cookie));
-        let settings = SettingsFiles::open().and_then(|files| files.read()).ok();
-        Ok(Occupancy { netns, settings, occupants })
+        Occupancy { netns, settings, occupants }
     }
 }
 

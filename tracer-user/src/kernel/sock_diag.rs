@@ -69,7 +69,7 @@ fn dump(port: Option<Port>, mut each: impl FnMut(Message)) -> io::Result<()> {
 
 /// True if the calling thread's namespace has neither a TCP socket that is connected or listens,
 /// nor a TIME_WAIT. The kernel would go through the host's whole table to find none.
-pub(super) fn holds_nothing() -> bool {
+fn holds_nothing() -> bool {
     let count = |file: &str| -> Option<u64> {
         // TCP: inuse 5 orphan 0 tw 2 alloc 6 mem 1 (sockstat_seq_show, net/ipv4/proc.c; orphans
         // and what follows `tw` are the whole host's).
