@@ -8,8 +8,12 @@
 //! it comes between the two it takes the note away, and the outer firing is handled twice; the
 //! ledger drops a fact that it has seen.
 //!
-//! Since 7.0 a tracepoint's programs can be preempted (they run under SRCU, include/linux/
-//! tracepoint.h), and another task that fires the hook on that CPU is skipped like an interrupt.
+//! Of two programs at a function nobody says which the kernel runs first: [`One`] and [`Other`] do
+//! the same, and whichever comes first leaves the note.
+//!
+//! The programs of functions can be preempted in process context on kernels that preempt at all,
+//! and since 7.0 those of tracepoints, too (they run under SRCU, include/linux/tracepoint.h):
+//! another task that fires the hook on that CPU is skipped like an interrupt.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use tracer_ebpf::Hook;
@@ -70,5 +74,43 @@ impl Copy for Again {
     #[inline(always)]
     fn slot(hook: Hook) -> u32 {
         Hook::COUNT + hook as u32
+    }
+}
+
+/// Either copy of a function's program.
+pub struct One;
+
+/// The other.
+pub struct Other;
+
+impl Copy for One {
+    #[inline(always)]
+    fn handles(hook: Hook, firing: Firing) -> bool {
+        First::handles_if_first(hook, firing)
+    }
+
+    #[inline(always)]
+    fn slot(hook: Hook) -> u32 {
+        First::slot(hook)
+    }
+}
+
+impl Copy for Other {
+    #[inline(always)]
+    fn handles(hook: Hook, firing: Firing) -> bool {
+        First::handles_if_first(hook, firing)
+    }
+
+    #[inline(always)]
+    fn slot(hook: Hook) -> u32 {
+        Again::slot(hook)
+    }
+}
+
+impl First {
+    /// True, and leaves the note, if the other copy has not.
+    #[inline(always)]
+    fn handles_if_first(hook: Hook, firing: Firing) -> bool {
+        Again::handles(hook, firing) && Self::handles(hook, firing)
     }
 }

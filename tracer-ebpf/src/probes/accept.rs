@@ -1,11 +1,12 @@
 //! accept(): who takes the connection.
 
-use aya_ebpf::{macros::fexit, programs::FExitContext};
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::fexit, programs::FExitContext};
 use tracer_ebpf::{FactKind, Hook};
 
 use crate::{
     emit,
     kernel::{Memory, Sock, Typed},
+    twice::{Copy, One, Other},
 };
 
 /// The end of `inet_csk_accept` (net/ipv4/inet_connection_sock.c), by which every accept() of TCP
@@ -15,13 +16,25 @@ use crate::{
 /// arguments.
 #[fexit(function = "inet_csk_accept")]
 fn accept_exit(ctx: FExitContext) -> i32 {
-    returned(ctx.arg(2))
+    returned::<One>(ctx.arg(2))
+}
+
+/// The same once more; see [`twice`](crate::twice).
+#[fexit(function = "inet_csk_accept")]
+fn accept_exit_again(ctx: FExitContext) -> i32 {
+    returned::<Other>(ctx.arg(2))
 }
 
 /// The same before 6.10: `(struct sock *, int flags, int *err, bool kern)`.
 #[fexit(function = "inet_csk_accept")]
 fn accept_exit_of_four(ctx: FExitContext) -> i32 {
-    returned(ctx.arg(4))
+    returned::<One>(ctx.arg(4))
+}
+
+/// The same once more.
+#[fexit(function = "inet_csk_accept")]
+fn accept_exit_of_four_again(ctx: FExitContext) -> i32 {
+    returned::<Other>(ctx.arg(4))
 }
 
 /// Writes that the current process accepted a connection.
@@ -33,10 +46,13 @@ pub fn accepted<M: Memory>(slot: u32, sk: Sock) {
 }
 
 #[inline(always)]
-fn returned(sk: *const u8) -> i32 {
+fn returned<C: Copy>(sk: *const u8) -> i32 {
     let sk = Sock(sk);
-    if !sk.0.is_null() && sk.is_tcp::<Typed>() {
-        accepted::<Typed>(Hook::AcceptExit as u32, sk);
+    if !sk.0.is_null()
+        && sk.is_tcp::<Typed>()
+        && C::handles(Hook::AcceptExit, [sk.0 as u64, bpf_get_current_pid_tgid()])
+    {
+        accepted::<Typed>(C::slot(Hook::AcceptExit), sk);
     }
     0
 }

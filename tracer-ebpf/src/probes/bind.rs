@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::bpf_get_socket_cookie,
+    helpers::{bpf_get_current_pid_tgid, bpf_get_socket_cookie},
     macros::{cgroup_sock, cgroup_sock_addr, fexit, map},
     maps::LruHashMap,
     programs::{FExitContext, SockAddrContext, SockContext},
@@ -12,6 +12,7 @@ use tracer_ebpf::{Address, Fact, FactKind, Hook, flags, mapped};
 use crate::{
     emit,
     kernel::{Memory, Probed, Sock, Typed, field, layout},
+    twice::{Copy, One, Other},
 };
 
 /// Sockets, by cookie, whose bind() asked for port 0 and is under way. A failed bind() leaves its
@@ -58,13 +59,25 @@ fn post_bind6(ctx: SockContext) -> i32 {
 /// The end of an IPv4 bind() (`inet_bind`, net/ipv4/af_inet.c), which returns 0 or -errno.
 #[fexit(function = "inet_bind")]
 fn bind4_exit(ctx: FExitContext) -> i32 {
-    bind_returned(&ctx, Hook::Bind4Exit)
+    bind_returned::<One>(&ctx, Hook::Bind4Exit)
+}
+
+/// The same once more; see [`twice`](crate::twice).
+#[fexit(function = "inet_bind")]
+fn bind4_exit_again(ctx: FExitContext) -> i32 {
+    bind_returned::<Other>(&ctx, Hook::Bind4Exit)
 }
 
 /// The end of an IPv6 bind() (`inet6_bind`, net/ipv6/af_inet6.c).
 #[fexit(function = "inet6_bind")]
 fn bind6_exit(ctx: FExitContext) -> i32 {
-    bind_returned(&ctx, Hook::Bind6Exit)
+    bind_returned::<One>(&ctx, Hook::Bind6Exit)
+}
+
+/// The same once more.
+#[fexit(function = "inet6_bind")]
+fn bind6_exit_again(ctx: FExitContext) -> i32 {
+    bind_returned::<Other>(&ctx, Hook::Bind6Exit)
 }
 
 /// Writes that bind() failed in the current process. `M` reads the socket, `A` the address that
@@ -96,15 +109,15 @@ fn requested<A: Memory>(address: *const u8, fact: &mut Fact) {
 }
 
 #[inline(always)]
-fn bind_returned(ctx: &FExitContext, hook: Hook) -> i32 {
+fn bind_returned<C: Copy>(ctx: &FExitContext, hook: Hook) -> i32 {
     // int inet_bind(struct socket *sock, struct sockaddr *uaddr, int addr_len): the result stands
     // behind the arguments.
     let result: i32 = ctx.arg(3);
     if result < 0 {
         let socket: *const u8 = ctx.arg(0);
         let sk = Sock(field::<Typed, *const u8>(socket, layout!(socket_sk)));
-        if sk.is_tcp::<Typed>() {
-            failed::<Typed, Probed>(hook as u32, sk, -result, ctx.arg(1));
+        if sk.is_tcp::<Typed>() && C::handles(hook, [sk.0 as u64, bpf_get_current_pid_tgid()]) {
+            failed::<Typed, Probed>(C::slot(hook), sk, -result, ctx.arg(1));
         }
     }
     0

@@ -385,11 +385,16 @@ impl Probes {
     #[must_use]
     pub fn unseen_firings(&self) -> u64 {
         let has_both = |name: &str| {
-            AGAIN.iter().any(|(first, again)| {
-                (*first == name || *again == name)
-                    && self.is_attached(first)
-                    && self.is_attached(again)
-            })
+            let is_of_function = FUNCTIONS_TWICE.iter().any(|function| {
+                function.programs().any(|program| program == name)
+                    && self.is_attached(function.name)
+            });
+            is_of_function
+                || AGAIN.iter().any(|(first, again)| {
+                    (*first == name || *again == name)
+                        && self.is_attached(first)
+                        && self.is_attached(again)
+                })
         };
         self.ebpf
             .programs()
@@ -431,6 +436,8 @@ struct Function {
     name: &'static str,
     /// The program.
     program: &'static str,
+    /// Its second copy, where another task can take the CPU from the first.
+    again: Option<&'static str>,
     place: FunctionPlace,
     /// Its name in kernels of earlier times.
     formerly: Option<&'static str>,
@@ -443,25 +450,36 @@ enum FunctionPlace {
 }
 
 impl Function {
-    const fn new(name: &'static str, program: &'static str, place: FunctionPlace) -> Self {
-        Self { name, program, place, formerly: None }
+    const fn entry(name: &'static str, program: &'static str) -> Self {
+        Self { name, program, again: None, place: FunctionPlace::Entry, formerly: None }
+    }
+
+    const fn exit(name: &'static str, program: &'static str, again: &'static str) -> Self {
+        Self { name, program, again: Some(again), place: FunctionPlace::Exit, formerly: None }
+    }
+
+    fn programs(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.program).chain(self.again)
     }
 }
 
 /// The life of a TIME_WAIT. What ends it goes first.
 const TIME_WAIT_FUNCTIONS: [Function; 3] = [
-    Function::new("inet_twsk_kill", "time_wait_kill", FunctionPlace::Entry),
+    Function::entry("inet_twsk_kill", "time_wait_kill"),
     Function {
         formerly: Some("inet_twsk_hashdance"),
-        ..Function::new("inet_twsk_hashdance_schedule", "time_wait_hash", FunctionPlace::Entry)
+        ..Function::entry("inet_twsk_hashdance_schedule", "time_wait_hash")
     },
-    Function::new("__inet_twsk_schedule", "time_wait_schedule", FunctionPlace::Entry),
+    Function::entry("__inet_twsk_schedule", "time_wait_schedule"),
 ];
-const BIND4: Function = Function::new("inet_bind", "bind4_exit", FunctionPlace::Exit);
-const BIND6: Function = Function::new("inet6_bind", "bind6_exit", FunctionPlace::Exit);
-const ACCEPT: Function = Function::new("inet_csk_accept", "accept_exit", FunctionPlace::Exit);
+const BIND4: Function = Function::exit("inet_bind", "bind4_exit", "bind4_exit_again");
+const BIND6: Function = Function::exit("inet6_bind", "bind6_exit", "bind6_exit_again");
+const ACCEPT: Function = Function::exit("inet_csk_accept", "accept_exit", "accept_exit_again");
 const ACCEPT_OF_FOUR: Function =
-    Function::new("inet_csk_accept", "accept_exit_of_four", FunctionPlace::Exit);
+    Function::exit("inet_csk_accept", "accept_exit_of_four", "accept_exit_of_four_again");
+
+/// Functions at which two programs are attached.
+const FUNCTIONS_TWICE: [Function; 4] = [BIND4, BIND6, ACCEPT, ACCEPT_OF_FOUR];
 
 struct Attacher<'a> {
     ebpf: &'a mut Ebpf,
@@ -518,10 +536,12 @@ impl Attacher<'_> {
         }
         let mut refused = precondition.clone().err().map(|reason| (functions.len(), reason));
         for (index, function) in functions.iter().enumerate() {
-            if refused.is_none()
-                && let Err(error) = self.function(function)
-            {
-                refused = Some((index, reason(&error)));
+            for program in function.programs() {
+                if refused.is_none()
+                    && let Err(error) = self.function(function, program)
+                {
+                    refused = Some((index + 1, reason(&error)));
+                }
             }
         }
         let Some((failed, reason)) = refused else {
@@ -547,18 +567,22 @@ impl Attacher<'_> {
         Ok(false)
     }
 
-    fn function(&mut self, function: &Function) -> Result<(), ProgramError> {
+    fn function(
+        &mut self,
+        function: &Function,
+        program_name: &'static str,
+    ) -> Result<(), ProgramError> {
         let Self { ebpf, btf, .. } = self;
         let names = std::iter::once(function.name).chain(function.formerly);
         let mut outcome = Err(ProgramError::NotLoaded);
         for name in names {
             outcome = match function.place {
                 FunctionPlace::Entry => {
-                    let program: &mut FEntry = program(ebpf, function.program)?;
+                    let program: &mut FEntry = program(ebpf, program_name)?;
                     program.load(name, btf).and_then(|()| program.attach().map(|_| ()))
                 }
                 FunctionPlace::Exit => {
-                    let program: &mut FExit = program(ebpf, function.program)?;
+                    let program: &mut FExit = program(ebpf, program_name)?;
                     program.load(name, btf).and_then(|()| program.attach().map(|_| ()))
                 }
             };
@@ -571,16 +595,14 @@ impl Attacher<'_> {
 
     /// Detaches a function's program. What the kernel did not detach, the end of the agent will.
     fn unload(&mut self, function: &Function) {
-        let unloaded = match function.place {
-            FunctionPlace::Entry => {
-                program::<FEntry>(self.ebpf, function.program).and_then(FEntry::unload)
-            }
-            FunctionPlace::Exit => {
-                program::<FExit>(self.ebpf, function.program).and_then(FExit::unload)
-            }
-        };
-        // Its facts would come twice, which the ledger bears.
-        drop(unloaded);
+        for name in function.programs() {
+            let unloaded = match function.place {
+                FunctionPlace::Entry => program::<FEntry>(self.ebpf, name).and_then(FEntry::unload),
+                FunctionPlace::Exit => program::<FExit>(self.ebpf, name).and_then(FExit::unload),
+            };
+            // Its facts would come twice, which the ledger bears.
+            drop(unloaded);
+        }
     }
 
     fn sock_ops(&mut self, root: &CgroupRoot) {

@@ -77,7 +77,7 @@ pub fn look_for(port: Port, scope: Scope) -> Result<PortView, LoadError> {
                 views.push(tables.occupancy(port, netns, marks_connect, owned, idle));
             }
             Err(error) => {
-                problems.push(format!("network namespace {inode} cannot be looked into: {error}"))
+                problems.push(format!("network namespace {inode} cannot be looked into: {error}"));
             }
         }
     }
