@@ -113,24 +113,14 @@ impl Load {
         self.lanes.iter().map(|lane| lane.tally.counts()).sum()
     }
 
-    /// Inodes of the namespaces that the load has been in.
-    pub fn namespaces(&self) -> BTreeSet<u32> {
-        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// Ends all lanes and closes all that they hold.
     ///
     /// # Errors
     /// If any of them was given an answer that it did not expect.
     pub fn stop(self) -> Result<Done> {
-        self.stop.store(true, Relaxed);
-        let namespaces = self.namespaces();
-        let counts = self.counts_after_join()?;
-        Ok(Done { counts, namespaces })
-    }
-
-    fn counts_after_join(self) -> Result<Counts> {
-        self.lanes
+        let Self { stop, namespaces, lanes } = self;
+        stop.store(true, Relaxed);
+        let counts = lanes
             .into_iter()
             .map(|Running { name, tally, thread }| {
                 thread
@@ -140,7 +130,10 @@ impl Load {
                     .with_context(|| format!("the load's lane '{name}' failed"))?;
                 Ok(tally.counts())
             })
-            .sum()
+            .sum::<Result<_>>()?;
+        // Until a lane has ended, it may enter a further one.
+        let namespaces = namespaces.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(Done { counts, namespaces })
     }
 }
 
