@@ -3,13 +3,14 @@
 //! The verifier knows the value of a frozen global, so `base + offset` is to it a field access
 //! like that of a C program: a wrong offset that hits no member is refused at load.
 
-use core::ptr::read_volatile;
+use core::{ffi::c_void, mem::MaybeUninit, ptr::read_volatile};
 
 use aya_ebpf::{
     Global,
     helpers::{
         bpf_get_current_cgroup_id, bpf_get_current_task, bpf_get_current_uid_gid,
-        bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_probe_read_user,
+        bpf_get_socket_cookie,
+        generated::{bpf_probe_read_kernel, bpf_probe_read_user},
     },
 };
 use tracer_ebpf::{ABSENT, Address, BitField, Fact, Layout, Owner, flags, mapped};
@@ -74,10 +75,14 @@ pub struct Probed;
 impl Memory for Probed {
     #[inline(always)]
     fn read<T: Copy>(pointer: *const u8) -> T {
-        // SAFETY: the helper checks the address; the zeroed value is used for integers, pointers
-        // and arrays of them only.
+        let mut value = MaybeUninit::<T>::uninit();
+        // What it returns is not looked at: each branch doubles what the verifier goes through.
+        // SAFETY: the helper checks the address, and fills with zeroes what it cannot read
+        // (bpf_probe_read_kernel_common, kernel/trace/bpf_trace.c); integers, pointers and arrays
+        // of them are all that is read.
         unsafe {
-            bpf_probe_read_kernel(pointer.cast::<T>()).unwrap_or_else(|_| core::mem::zeroed())
+            bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, pointer.cast());
+            value.assume_init()
         }
     }
 }
@@ -88,8 +93,12 @@ pub struct User;
 impl Memory for User {
     #[inline(always)]
     fn read<T: Copy>(pointer: *const u8) -> T {
-        // SAFETY: as for `Probed`.
-        unsafe { bpf_probe_read_user(pointer.cast::<T>()).unwrap_or_else(|_| core::mem::zeroed()) }
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: as for `Probed` (bpf_probe_read_user_common).
+        unsafe {
+            bpf_probe_read_user(value.as_mut_ptr().cast(), size_of::<T>() as u32, pointer.cast());
+            value.assume_init()
+        }
     }
 }
 
@@ -106,38 +115,68 @@ pub fn bits<M: Memory>(base: *const u8, place: BitField) -> u8 {
     (byte >> place.shift) & place.mask as u8
 }
 
+/// The file that an iterator writes to: the first member of its `struct bpf_iter_meta`. To be read
+/// once, before the first branch: for every typed load of a pointer from one that it trusts, and
+/// for every way that leads there, the verifier searches all types of the kernel by name
+/// (`btf_nested_type_is_trusted`, kernel/bpf/btf.c), which takes milliseconds.
+///
+/// # Safety
+/// The pointer must be that of an iterator's context.
+#[inline(always)]
+pub unsafe fn seq_of(meta: *const *mut c_void) -> *mut c_void {
+    // SAFETY: the verifier admits no other; volatile, so that it stays where it is called.
+    unsafe { read_volatile(meta) }
+}
+
 /// A socket, or whatever begins with a `struct sock_common`.
 #[derive(Clone, Copy)]
-pub struct Sock(pub *const u8);
+pub struct Sock {
+    /// Where it is.
+    pub address: *const u8,
+    /// Its network namespace, if that was read already.
+    net: Option<*const u8>,
+}
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u16 = 6;
 
 impl Sock {
+    /// The socket at this address.
+    #[inline(always)]
+    pub const fn at(address: *const u8) -> Self {
+        Self { address, net: None }
+    }
+
+    /// The same, with its namespace read now: before the first branch, see [`seq_of`].
+    #[inline(always)]
+    pub fn with_net<M: Memory>(self) -> Self {
+        Self { net: Some(self.net::<M>()), ..self }
+    }
+
     /// True for a TCP socket over IPv4 or IPv6 (an MPTCP socket is not one; its subflows are).
     #[inline(always)]
     pub fn is_tcp<M: Memory>(self) -> bool {
         let family = self.family::<M>();
         (family == AF_INET || family == AF_INET6)
-            && field::<M, u16>(self.0, layout!(sk_protocol)) == IPPROTO_TCP
+            && field::<M, u16>(self.address, layout!(sk_protocol)) == IPPROTO_TCP
     }
 
     #[inline(always)]
     fn family<M: Memory>(self) -> u16 {
-        field::<M, u16>(self.0, layout!(sk_family))
+        field::<M, u16>(self.address, layout!(sk_family))
     }
 
     /// The held port, 0 if none. `inet_sport` would be stale after a release.
     #[inline(always)]
     pub fn num<M: Memory>(self) -> u16 {
-        field::<M, u16>(self.0, layout!(sk_num))
+        field::<M, u16>(self.address, layout!(sk_num))
     }
 
     /// The cookie that the socket has; 0 if nobody asked for it yet.
     #[inline(always)]
     pub fn existing_cookie<M: Memory>(self) -> u64 {
-        field::<M, u64>(self.0, layout!(sk_cookie))
+        field::<M, u64>(self.address, layout!(sk_cookie))
     }
 
     /// The socket's cookie, made now if need be where the kernel lets a tracing program do so.
@@ -148,7 +187,7 @@ impl Sock {
             return self.existing_cookie::<Typed>();
         }
         // SAFETY: the verifier checks that this is a socket.
-        unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
+        unsafe { bpf_get_socket_cookie(self.address.cast_mut().cast()) }
     }
 
     /// The inode of the network namespace.
@@ -159,7 +198,10 @@ impl Sock {
 
     #[inline(always)]
     fn net<M: Memory>(self) -> *const u8 {
-        field::<M, *const u8>(self.0, layout!(sk_net))
+        match self.net {
+            Some(net) => net,
+            None => field::<M, *const u8>(self.address, layout!(sk_net)),
+        }
     }
 
     /// Writes time, namespace, addresses, ports and family: all that the common part of a socket
@@ -170,27 +212,27 @@ impl Sock {
         fact.cookie = 0;
         fact.netns = self.netns::<M>();
         fact.local_port = self.num::<M>();
-        fact.peer_port = u16::from_be(field::<M, u16>(self.0, layout!(sk_dport)));
+        fact.peer_port = u16::from_be(field::<M, u16>(self.address, layout!(sk_dport)));
         fact.detail = 0;
         fact.state = 0;
         fact.userlocks = 0;
         if self.family::<M>() == AF_INET6 {
             fact.flags |= flags::IPV6;
-            if bits::<M>(self.0, layout!(sk_ipv6only)) != 0 {
+            if bits::<M>(self.address, layout!(sk_ipv6only)) != 0 {
                 fact.flags |= flags::V6ONLY;
             }
-            fact.local_addr = field::<M, Address>(self.0, layout!(sk_v6_rcv_saddr));
-            fact.peer_addr = field::<M, Address>(self.0, layout!(sk_v6_daddr));
+            fact.local_addr = field::<M, Address>(self.address, layout!(sk_v6_rcv_saddr));
+            fact.peer_addr = field::<M, Address>(self.address, layout!(sk_v6_daddr));
         } else {
-            fact.local_addr = mapped(field::<M, u32>(self.0, layout!(sk_rcv_saddr)));
-            fact.peer_addr = mapped(field::<M, u32>(self.0, layout!(sk_daddr)));
+            fact.local_addr = mapped(field::<M, u32>(self.address, layout!(sk_rcv_saddr)));
+            fact.peer_addr = mapped(field::<M, u32>(self.address, layout!(sk_daddr)));
         }
     }
 
     /// `sk_userlocks`. Full sockets only.
     #[inline(always)]
     pub fn userlocks<M: Memory>(self) -> u8 {
-        bits::<M>(self.0, layout!(sk_userlocks))
+        bits::<M>(self.address, layout!(sk_userlocks))
     }
 
     /// True if the namespace may have no further TIME_WAIT (`inet_twsk_alloc`,
@@ -266,7 +308,7 @@ pub fn set_comm(owner: &mut Owner, comm: [u64; 2]) {
 /// The caller must know that the descriptor is a socket.
 #[inline(always)]
 pub fn current_socket(fd: u32) -> Sock {
-    const NULL: Sock = Sock(core::ptr::null());
+    const NULL: Sock = Sock::at(core::ptr::null());
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() } as *const u8;
     let files = field::<Probed, *const u8>(task, layout!(task_files));
@@ -280,5 +322,5 @@ pub fn current_socket(fd: u32) -> Sock {
         return NULL;
     }
     let socket = field::<Probed, *const u8>(file, layout!(file_private_data));
-    Sock(field::<Probed, *const u8>(socket, layout!(socket_sk)))
+    Sock::at(field::<Probed, *const u8>(socket, layout!(socket_sk)))
 }

@@ -47,10 +47,10 @@ pub fn accepted<M: Memory>(slot: u32, sk: Sock) {
 
 #[inline(always)]
 fn returned<C: Copy>(sk: *const u8) -> i32 {
-    let sk = Sock(sk);
-    if !sk.0.is_null()
+    let sk = Sock::at(sk);
+    if !sk.address.is_null()
         && sk.is_tcp::<Typed>()
-        && C::handles(Hook::AcceptExit, [sk.0 as u64, bpf_get_current_pid_tgid()])
+        && C::handles(Hook::AcceptExit, [sk.address as u64, bpf_get_current_pid_tgid()])
     {
         accepted::<Typed>(C::slot(Hook::AcceptExit), sk);
     }

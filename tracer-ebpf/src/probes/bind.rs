@@ -115,8 +115,9 @@ fn bind_returned<C: Copy>(ctx: &FExitContext, hook: Hook) -> i32 {
     let result: i32 = ctx.arg(3);
     if result < 0 {
         let socket: *const u8 = ctx.arg(0);
-        let sk = Sock(field::<Typed, *const u8>(socket, layout!(socket_sk)));
-        if sk.is_tcp::<Typed>() && C::handles(hook, [sk.0 as u64, bpf_get_current_pid_tgid()]) {
+        let sk = Sock::at(field::<Typed, *const u8>(socket, layout!(socket_sk)));
+        if sk.is_tcp::<Typed>() && C::handles(hook, [sk.address as u64, bpf_get_current_pid_tgid()])
+        {
             failed::<Typed, Probed>(C::slot(hook), sk, -result, ctx.arg(1));
         }
     }
@@ -155,7 +156,7 @@ fn after_bind(ctx: &SockContext, hook: Hook) -> i32 {
     // The kernel runs these programs with the socket itself as the context
     // (__cgroup_bpf_run_filter_sk, kernel/bpf/cgroup.c), so probed reads reach the fields that
     // `struct bpf_sock` does not have, the namespace above all.
-    let sk = Sock(ctx.as_ptr().cast_const().cast());
+    let sk = Sock::at(ctx.as_ptr().cast_const().cast());
     emit::owned_fact::<Probed>(hook as u32, FactKind::Bound, sk, |fact| {
         fact.cookie = cookie;
         fact.detail = sk.incarnation::<Probed>();

@@ -44,7 +44,7 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
     if sk.is_null() {
         return ALLOW;
     }
-    let sk = Sock(sk);
+    let sk = Sock::at(sk);
     emit::fact::<Typed>(Hook::SockOps as u32, kind, sk, |fact| {
         // SAFETY: the helper takes this program's context.
         fact.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{ABSENT, Fact, HolderLayout, HolderRecord, TcpState, flags, holder_flags};
 
-use crate::kernel::{Memory, Probed, Sock, Typed, bits, field, is_port_wanted, layout};
+use crate::kernel::{Memory, Probed, Sock, Typed, bits, field, is_port_wanted, layout, seq_of};
 
 /// Offsets of the running kernel.
 #[unsafe(no_mangle)]
@@ -54,14 +54,14 @@ const NEW_SYN_RECV: u8 = TcpState::NewSynRecv as u8;
 #[unsafe(link_section = "iter/tcp")]
 fn tcp_holders(ctx: *const TcpContext) -> i32 {
     // SAFETY: the kernel calls the program with this context; the verifier checks each load.
-    let (meta, sk) = unsafe { ((*ctx).meta, (*ctx).sk_common) };
-    if !sk.is_null() && is_port_wanted(Sock(sk).num::<Probed>()) {
+    let (seq, sk) = unsafe { (seq_of((*ctx).meta), (*ctx).sk_common) };
+    if !sk.is_null() && is_port_wanted(Sock::at(sk).num::<Probed>()) {
         // It is one of three structures that only begin alike, so no load of it is typed.
         let state = field::<Probed, u8>(sk, layout!(sk_state));
         if state == TIME_WAIT {
-            write(meta, sk, state, time_wait);
+            write(seq, sk, state, time_wait);
         } else if state != NEW_SYN_RECV {
-            write(meta, sk, state, full_socket);
+            write(seq, sk, state, full_socket);
         }
     }
     0
@@ -72,7 +72,7 @@ fn tcp_holders(ctx: *const TcpContext) -> i32 {
 #[unsafe(link_section = "iter/task_file")]
 fn idle_holders(ctx: *const TaskFileContext) -> i32 {
     // SAFETY: as above.
-    let (meta, file) = unsafe { ((*ctx).meta, (*ctx).file) };
+    let (seq, file) = unsafe { (seq_of((*ctx).meta), (*ctx).file) };
     if file.is_null() {
         return 0;
     }
@@ -85,19 +85,19 @@ fn idle_holders(ctx: *const TaskFileContext) -> i32 {
     if sk.is_null() {
         return 0;
     }
-    let port = Sock(sk).num::<Typed>();
+    let port = Sock::at(sk).num::<Typed>();
     if port != 0
         && is_port_wanted(port)
         && field::<Typed, u8>(sk, layout!(sk_state)) == CLOSE
-        && Sock(sk).is_tcp::<Probed>()
+        && Sock::at(sk).is_tcp::<Probed>()
     {
-        write(meta, sk, CLOSE, full_socket);
+        write(seq, sk, CLOSE, full_socket);
     }
     0
 }
 
 fn full_socket(sk: *const u8, record: &mut HolderRecord) {
-    record.userlocks = Sock(sk).userlocks::<Probed>();
+    record.userlocks = Sock::at(sk).userlocks::<Probed>();
     bucket(field::<Probed, *const u8>(sk, holder_layout!(sk_bind_hash)), record);
 }
 
@@ -127,7 +127,7 @@ fn bucket(tb: *const u8, record: &mut HolderRecord) {
 
 #[inline(always)]
 fn write(
-    meta: *const *mut c_void,
+    seq: *mut c_void,
     sk: *const u8,
     state: u8,
     rest: impl FnOnce(*const u8, &mut HolderRecord),
@@ -146,9 +146,9 @@ fn write(
         state: 0,
         userlocks: 0,
     };
-    Sock(sk).describe::<Probed>(&mut fact);
+    Sock::at(sk).describe::<Probed>(&mut fact);
     let mut record = HolderRecord {
-        cookie: Sock(sk).existing_cookie::<Probed>(),
+        cookie: Sock::at(sk).existing_cookie::<Probed>(),
         local_addr: fact.local_addr,
         peer_addr: fact.peer_addr,
         netns: fact.netns,
@@ -167,9 +167,8 @@ fn write(
         pad: [0; 2],
     };
     rest(sk, &mut record);
-    // SAFETY: the first member of the meta structure is the seq_file; the record is on the stack.
+    // SAFETY: the seq_file is the iterator's; the record is on the stack.
     unsafe {
-        let seq = *meta;
         bpf_seq_write(seq.cast(), (&raw mut record).cast(), size_of::<HolderRecord>() as u32);
     }
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{Fact, FactKind, OwnedFact, Owner, flags};
 
-use crate::kernel::{Probed, Sock, Typed, field, is_port_wanted, layout, now_ns, set_comm};
+use crate::kernel::{Probed, Sock, Typed, field, is_port_wanted, layout, now_ns, seq_of, set_comm};
 
 /// `struct bpf_iter__task_file` (kernel/bpf/task_iter.c): the context, part of the iterator's API.
 #[repr(C)]
@@ -31,7 +31,8 @@ static LAST_NETNS: Array<u32> = Array::with_max_entries(1, 0);
 #[unsafe(link_section = "iter/task_file")]
 fn task_file(ctx: *const TaskFile) -> i32 {
     // SAFETY: the kernel calls the program with this context; the verifier checks each load.
-    let (meta, task, fd, file) = unsafe { ((*ctx).meta, (*ctx).task, (*ctx).fd, (*ctx).file) };
+    let (seq, task, fd, file) =
+        unsafe { (seq_of((*ctx).meta), (*ctx).task, (*ctx).fd, (*ctx).file) };
     if task.is_null() || file.is_null() {
         return 0;
     }
@@ -41,7 +42,7 @@ fn task_file(ctx: *const TaskFile) -> i32 {
         let inode = field::<Typed, *const u8>(file, layout!(file_inode));
         let sb = field::<Typed, *const u8>(inode, layout!(inode_sb));
         if field::<Typed, u64>(sb, layout!(sb_magic)) == NSFS_MAGIC {
-            show(meta, task, fd, |fact| {
+            show(seq, task, fd, |fact| {
                 fact.kind = FactKind::NamespaceFile as u8;
                 fact.time_ns = now_ns();
                 fact.netns = field::<Typed, u64>(inode, layout!(inode_ino)) as u32;
@@ -49,20 +50,19 @@ fn task_file(ctx: *const TaskFile) -> i32 {
         }
         return 0;
     }
-    let sk = Sock(field::<Typed, *const u8>(socket, layout!(socket_sk)));
-    if sk.0.is_null() {
+    let sk = Sock::at(field::<Typed, *const u8>(socket, layout!(socket_sk)));
+    if sk.address.is_null() {
         return 0;
     }
-    // For each typed load of a trusted pointer the verifier searches all types of the kernel by
-    // name (btf_nested_type_is_trusted, kernel/bpf/btf.c): milliseconds in all.
+    // See `seq_of` for why these loads are not typed.
     let port = sk.num::<Probed>();
     // A socket without a port holds nothing. A new one gets its cookie when it binds.
     if port != 0 && sk.is_tcp::<Probed>() && (is_port_wanted(port) || is_elsewhere(sk)) {
-        show(meta, task, fd, |fact| {
+        show(seq, task, fd, |fact| {
             sk.describe::<Probed>(fact);
             fact.kind = FactKind::Held as u8;
             fact.cookie = sk.cookie();
-            fact.state = field::<Probed, u8>(sk.0, layout!(sk_state));
+            fact.state = field::<Probed, u8>(sk.address, layout!(sk_state));
             fact.userlocks = sk.userlocks::<Probed>();
         });
     }
@@ -71,7 +71,7 @@ fn task_file(ctx: *const TaskFile) -> i32 {
 
 /// Writes a record of a file that this task has open.
 #[inline(always)]
-fn show(meta: *const *mut c_void, task: *const u8, fd: u32, fill: impl FnOnce(&mut Fact)) {
+fn show(seq: *mut c_void, task: *const u8, fd: u32, fill: impl FnOnce(&mut Fact)) {
     let mut record = OwnedFact {
         fact: Fact {
             time_ns: 0,
@@ -92,9 +92,8 @@ fn show(meta: *const *mut c_void, task: *const u8, fd: u32, fill: impl FnOnce(&m
     fill(&mut record.fact);
     record.fact.detail = fd as i32;
     describe_task(task, &mut record.owner);
-    // SAFETY: the first member of the meta structure is the seq_file; the record is on the stack.
+    // SAFETY: the seq_file is the iterator's; the record is on the stack.
     unsafe {
-        let seq = *meta;
         bpf_seq_write(seq.cast(), (&raw mut record).cast(), size_of::<OwnedFact>() as u32);
     }
 }

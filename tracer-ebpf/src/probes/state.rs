@@ -37,7 +37,7 @@ fn tcp_destroy_sock_again(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
-    let sk = Sock(ctx.arg::<*const u8>(0));
+    let sk = Sock::at(ctx.arg::<*const u8>(0)).with_net::<Typed>();
     let old: i32 = ctx.arg(1);
     let new: i32 = ctx.arg(2);
     const ESTABLISHED: i32 = TcpState::Established as i32;
@@ -48,66 +48,69 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
     const LISTEN: i32 = TcpState::Listen as i32;
     if !matches!(new, ESTABLISHED | SYN_SENT | FIN_WAIT1 | CLOSE | CLOSE_WAIT | LISTEN)
         || !sk.is_tcp::<Typed>()
-        || !C::handles(Hook::SetState, [sk.0 as u64, (old as u64) << 32 | new as u64])
+        || !C::handles(Hook::SetState, [sk.address as u64, (old as u64) << 32 | new as u64])
     {
         return 0;
     }
     #[cfg(feature = "debug-log")]
     aya_log_ebpf::debug!(ctx, "port {}: state {} to {}", sk.num::<Typed>(), old, new);
+    let slot = C::slot(Hook::SetState);
     // connect() and listen() change the state in the calling process; everything else may happen
     // in a softirq, where the current process is a bystander.
-    match new {
-        SYN_SENT => {
-            emit::owned_fact::<Typed>(C::slot(Hook::SetState), FactKind::ConnectStart, sk, |fact| {
-                identify(sk, old, fact);
-                if layout!(tcp_local_port_range) != ABSENT {
-                    fact.detail = field::<Probed, i32>(sk.0, layout!(tcp_local_port_range));
-                }
-            })
-        }
-        LISTEN => {
-            emit::owned_fact::<Typed>(C::slot(Hook::SetState), FactKind::ListenStart, sk, |fact| {
-                identify(sk, old, fact);
-            })
-        }
-        ESTABLISHED => {
-            emit::fact::<Typed>(C::slot(Hook::SetState), FactKind::Established, sk, |fact| {
-                identify(sk, old, fact);
-                fact.detail = sk.incarnation::<Typed>();
-            })
-        }
-        CLOSE => emit::fact::<Typed>(C::slot(Hook::SetState), FactKind::Closed, sk, |fact| {
+    if new == SYN_SENT || new == LISTEN {
+        let kind = if new == SYN_SENT { FactKind::ConnectStart } else { FactKind::ListenStart };
+        emit::owned_fact::<Typed>(slot, kind, sk, |fact| {
             identify(sk, old, fact);
-            fact.detail = field::<Typed, i32>(sk.0, layout!(sk_err));
-            if bits::<Typed>(sk.0, layout!(sk_shutdown)) & 3 == 3 {
-                fact.flags |= flags::SHUTDOWN_BOTH;
+            if new == SYN_SENT && layout!(tcp_local_port_range) != ABSENT {
+                fact.detail = field::<Probed, i32>(sk.address, layout!(tcp_local_port_range));
             }
-            if field::<Typed, *const u8>(sk.0, layout!(sk_socket)).is_null() {
-                fact.flags |= flags::ORPHAN;
-            }
-            if old == TcpState::FinWait2 as i32 || old == TcpState::Closing as i32 {
-                // tcp_sock lies beyond the end of `struct sock`, so no typed load reaches it.
-                if field::<Probed, i32>(sk.0, layout!(tcp_linger2)) < 0 {
-                    fact.flags |= flags::LINGER2_NEGATIVE;
-                }
-                if sk.has_most_time_waits() {
-                    fact.flags |= flags::TIME_WAITS_FULL;
-                }
-            }
-        }),
-        _ => emit::fact::<Typed>(C::slot(Hook::SetState), FactKind::Closing, sk, |fact| {
-            identify(sk, new, fact)
-        }),
+        });
+        return 0;
     }
+    let (kind, state) = match new {
+        ESTABLISHED => (FactKind::Established, old),
+        CLOSE => (FactKind::Closed, old),
+        _ => (FactKind::Closing, new),
+    };
+    emit::fact::<Typed>(slot, kind, sk, |fact| {
+        identify(sk, state, fact);
+        match new {
+            ESTABLISHED => fact.detail = sk.incarnation::<Typed>(),
+            CLOSE => describe_end(sk, old, fact),
+            _ => {}
+        }
+    });
     0
+}
+
+/// What tells how a connection ended.
+#[inline(always)]
+fn describe_end(sk: Sock, old: i32, fact: &mut Fact) {
+    fact.detail = field::<Typed, i32>(sk.address, layout!(sk_err));
+    if bits::<Typed>(sk.address, layout!(sk_shutdown)) & 3 == 3 {
+        fact.flags |= flags::SHUTDOWN_BOTH;
+    }
+    // Not typed: see `seq_of`.
+    if field::<Probed, *const u8>(sk.address, layout!(sk_socket)).is_null() {
+        fact.flags |= flags::ORPHAN;
+    }
+    if old == TcpState::FinWait2 as i32 || old == TcpState::Closing as i32 {
+        // tcp_sock lies beyond the end of `struct sock`, so no typed load reaches it.
+        if field::<Probed, i32>(sk.address, layout!(tcp_linger2)) < 0 {
+            fact.flags |= flags::LINGER2_NEGATIVE;
+        }
+        if sk.has_most_time_waits() {
+            fact.flags |= flags::TIME_WAITS_FULL;
+        }
+    }
 }
 
 #[inline(always)]
 fn destroys<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
-    let sk = Sock(ctx.arg::<*const u8>(0));
+    let sk = Sock::at(ctx.arg::<*const u8>(0));
     if sk.num::<Typed>() != 0
         && sk.is_tcp::<Typed>()
-        && C::handles(Hook::DestroySock, [sk.0 as u64, 0])
+        && C::handles(Hook::DestroySock, [sk.address as u64, 0])
     {
         emit::fact::<Typed>(C::slot(Hook::DestroySock), FactKind::Destroyed, sk, |fact| {
             identify(sk, 0, fact);

@@ -62,7 +62,7 @@ fn firing(result: i64) -> [u64; 2] {
 #[inline(always)]
 fn accepted<C: Copy>(fd: u32) {
     let sk = current_socket(fd);
-    if sk.0.is_null() || !sk.is_tcp::<Probed>() {
+    if sk.address.is_null() || !sk.is_tcp::<Probed>() {
         return;
     }
     accept::accepted::<Probed>(C::slot(Hook::SysExit), sk);
@@ -74,7 +74,7 @@ fn bind_failed<C: Copy>(regs: *const u8, result: i32) {
     // The descriptor need not be a socket (bind() then fails with ENOTSOCK) and the words read
     // from elsewhere mean nothing; a file that passes as a TCP socket by chance does not exist:
     // its private data would have to hold a pointer to something that looks like one.
-    if sk.0.is_null() || !sk.is_tcp::<Probed>() {
+    if sk.address.is_null() || !sk.is_tcp::<Probed>() {
         return;
     }
     let address = field::<Typed, u64>(regs, layout!(regs_arg1)) as *const u8;

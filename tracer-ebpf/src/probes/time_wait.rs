@@ -4,6 +4,10 @@
 //! Every `inet_timewait_sock` has a timer whose function is `tw_timer_handler`
 //! (net/ipv4/inet_timewait_sock.c); no other timer has it. Its start, cancellation and expiry are
 //! the birth, the re-arming or killing, and the end of the TIME_WAIT.
+//!
+//! These programs need no second copy (see [`twice`](crate::twice)): the first two hooks fire with
+//! the timer wheel locked and interrupts off (`enqueue_timer`, `detach_timer`, kernel/time/timer.c),
+//! the third in the timer softirq, which nothing interrupts that fires it.
 
 use aya_ebpf::{
     Global,
@@ -16,14 +20,13 @@ use tracer_ebpf::{FactKind, Hook, flags};
 use crate::{
     emit,
     kernel::{Memory, Probed, Sock, Typed, field, layout},
-    twice::{Again, Copy, First},
 };
 
 /// A TIME_WAIT takes its socket's place: `inet_twsk_hashdance_schedule(tw, sk, ..)`, which was
 /// `inet_twsk_hashdance` before 6.12 (net/ipv4/inet_timewait_sock.c).
 #[fentry(function = "inet_twsk_hashdance_schedule")]
 fn time_wait_hash(ctx: FEntryContext) -> i32 {
-    report::<Typed>(Hook::TimeWaitHash as u32, FactKind::TimeWaitStart, Sock(ctx.arg(0)), 0);
+    report::<Typed>(Hook::TimeWaitHash as u32, FactKind::TimeWaitStart, Sock::at(ctx.arg(0)), 0);
     0
 }
 
@@ -33,7 +36,7 @@ fn time_wait_hash(ctx: FEntryContext) -> i32 {
 #[fentry(function = "__inet_twsk_schedule")]
 fn time_wait_schedule(ctx: FEntryContext) -> i32 {
     if ctx.arg::<u8>(2) & 1 != 0 {
-        let tw = Sock(ctx.arg(0));
+        let tw = Sock::at(ctx.arg(0));
         let slot = Hook::TimeWaitSchedule as u32;
         report::<Typed>(slot, FactKind::TimeWaitStart, tw, flags::REARMED);
     }
@@ -44,8 +47,8 @@ fn time_wait_schedule(ctx: FEntryContext) -> i32 {
 /// if it has expired.
 #[fentry(function = "inet_twsk_kill")]
 fn time_wait_kill(ctx: FEntryContext) -> i32 {
-    let tw = Sock(ctx.arg(0));
-    let ending = ending::<Typed>(tw, tw.0.wrapping_add(layout!(tw_timer) as usize));
+    let tw = Sock::at(ctx.arg(0));
+    let ending = ending::<Typed>(tw, tw.address.wrapping_add(layout!(tw_timer) as usize));
     let kind = if ending == flags::TIMER_DUE {
         FactKind::TimeWaitExpire
     } else {
@@ -62,45 +65,30 @@ static TW_TIMER_HANDLER: Global<u64> = Global::new(0);
 /// A timer was armed. For a pending timer that is armed anew, a cancellation comes first.
 #[btf_tracepoint(function = "timer_start")]
 fn timer_start(ctx: BtfTracePointContext) -> i32 {
-    timer::<First>(ctx.arg(0), Hook::TimerStart, FactKind::TimeWaitStart)
-}
-
-/// The same once more; see [`twice`](crate::twice).
-#[btf_tracepoint(function = "timer_start")]
-fn timer_start_again(ctx: BtfTracePointContext) -> i32 {
-    timer::<Again>(ctx.arg(0), Hook::TimerStart, FactKind::TimeWaitStart)
+    timer(ctx.arg(0), Hook::TimerStart, FactKind::TimeWaitStart)
 }
 
 /// A timer left the wheel: to be armed anew, because it expires, or because it is deleted.
 #[btf_tracepoint(function = "timer_cancel")]
 fn timer_cancel(ctx: BtfTracePointContext) -> i32 {
-    timer::<First>(ctx.arg(0), Hook::TimerCancel, FactKind::TimeWaitCancel)
+    timer(ctx.arg(0), Hook::TimerCancel, FactKind::TimeWaitCancel)
 }
 
-/// The same once more.
-#[btf_tracepoint(function = "timer_cancel")]
-fn timer_cancel_again(ctx: BtfTracePointContext) -> i32 {
-    timer::<Again>(ctx.arg(0), Hook::TimerCancel, FactKind::TimeWaitCancel)
-}
-
-/// A timer's function is about to run. Only the timer softirq runs it, which nothing interrupts
-/// that fires this hook: one copy suffices.
+/// A timer's function is about to run.
 #[btf_tracepoint(function = "timer_expire_entry")]
 fn timer_expire_entry(ctx: BtfTracePointContext) -> i32 {
-    timer::<First>(ctx.arg(0), Hook::TimerExpire, FactKind::TimeWaitExpire)
+    timer(ctx.arg(0), Hook::TimerExpire, FactKind::TimeWaitExpire)
 }
 
 #[inline(always)]
-fn timer<C: Copy>(timer: *const u8, hook: Hook, kind: FactKind) -> i32 {
-    if field::<Typed, u64>(timer, layout!(timer_function)) != TW_TIMER_HANDLER.load()
-        || !C::handles(hook, [timer as u64, 1])
-    {
+fn timer(timer: *const u8, hook: Hook, kind: FactKind) -> i32 {
+    if field::<Typed, u64>(timer, layout!(timer_function)) != TW_TIMER_HANDLER.load() {
         return 0;
     }
-    let tw = Sock(timer.wrapping_sub(layout!(tw_timer) as usize));
+    let tw = Sock::at(timer.wrapping_sub(layout!(tw_timer) as usize));
     let ending =
         if kind as u8 == FactKind::TimeWaitCancel as u8 { ending::<Probed>(tw, timer) } else { 0 };
-    report::<Probed>(C::slot(hook), kind, tw, ending);
+    report::<Probed>(hook as u32, kind, tw, ending);
     0
 }
 
@@ -125,6 +113,6 @@ fn report<M: Memory>(slot: u32, kind: FactKind, tw: Sock, flags: u8) {
     emit::fact::<M>(slot, kind, tw, |fact| {
         fact.flags |= flags;
         fact.cookie = tw.existing_cookie::<M>();
-        fact.state = field::<M, u8>(tw.0, layout!(tw_substate));
+        fact.state = field::<M, u8>(tw.address, layout!(tw_substate));
     });
 }

@@ -36,8 +36,8 @@ pub enum BtfError {
 
 /// The kernel's types.
 #[derive(Debug)]
-pub struct Btf {
-    data: Vec<u8>,
+pub struct Btf<'a> {
+    data: &'a [u8],
     strings: Range<usize>,
     /// Position of each type in `data`, by type id less one.
     types: Vec<u32>,
@@ -46,14 +46,14 @@ pub struct Btf {
 /// A structure or union of the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Struct<'a> {
-    btf: &'a Btf,
+    btf: &'a Btf<'a>,
     id: u32,
 }
 
 /// A field of a [`Struct`].
 #[derive(Clone, Copy, Debug)]
 pub struct Field<'a> {
-    btf: &'a Btf,
+    btf: &'a Btf<'a>,
     type_id: u32,
     /// Offset from the start of the structure, in bits.
     bit_offset: u32,
@@ -84,30 +84,30 @@ const KIND_ENUM64: u32 = 19;
 /// Bytes of `struct btf_type`, before what its kind appends.
 const TYPE_BYTES: usize = 12;
 
-impl Btf {
-    /// Reads the running kernel's BTF.
-    ///
-    /// # Errors
-    /// If the kernel has none, or one that cannot be understood.
-    pub fn of_running_kernel() -> Result<Self, BtfError> {
-        Self::parse(fs::read(VMLINUX).map_err(BtfError::Read)?)
-    }
+/// Reads the running kernel's BTF: some megabytes.
+///
+/// # Errors
+/// If the kernel has none.
+pub fn read() -> Result<Vec<u8>, BtfError> {
+    fs::read(VMLINUX).map_err(BtfError::Read)
+}
 
+impl<'a> Btf<'a> {
     /// Indexes the bytes of a BTF blob.
     ///
     /// # Errors
     /// If the bytes are not BTF of this machine's byte order, or use a kind of type that is newer
     /// than this reader (whose size is then unknown).
-    pub fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
+    pub fn parse(data: &'a [u8]) -> Result<Self, BtfError> {
         const MAGIC: u32 = 0xeb9f;
         let word =
-            |at: usize| word_at(&data, at).ok_or(BtfError::Malformed("it ends within its header"));
+            |at: usize| word_at(data, at).ok_or(BtfError::Malformed("it ends within its header"));
         if word(0)? & 0xffff != MAGIC {
             return Err(BtfError::Malformed("its magic number is wrong"));
         }
         let header_bytes = word(4)? as usize;
-        let types = section(&data, header_bytes, word(8)?, word(12)?)?;
-        let strings = section(&data, header_bytes, word(16)?, word(20)?)?;
+        let types = section(data, header_bytes, word(8)?, word(12)?)?;
+        let strings = section(data, header_bytes, word(16)?, word(20)?)?;
         let mut positions = Vec::with_capacity(types.len() / 24);
         let mut at = types.start;
         while at < types.end {
@@ -196,7 +196,7 @@ impl Btf {
 
     fn find(&self, kind: u32, name: &str) -> Result<u32, BtfError> {
         (1..=u32::try_from(self.types.len()).unwrap_or(u32::MAX))
-            .find(|id| self.kind(*id) == kind && self.name(*id) == name.as_bytes())
+            .find(|id| self.kind(*id) == kind && self.is_named(*id, name.as_bytes()))
             .ok_or_else(|| BtfError::NoType(name.to_owned()))
     }
 
@@ -205,7 +205,7 @@ impl Btf {
             return None;
         }
         let at = self.position(prototype)? + TYPE_BYTES + index as usize * 8;
-        self.pointee(word_at(&self.data, at + 4)?)
+        self.pointee(word_at(self.data, at + 4)?)
     }
 
     /// The structure behind a pointer type.
@@ -239,7 +239,7 @@ impl Btf {
 
     fn word_of(&self, id: u32, offset: usize) -> u32 {
         // Type id 0 is `void`, which has no entry and is of no kind that anybody asks for.
-        self.position(id).and_then(|at| word_at(&self.data, at + offset)).unwrap_or(0)
+        self.position(id).and_then(|at| word_at(self.data, at + offset)).unwrap_or(0)
     }
 
     fn info(&self, id: u32) -> u32 {
@@ -252,6 +252,14 @@ impl Btf {
 
     fn referenced(&self, id: u32) -> u32 {
         self.word_of(id, 8)
+    }
+
+    fn is_named(&self, id: u32, name: &[u8]) -> bool {
+        let strings = self.data.get(self.strings.clone()).unwrap_or_default();
+        strings
+            .get(self.word_of(id, 0) as usize..)
+            .and_then(|rest| rest.strip_prefix(name))
+            .is_some_and(|rest| rest.first() == Some(&0))
     }
 
     fn name(&self, id: u32) -> &[u8] {
@@ -297,9 +305,9 @@ impl<'a> Struct<'a> {
         let first = btf.position(id)? + TYPE_BYTES;
         (0..vlen(info) as usize).find_map(|index| {
             let at = first + index * MEMBER_BYTES;
-            let member_name = btf.string(word_at(&btf.data, at)?);
-            let type_id = word_at(&btf.data, at + 4)?;
-            let place = word_at(&btf.data, at + 8)?;
+            let member_name = btf.string(word_at(btf.data, at)?);
+            let type_id = word_at(btf.data, at + 4)?;
+            let place = word_at(btf.data, at + 8)?;
             let (bit_offset, bitfield_bits) =
                 if info & KIND_FLAG == 0 { (place, 0) } else { (place & 0x00ff_ffff, place >> 24) };
             if member_name == name.as_bytes() {

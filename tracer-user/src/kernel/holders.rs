@@ -8,22 +8,20 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read as _},
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     thread,
 };
 
-use aya::{
-    Btf as AyaBtf, Ebpf, EbpfLoader,
-    programs::{Iter, Program, ProgramError},
-};
+use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, Endianness, programs::ProgramError};
 use tracer_ebpf::{ABSENT, HolderLayout, HolderRecord};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::{
-    btf::{Btf, BtfError},
+    btf::{self, Btf, BtfError},
     clock, layout,
     loader::{self, LoadError},
     memory, netns,
+    programs::{IDLE_HOLDERS, IteratorProgram, Programs, TCP_HOLDERS, at_once, open_iterator},
 };
 use crate::{
     exhaustion::{Holder, KernelRules, KernelTime, ReuseRule, SocketRangeRule},
@@ -64,19 +62,21 @@ impl HolderLists {
     /// If this kernel has no such iterators, or does not let this process load them.
     pub fn load() -> Result<Self, LoadError> {
         let Iterators { mut ebpf, btf, features, marks_connect: _ } = Iterators::prepare(None)?;
-        let lists = Self::take(&mut ebpf, &btf, features).map_err(|error| refused(&error));
+        let mut programs = Programs::of(&mut ebpf);
+        let [tcp, files] = [TCP_HOLDERS, IDLE_HOLDERS].map(|name| programs.take(name));
+        let lists = Self::of_iterators(tcp, files, &btf, features);
         drop((ebpf, btf));
         memory::trim();
-        lists
+        Ok(lists?)
     }
 
-    /// Loads the iterators from an object that was loaded with the layout of holders.
-    pub(super) fn take(
-        ebpf: &mut Ebpf,
+    /// Loads the iterators of an object that was loaded with the layout of holders.
+    pub(super) fn of_iterators(
+        tcp: IteratorProgram<'_>,
+        files: IteratorProgram<'_>,
         btf: &AyaBtf,
         features: Features,
     ) -> Result<Self, ProgramError> {
-        let [tcp, files] = IteratorProgram::find(ebpf, [TCP_HOLDERS, IDLE_HOLDERS]);
         let (tcp, files) = at_once(|| tcp.load(btf), || files.load(btf));
         Ok(Self::of_programs(tcp?, files.ok(), features))
     }
@@ -212,25 +212,26 @@ impl Iterators {
     /// `port` is the only one that is to be listed.
     pub fn prepare(port: Option<Port>) -> Result<Self, LoadError> {
         loader::check_privileges()?;
-        // Either takes its time over the same megabytes.
-        let (btf, aya_btf) = at_once(
-            || Btf::of_running_kernel().map(|btf| (layout::resolve(&btf), resolve(&btf))),
-            AyaBtf::from_sys_fs,
+        let types = btf::read().map_err(LoadError::Btf)?;
+        // Either takes its time over these megabytes.
+        let (resolved, btf) = at_once(
+            || Btf::parse(&types).map(|btf| layout::resolve(&btf)),
+            || AyaBtf::parse(&types, Endianness::default()),
         );
-        let (resolved, holders) = btf.map_err(LoadError::Btf)?;
         let layout::Resolved {
             layout,
             sock,
             time_wait,
             task,
             files,
+            holders,
             has_cookie_helper,
             marks_connect,
             ..
-        } = resolved;
+        } = resolved.map_err(LoadError::Btf)?;
         sock.and(time_wait).and(task).and(files).map_err(LoadError::Layout)?;
         let (holder_layout, features) = holders.map_err(LoadError::Layout)?;
-        let btf = aya_btf.map_err(|error| LoadError::Object(error.into()))?;
+        let btf = btf.map_err(|error| LoadError::Object(error.into()))?;
         let ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("LAYOUT", layout.as_bytes(), true)
@@ -242,55 +243,6 @@ impl Iterators {
             .map_err(|error| LoadError::Object(error.into()))?;
         Ok(Self { ebpf, btf, features, marks_connect })
     }
-}
-
-/// An iterator program and what it goes through.
-#[derive(Clone, Copy)]
-pub(super) struct IteratorName {
-    name: &'static str,
-    target: &'static str,
-}
-
-pub(super) const TASK_FILE: IteratorName = IteratorName { name: "task_file", target: "task_file" };
-pub(super) const TCP_HOLDERS: IteratorName = IteratorName { name: "tcp_holders", target: "tcp" };
-pub(super) const IDLE_HOLDERS: IteratorName =
-    IteratorName { name: "idle_holders", target: "task_file" };
-
-/// An iterator program of the object.
-pub(super) struct IteratorProgram<'a> {
-    program: Option<&'a mut Program>,
-    target: &'static str,
-}
-
-impl<'a> IteratorProgram<'a> {
-    /// Finds several, so that they can be loaded at once.
-    pub fn find<const N: usize>(ebpf: &'a mut Ebpf, names: [IteratorName; N]) -> [Self; N] {
-        let mut programs: BTreeMap<_, _> = ebpf.programs_mut().collect();
-        names.map(|IteratorName { name, target }| Self { program: programs.remove(name), target })
-    }
-
-    /// Loads it, to be opened with [`open_iterator`].
-    pub fn load(self, btf: &AyaBtf) -> Result<OwnedFd, ProgramError> {
-        let program: &mut Iter = self.program.ok_or(ProgramError::NotLoaded)?.try_into()?;
-        program.load(self.target, btf)?;
-        Ok(program.fd()?.as_fd().try_clone_to_owned()?)
-    }
-}
-
-/// Runs the one in this thread and the other in a thread beside it.
-pub(super) fn at_once<A, B: Send>(
-    here: impl FnOnce() -> A,
-    beside: impl FnOnce() -> B + Send,
-) -> (A, B) {
-    thread::scope(|scope| {
-        let beside = scope.spawn(beside);
-        let here = here();
-        (here, beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
-}
-
-pub(super) fn refused(error: &ProgramError) -> LoadError {
-    LoadError::Object(loader::reason(error).into())
 }
 
 /// Resolves the fields that only holders need.
@@ -340,39 +292,4 @@ fn socket_range_rule(tcp_sock: &super::btf::Struct<'_>) -> SocketRangeRule {
         Ok(_) => SocketRangeRule::ByParity,
         Err(_) => SocketRangeRule::Absent,
     }
-}
-
-/// Opens a list: one file of an iterator program, for the calling thread's namespace.
-pub(super) fn open_iterator(program: BorrowedFd<'_>) -> io::Result<File> {
-    // Commands and attach type of bpf(2): include/uapi/linux/bpf.h.
-    const BPF_LINK_CREATE: libc::c_long = 28;
-    const BPF_ITER_CREATE: libc::c_long = 33;
-    const BPF_TRACE_ITER: u32 = 28;
-    /// The attributes of both commands begin so; the kernel takes what is missing for zero.
-    #[repr(C)]
-    struct Attributes {
-        fd: u32,
-        target_or_flags: u32,
-        attach_type: u32,
-        flags: u32,
-    }
-    let call = |command: libc::c_long, fd: BorrowedFd<'_>, attach_type: u32| {
-        let attributes = Attributes {
-            fd: u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX),
-            target_or_flags: 0,
-            attach_type,
-            flags: 0,
-        };
-        let size = if command == BPF_LINK_CREATE { size_of::<Attributes>() } else { 8 };
-        // SAFETY: the attributes live through the call and are at least as long as said.
-        let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size) };
-        let fd = i32::try_from(result).unwrap_or(-1);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the call succeeded, so nobody else owns this descriptor.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-    };
-    let link = call(BPF_LINK_CREATE, program, BPF_TRACE_ITER)?;
-    call(BPF_ITER_CREATE, link.as_fd(), 0).map(File::from)
 }

@@ -7,28 +7,26 @@ use std::{
     error::Error as StdError,
     fs::{self, File},
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
-    thread,
 };
 
 use aya::{
-    Btf as AyaBtf, Ebpf, EbpfLoader,
+    Btf as AyaBtf, Ebpf, EbpfLoader, Endianness,
     maps::{Array, HashMap, Map, MapError, PerCpuArray, RingBuf},
-    programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, FEntry, FExit, Iter,
-        ProgramError, SockOps,
-    },
+    programs::ProgramError,
 };
 use zerocopy::IntoBytes;
 
 use super::{
-    btf::{Btf, BtfError},
+    attacher::{ACCEPT, AGAIN, Attacher, FUNCTIONS_TWICE, Needs, RESET, programs_of},
+    btf::{self, Btf, BtfError},
     capability::{Capabilities, Capability},
     cgroup::CgroupRoot,
     clock,
-    holders::{Features, HolderLists},
+    holders::HolderLists,
     kallsyms, layout, memory,
+    programs::{IDLE_HOLDERS, Programs, TASK_FILE, TCP_HOLDERS, at_once, open_iterator, reason},
     ring::Ring,
     scope::Scope,
     tries::TriedPorts,
@@ -77,6 +75,12 @@ pub enum LoadError {
     Ring(#[source] io::Error),
 }
 
+impl From<ProgramError> for LoadError {
+    fn from(error: ProgramError) -> Self {
+        Self::Object(reason(&error).into())
+    }
+}
+
 /// One hook: how it is attached, or why it is not and what that costs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookStatus {
@@ -116,6 +120,13 @@ pub struct ProgramCost {
     pub ns: u64,
 }
 
+impl Outcome {
+    /// `kind` is the kind of the program that was attached, or was not for this reason.
+    pub(super) fn of(attached: Result<(), String>, kind: &'static str) -> Self {
+        attached.map_or_else(|reason| Self::Missing { reason }, |()| Self::Attached(kind))
+    }
+}
+
 impl HookStatus {
     /// True if the hook is attached.
     #[must_use]
@@ -139,7 +150,8 @@ pub struct Probes {
     pub log: Option<super::debug_log::ProgramLog>,
     /// Keeps the programs attached.
     ebpf: Ebpf,
-    has_snapshot: bool,
+    /// Lists the files that processes have open.
+    file_list: Option<OwnedFd>,
     /// Lists who is in which bind bucket, if this kernel lets us.
     pub holders: Option<Arc<HolderLists>>,
     /// Who tried closed ports, if this kernel tells of it.
@@ -185,13 +197,18 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         .into_iter()
         .map(|capability| format!("without {}, {}", capability.name(), capability.loss()))
         .collect();
+    let types = btf::read().map_err(LoadError::Btf)?;
     // Three slow lookups that need not wait for each other.
-    let (resolved, aya_btf, handler) = thread::scope(|scope| {
-        let resolved = scope.spawn(|| Btf::of_running_kernel().map(|btf| layout::resolve(&btf)));
-        let handler = scope.spawn(|| kallsyms::address_of("tw_timer_handler"));
-        let aya_btf = AyaBtf::from_sys_fs();
-        (join(resolved), aya_btf, join(handler))
-    });
+    let ((resolved, aya_btf), handler) = at_once(
+        || {
+            at_once(
+                || Btf::parse(&types).map(|btf| layout::resolve(&btf)),
+                || AyaBtf::parse(&types, Endianness::default()),
+            )
+        },
+        || kallsyms::address_of("tw_timer_handler"),
+    );
+    drop(types);
     let resolved = resolved.map_err(LoadError::Btf)?;
     let layout::Resolved {
         layout,
@@ -235,78 +252,59 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
     let ring = take_ring(&mut ebpf)?;
 
     // What each hook needs, as the sentence that says why it is not there.
-    let task = task.map_err(|error| error.to_string());
-    let time_wait = time_wait.map_err(|error| error.to_string());
-    let timers = time_wait.clone().and(handler.map(|_| ()).map_err(|error| error.to_string()));
-    let files = task.clone().and(files.map_err(|error| error.to_string()));
-    let syscall = files.clone().and(syscall.map_err(|error| error.to_string()));
-
-    let mut attacher = Attacher { ebpf: &mut ebpf, btf: &aya_btf, hooks: Vec::new() };
-    // What ends a lease goes first, so that no birth is seen whose end would be missed.
-    let has_time_wait_functions = attacher.functions(
-        options.hooks,
-        &TIME_WAIT_FUNCTIONS,
-        &time_wait,
-        "timer_start, timer_cancel and timer_expire_entry tell it, which fire for every timer",
-    )?;
-    if !has_time_wait_functions {
-        attacher.tracepoint("timer_expire_entry", timers.clone(), TIME_WAIT_LOSS);
-        attacher.tracepoint_twice("timer_cancel", &timers, TIME_WAIT_LOSS);
-        attacher.tracepoint_twice("timer_start", &timers, TIME_WAIT_LOSS);
-    }
-    attacher.tracepoint_twice(
-        "tcp_destroy_sock",
-        &Ok(()),
-        "the release of bound sockets that never connected is not seen",
-    );
-    attacher.tracepoint_twice("inet_sock_set_state", &task, "everything");
-    let cgroups = match cgroups {
-        Ok(root) => {
-            if !has_cookie_helper {
-                attacher.sock_create(&root);
-            }
-            attacher.sock_ops(&root);
-            attacher.post_bind(&root, &task);
-            Some(root)
-        }
-        Err(error) => {
-            let reason = format!("the cgroup v2 root cannot be opened: {error}");
-            attacher.refuse("sockops", reason.clone(), SOCK_OPS_LOSS);
-            attacher.refuse("post_bind4", reason.clone(), POST_BIND_LOSS);
-            attacher.refuse("post_bind6", reason, POST_BIND_LOSS);
-            None
-        }
+    let sentence = |need: Result<(), BtfError>| need.map_err(|error| error.to_string());
+    let (task, time_wait) = (sentence(task), sentence(time_wait));
+    let files = task.clone().and(sentence(files));
+    let needs = Needs {
+        timers: time_wait.clone().and(handler.map(|_| ()).map_err(|error| error.to_string())),
+        syscall: files.clone().and(sentence(syscall)),
+        segment: sentence(segment),
+        task,
+        time_wait: time_wait.clone(),
+        files: files.clone(),
+        accept_parameters,
+        has_cookie_helper,
+        has_preemptible_tracepoints,
     };
-    let accept = if accept_parameters == Some(4) { ACCEPT_OF_FOUR } else { ACCEPT };
-    let call_functions = [BIND4, BIND6, accept];
-    let needs = files.clone().and(accept_parameters.map(|_| ()).ok_or_else(no_accept));
-    const INSTEAD: &str = "sys_exit tells it, which fires for every system call";
-    if !attacher.functions(options.hooks, &call_functions, &needs, INSTEAD)? {
-        const LOSS: &str = "failed bind()s are not seen, and accepted connections are shown with \
-                            their listener's owner";
-        // A task's system calls do not interrupt each other; a copy is due where another's can.
-        if has_preemptible_tracepoints {
-            attacher.tracepoint_twice("sys_exit", &syscall, LOSS);
-        } else {
-            attacher.tracepoint("sys_exit", syscall, LOSS);
-        }
-    }
-    attacher.tracepoint(
-        RESET,
-        segment.map_err(|error| error.to_string()),
-        "port scans are not seen",
-    );
-    attacher.iterator(&files);
     let features = holders.map(|(_, features)| features).map_err(|error| error.to_string());
-    let holders = attacher.holders(&files.and(time_wait).and(features));
-    let hooks = attacher.hooks;
+    let features = files.clone().and(time_wait).and(features);
+    let mut programs = Programs::of(&mut ebpf);
+    let [task_file, tcp, idle] =
+        [TASK_FILE, TCP_HOLDERS, IDLE_HOLDERS].map(|name| programs.take(name));
+    let mut attacher = Attacher::new(programs, &aya_btf, options.hooks);
+    // The verifier takes its time over the lists, too.
+    let (attached, (file_list, lists)) = at_once(
+        || attacher.attach(&needs, &cgroups),
+        || {
+            let refused = |error: ProgramError| reason(&error);
+            let file_list = files.and_then(|()| task_file.load(&aya_btf).map_err(refused));
+            let lists = features.and_then(|features| {
+                HolderLists::of_iterators(tcp, idle, &aya_btf, features).map_err(refused)
+            });
+            (file_list, lists)
+        },
+    );
+    attached?;
+    let mut hooks = attacher.into_hooks();
+    let mut list = |name, without, outcome: Result<(), String>| {
+        hooks.push(HookStatus { name, without, outcome: Outcome::of(outcome, "iter") });
+    };
+    list(
+        "task_file",
+        "sockets that are bound but idle are not in the snapshot",
+        file_list.as_ref().map(|_| ()).map_err(Clone::clone),
+    );
+    list(
+        "tcp_holders",
+        "that somebody bound a port is known only if that was seen",
+        lists.as_ref().map(|_| ()).map_err(Clone::clone),
+    );
     if let Some(HookStatus { outcome: Outcome::Missing { reason, .. }, .. }) =
         hooks.iter().find(|hook| hook.name == "inet_sock_set_state")
     {
         return Err(LoadError::Refused(reason.clone()));
     }
     let is_attached = |name: &str| hooks.iter().any(|hook| hook.name == name && hook.is_attached());
-    let has_snapshot = is_attached(ITERATOR);
     let tried_ports = if is_attached(RESET) { Some(take_tried_ports(&mut ebpf)?) } else { None };
     drop(aya_btf);
     memory::trim();
@@ -317,11 +315,11 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         log,
         ring,
         hooks,
-        cgroups,
+        cgroups: cgroups.ok(),
         warnings,
         ebpf,
-        has_snapshot,
-        holders,
+        file_list: file_list.ok(),
+        holders: lists.ok().map(Arc::new),
         tried_ports,
         marks_connect,
         attached: Instant(clock::monotonic_ns()),
@@ -329,19 +327,13 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
 }
 
 impl Probes {
-    /// Starts the iterator over all open files, if this kernel has one. Reading the file to its
-    /// end yields the sockets held now, as records of the wire.
+    /// Starts the list of all open files, if this kernel has one. Reading the file to its end
+    /// yields the sockets held now, as records of the wire.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn open_files(&mut self) -> Option<io::Result<File>> {
-        self.has_snapshot.then(|| {
-            let iterator: &mut Iter =
-                program(&mut self.ebpf, ITERATOR).map_err(io::Error::other)?;
-            let link = iterator.attach().map_err(io::Error::other)?;
-            let link = iterator.take_link(link).map_err(io::Error::other)?;
-            link.into_file().map_err(io::Error::other)
-        })
+    pub fn open_files(&self) -> Option<io::Result<File>> {
+        self.file_list.as_ref().map(|list| open_iterator(list.as_fd()))
     }
 }
 
@@ -353,7 +345,7 @@ impl Probes {
             ports_chosen: self.is_attached("sockops"),
             accepts: self.is_attached("sys_exit") || self.is_attached(ACCEPT.name),
             marks_connect: self.marks_connect,
-            bound_idle: self.has_snapshot,
+            bound_idle: self.file_list.is_some(),
             since: self.attached,
         }
     }
@@ -379,27 +371,27 @@ impl Probes {
         self.hooks.iter().any(|hook| hook.name == name && hook.is_attached())
     }
 
+    /// True for either copy of a program of which two are attached.
+    fn has_both_copies(&self, program: &str) -> bool {
+        FUNCTIONS_TWICE.iter().any(|function| {
+            function.programs().any(|of_function| of_function == program)
+                && self.is_attached(function.name)
+        }) || AGAIN.iter().any(|(first, again)| {
+            (*first == program || *again == program)
+                && self.is_attached(first)
+                && self.is_attached(again)
+        })
+    }
+
     /// Firings of hooks that no program saw: the kernel skips a program that would interrupt
     /// itself on its CPU (`recursion_misses`, since 5.12). Where a second copy is attached one of
     /// the two sees every firing.
     #[must_use]
     pub fn unseen_firings(&self) -> u64 {
-        let has_both = |name: &str| {
-            let is_of_function = FUNCTIONS_TWICE.iter().any(|function| {
-                function.programs().any(|program| program == name)
-                    && self.is_attached(function.name)
-            });
-            is_of_function
-                || AGAIN.iter().any(|(first, again)| {
-                    (*first == name || *again == name)
-                        && self.is_attached(first)
-                        && self.is_attached(again)
-                })
-        };
         self.ebpf
             .programs()
             // This one reports no facts, and says at least how much there was.
-            .filter(|(name, _)| *name != RESET && !has_both(name))
+            .filter(|(name, _)| *name != RESET && !self.has_both_copies(name))
             .filter_map(|(_, program)| recursion_misses(program.fd().ok()?.as_fd()))
             .sum()
     }
@@ -410,295 +402,6 @@ fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
     let info = info.ok()?;
     let misses = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
     misses.trim().parse().ok()
-}
-
-/// Programs of which a second copy is attached behind the first.
-const AGAIN: [(&str, &str); 5] = [
-    ("sys_exit", "sys_exit_again"),
-    ("timer_cancel", "timer_cancel_again"),
-    ("timer_start", "timer_start_again"),
-    ("tcp_destroy_sock", "tcp_destroy_sock_again"),
-    ("inet_sock_set_state", "inet_sock_set_state_again"),
-];
-const ITERATOR: &str = "task_file";
-const RESET: &str = "tcp_send_reset";
-/// Links admit other programs beside ours by themselves (`cgroup_bpf_link_attach`), and no flags.
-const ATTACH_MODE: CgroupAttachMode = CgroupAttachMode::Single;
-const TIME_WAIT_LOSS: &str = "the end of a TIME_WAIT is not seen";
-const SOCK_OPS_LOSS: &str =
-    "a port that connect() or listen() chose is learned only from the next event of its socket";
-const POST_BIND_LOSS: &str = "a bound socket is seen only when it connects or listens";
-
-/// A program at the entry or exit of a kernel function.
-#[derive(Clone, Copy)]
-struct Function {
-    /// What the user sees: the function's present name.
-    name: &'static str,
-    /// The program.
-    program: &'static str,
-    /// Its second copy, where another task can take the CPU from the first.
-    again: Option<&'static str>,
-    place: FunctionPlace,
-    /// Its name in kernels of earlier times.
-    formerly: Option<&'static str>,
-}
-
-#[derive(Clone, Copy)]
-enum FunctionPlace {
-    Entry,
-    Exit,
-}
-
-impl Function {
-    const fn entry(name: &'static str, program: &'static str) -> Self {
-        Self { name, program, again: None, place: FunctionPlace::Entry, formerly: None }
-    }
-
-    const fn exit(name: &'static str, program: &'static str, again: &'static str) -> Self {
-        Self { name, program, again: Some(again), place: FunctionPlace::Exit, formerly: None }
-    }
-
-    fn programs(&self) -> impl Iterator<Item = &'static str> {
-        std::iter::once(self.program).chain(self.again)
-    }
-}
-
-/// The life of a TIME_WAIT. What ends it goes first.
-const TIME_WAIT_FUNCTIONS: [Function; 3] = [
-    Function::entry("inet_twsk_kill", "time_wait_kill"),
-    Function {
-        formerly: Some("inet_twsk_hashdance"),
-        ..Function::entry("inet_twsk_hashdance_schedule", "time_wait_hash")
-    },
-    Function::entry("__inet_twsk_schedule", "time_wait_schedule"),
-];
-const BIND4: Function = Function::exit("inet_bind", "bind4_exit", "bind4_exit_again");
-const BIND6: Function = Function::exit("inet6_bind", "bind6_exit", "bind6_exit_again");
-const ACCEPT: Function = Function::exit("inet_csk_accept", "accept_exit", "accept_exit_again");
-const ACCEPT_OF_FOUR: Function =
-    Function::exit("inet_csk_accept", "accept_exit_of_four", "accept_exit_of_four_again");
-
-/// Functions at which two programs are attached.
-const FUNCTIONS_TWICE: [Function; 4] = [BIND4, BIND6, ACCEPT, ACCEPT_OF_FOUR];
-
-struct Attacher<'a> {
-    ebpf: &'a mut Ebpf,
-    btf: &'a AyaBtf,
-    hooks: Vec<HookStatus>,
-}
-
-impl Attacher<'_> {
-    fn tracepoint(
-        &mut self,
-        name: &'static str,
-        precondition: Result<(), String>,
-        loss: &'static str,
-    ) {
-        let btf = self.btf;
-        self.attempt(name, "tp_btf", loss, precondition, |ebpf| {
-            let program: &mut BtfTracePoint = program(ebpf, name)?;
-            program.load(name, btf)?;
-            program.attach().map(|_| ())
-        });
-    }
-
-    /// Attaches a program and its copy, which sees what the kernel skips of the first.
-    fn tracepoint_twice(
-        &mut self,
-        name: &'static str,
-        precondition: &Result<(), String>,
-        loss: &'static str,
-    ) {
-        self.tracepoint(name, precondition.clone(), loss);
-        let again = AGAIN.iter().find(|(first, _)| *first == name);
-        if let Some((_, again)) = again {
-            let btf = self.btf;
-            let loss = "an event that interrupts the report of another of its kind is lost, though \
-                        counted";
-            self.attempt(again, "tp_btf", loss, precondition.clone(), |ebpf| {
-                let program: &mut BtfTracePoint = program(ebpf, again)?;
-                program.load(name, btf)?;
-                program.attach().map(|_| ())
-            });
-        }
-    }
-
-    /// Attaches all of these or none, and says which.
-    fn functions(
-        &mut self,
-        family: HookFamily,
-        functions: &[Function],
-        precondition: &Result<(), String>,
-        without: &'static str,
-    ) -> Result<bool, LoadError> {
-        if family == HookFamily::Tracepoints {
-            return Ok(false);
-        }
-        let mut refused = precondition.clone().err().map(|reason| (functions.len(), reason));
-        for (index, function) in functions.iter().enumerate() {
-            for program in function.programs() {
-                if refused.is_none()
-                    && let Err(error) = self.function(function, program)
-                {
-                    refused = Some((index + 1, reason(&error)));
-                }
-            }
-        }
-        let Some((failed, reason)) = refused else {
-            self.hooks.extend(functions.iter().map(|function| {
-                let outcome = Outcome::Attached(match function.place {
-                    FunctionPlace::Entry => "fentry",
-                    FunctionPlace::Exit => "fexit",
-                });
-                HookStatus { name: function.name, without, outcome }
-            }));
-            return Ok(true);
-        };
-        if family == HookFamily::Functions {
-            return Err(LoadError::NoFunctions(reason));
-        }
-        for function in functions.iter().take(failed) {
-            self.unload(function);
-        }
-        self.hooks.extend(functions.iter().map(|function| {
-            let outcome = Outcome::Replaced { reason: reason.clone() };
-            HookStatus { name: function.name, without, outcome }
-        }));
-        Ok(false)
-    }
-
-    fn function(
-        &mut self,
-        function: &Function,
-        program_name: &'static str,
-    ) -> Result<(), ProgramError> {
-        let Self { ebpf, btf, .. } = self;
-        let names = std::iter::once(function.name).chain(function.formerly);
-        let mut outcome = Err(ProgramError::NotLoaded);
-        for name in names {
-            outcome = match function.place {
-                FunctionPlace::Entry => {
-                    let program: &mut FEntry = program(ebpf, program_name)?;
-                    program.load(name, btf).and_then(|()| program.attach().map(|_| ()))
-                }
-                FunctionPlace::Exit => {
-                    let program: &mut FExit = program(ebpf, program_name)?;
-                    program.load(name, btf).and_then(|()| program.attach().map(|_| ()))
-                }
-            };
-            if outcome.is_ok() {
-                break;
-            }
-        }
-        outcome
-    }
-
-    /// Detaches a function's program. What the kernel did not detach, the end of the agent will.
-    fn unload(&mut self, function: &Function) {
-        for name in function.programs() {
-            let unloaded = match function.place {
-                FunctionPlace::Entry => program::<FEntry>(self.ebpf, name).and_then(FEntry::unload),
-                FunctionPlace::Exit => program::<FExit>(self.ebpf, name).and_then(FExit::unload),
-            };
-            // Its facts would come twice, which the ledger bears.
-            drop(unloaded);
-        }
-    }
-
-    fn sock_ops(&mut self, root: &CgroupRoot) {
-        self.attempt("sockops", "cgroup", SOCK_OPS_LOSS, Ok(()), |ebpf| {
-            let program: &mut SockOps = program(ebpf, "sock_ops")?;
-            program.load()?;
-            program.attach(root, ATTACH_MODE).map(|_| ())
-        });
-    }
-
-    /// For kernels whose tracing programs cannot give a socket its cookie.
-    fn sock_create(&mut self, root: &CgroupRoot) {
-        let loss = "sockets are told apart only once the kernel has given them a cookie";
-        self.attempt("sock_create", "cgroup", loss, Ok(()), |ebpf| {
-            let program: &mut CgroupSock = program(ebpf, "sock_create")?;
-            program.load()?;
-            program.attach(root, ATTACH_MODE).map(|_| ())
-        });
-    }
-
-    fn post_bind(&mut self, root: &CgroupRoot, task: &Result<(), String>) {
-        const REQUEST_LOSS: &str =
-            "a bind() to port 0 is told from one to that port only at its socket's next event";
-        for (name, loss) in [("bind4", REQUEST_LOSS), ("bind6", REQUEST_LOSS)] {
-            self.attempt(name, "cgroup", loss, Ok(()), |ebpf| {
-                let program: &mut CgroupSockAddr = program(ebpf, name)?;
-                program.load()?;
-                program.attach(root, ATTACH_MODE).map(|_| ())
-            });
-        }
-        for name in ["post_bind4", "post_bind6"] {
-            self.attempt(name, "cgroup", POST_BIND_LOSS, task.clone(), |ebpf| {
-                let program: &mut CgroupSock = program(ebpf, name)?;
-                program.load()?;
-                program.attach(root, ATTACH_MODE).map(|_| ())
-            });
-        }
-    }
-
-    fn iterator(&mut self, precondition: &Result<(), String>) {
-        let btf = self.btf;
-        let loss = "sockets that are bound but idle are not in the snapshot";
-        self.attempt(ITERATOR, "iter", loss, precondition.clone(), |ebpf| {
-            let program: &mut Iter = program(ebpf, ITERATOR)?;
-            program.load(ITERATOR, btf)
-        });
-    }
-
-    fn holders(&mut self, features: &Result<Features, String>) -> Option<Arc<HolderLists>> {
-        let btf = self.btf;
-        let loss = "that somebody bound a port is known only if that was seen";
-        let mut lists = None;
-        let precondition = features.as_ref().map(|_| ()).map_err(Clone::clone);
-        self.attempt("tcp_holders", "iter", loss, precondition, |ebpf| {
-            if let Ok(features) = features {
-                lists = Some(Arc::new(HolderLists::take(ebpf, btf, *features)?));
-            }
-            Ok(())
-        });
-        lists
-    }
-
-    fn attempt(
-        &mut self,
-        name: &'static str,
-        how: &'static str,
-        loss: &'static str,
-        precondition: Result<(), String>,
-        attach: impl FnOnce(&mut Ebpf) -> Result<(), ProgramError>,
-    ) {
-        let outcome = precondition
-            .and_then(|()| attach(self.ebpf).map_err(|error| reason(&error)))
-            .map_or_else(|reason| Outcome::Missing { reason }, |()| Outcome::Attached(how));
-        self.hooks.push(HookStatus { name, without: loss, outcome });
-    }
-
-    fn refuse(&mut self, name: &'static str, reason: String, loss: &'static str) {
-        self.hooks.push(HookStatus { name, without: loss, outcome: Outcome::Missing { reason } });
-    }
-}
-
-/// The programs that may be attached to a hook; those that are not are not loaded.
-fn programs_of(hook: &'static str) -> impl Iterator<Item = &'static str> {
-    const SOCK_OPS: [(&str, &str); 1] = [("sockops", "sock_ops")];
-    TIME_WAIT_FUNCTIONS
-        .into_iter()
-        .chain([BIND4, BIND6, ACCEPT, ACCEPT_OF_FOUR])
-        .map(|function| (function.name, function.program))
-        .chain(SOCK_OPS)
-        .filter(move |(name, _)| *name == hook)
-        .map(|(_, program)| program)
-        .chain([hook])
-}
-
-fn no_accept() -> String {
-    "this kernel has no inet_csk_accept".to_owned()
 }
 
 /// Checks that programs can be loaded at all, and lifts the limit that old kernels put on them.
@@ -733,49 +436,12 @@ fn take_map<M: TryFrom<Map, Error = MapError>>(
     M::try_from(map).map_err(|error| LoadError::Object(error.into()))
 }
 
-pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-{
-    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
-}
-
-/// The kernel's reason: the errno, and the verifier's last word if it had one.
-pub(super) fn reason(error: &ProgramError) -> String {
-    if let ProgramError::LoadError { io_error, verifier_log } = error {
-        let log = verifier_log.to_string();
-        // The last lines are statistics; the one before them is the verdict.
-        let verdict = log.lines().rev().find(|line| {
-            let line = line.trim();
-            !line.is_empty()
-                && !["verification time", "stack depth", "processed"]
-                    .iter()
-                    .any(|statistic| line.starts_with(statistic))
-        });
-        return match verdict {
-            Some(verdict) => format!("{io_error}: {}", verdict.trim()),
-            None => io_error.to_string(),
-        };
-    }
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 /// Before 5.11 maps count against this limit; later the call changes nothing that matters.
 fn raise_memlock() {
     let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the structure is valid for the duration of the call. Failure is of no consequence
     // where the limit does not apply, and is reported by the map's creation where it does.
     let _ = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
-}
-
-fn join<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
-    handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn names(capabilities: &[Capability]) -> String {

@@ -6,6 +6,8 @@
     reason = "system calls without a safe wrapper; each use says why it is sound"
 )]
 
+#[cfg(feature = "programs")]
+mod attacher;
 pub mod btf;
 pub mod capability;
 pub mod cgroup;
@@ -23,6 +25,8 @@ pub mod memory;
 pub mod netns;
 #[cfg(feature = "programs")]
 pub mod occupants;
+#[cfg(feature = "programs")]
+mod programs;
 #[cfg(feature = "programs")]
 pub mod ring;
 pub mod sandbox;

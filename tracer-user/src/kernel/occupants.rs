@@ -2,15 +2,14 @@
 
 use std::{collections::BTreeMap, fs::File, io, os::fd::AsFd as _, thread};
 
+use aya::programs::ProgramError;
 use tracer_ebpf::TcpState;
 
 use super::{
-    holders::{
-        HolderLists, IDLE_HOLDERS, IteratorProgram, Iterators, TASK_FILE, TCP_HOLDERS, at_once,
-        open_iterator, refused,
-    },
+    holders::{HolderLists, Iterators},
     loader::LoadError,
     netns::{self, Namespaces},
+    programs::{IDLE_HOLDERS, Programs, TASK_FILE, TCP_HOLDERS, at_once, open_iterator},
     scope::Scope,
     settings::SettingsFiles,
     snapshot::{self, Found},
@@ -28,27 +27,30 @@ use crate::{
 /// If this kernel cannot list them, or does not let this process.
 pub fn look_for(port: Port, scope: Scope) -> Result<PortView, LoadError> {
     let Iterators { mut ebpf, btf, features, marks_connect } = Iterators::prepare(Some(port))?;
+    let mut programs = Programs::of(&mut ebpf);
     let [task_file, tcp, idle] =
-        IteratorProgram::find(&mut ebpf, [TASK_FILE, TCP_HOLDERS, IDLE_HOLDERS]);
+        [TASK_FILE, TCP_HOLDERS, IDLE_HOLDERS].map(|name| programs.take(name));
     let (mut owned, mut found) = (Vec::new(), Found::default());
     // Either goes through a table of the host, and the verifier takes its time over each program.
     let (files, tables) = at_once(
         || {
             let files = task_file.load(&btf)?;
-            Ok(open_iterator(files.as_fd())
-                .and_then(|files| snapshot::read_files(files, scope, &mut owned, &mut found)))
+            Ok::<_, ProgramError>(
+                open_iterator(files.as_fd())
+                    .and_then(|files| snapshot::read_files(files, scope, &mut owned, &mut found)),
+            )
         },
         || {
             let lists = HolderLists::of_programs(tcp.load(&btf)?, None, features);
             let tables = look_into(&lists, port, &Found::default().namespaces(scope));
-            Ok((lists, tables))
+            Ok::<_, ProgramError>((lists, tables))
         },
     );
     let mut problems = Vec::new();
-    if let Err(error) = files.map_err(|error| refused(&error))? {
+    if let Err(error) = files? {
         problems.push(format!("the files that processes have open cannot be listed: {error}"));
     }
-    let (lists, mut tables) = tables.map_err(|error| refused(&error))?;
+    let (lists, mut tables) = tables?;
     // The files lead to namespaces in which no process lives.
     let mut others = found.namespaces(scope);
     others.retain(|inode| !tables.contains_key(&inode));

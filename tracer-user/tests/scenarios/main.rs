@@ -24,4 +24,5 @@ mod support;
 mod surroundings;
 mod time_wait;
 mod tuples;
+mod vrf;
 mod why;

@@ -31,7 +31,7 @@ const KERNELS: [Kernel; 5] = [
 /// What is needed of a kernel's packages.
 pub struct Files {
     pub image: PathBuf,
-    /// Modules without which there is no sock_diag for TCP, in the order of loading.
+    /// Modules without which there is no sock_diag for TCP, and no VRF, in the order of loading.
     pub modules: Vec<PathBuf>,
 }
 
@@ -67,7 +67,7 @@ pub fn fetch(kernel: &Kernel, directory: &Path) -> Result<Files> {
     }
     let image = find(&unpacked, &|name| name.starts_with("vmlinuz"))
         .with_context(|| format!("no kernel image in {}", unpacked.display()))?;
-    let modules = ["inet_diag.ko", "tcp_diag.ko"]
+    let modules = ["inet_diag.ko", "tcp_diag.ko", "vrf.ko"]
         .iter()
         .filter_map(|module| find(&unpacked, &|name| name.starts_with(module)))
         .map(|module| uncompressed(&module, directory))
