@@ -20,8 +20,8 @@ use tracer_ebpf::{Fact, FactKind, Owner, TcpState, decode, flags};
 use tracer_user::{
     exhaustion::Forecast,
     ledger::{
-        Addr, Failure, Instant, Lease, LeaseEvent, Ledger, Netns, Port, Pressure, Sight, Silence,
-        Sink, TakeOver, Window,
+        Addr, Failure, Instant, Lease, LeaseEvent, Ledger, Netns, Port, Pressure, Sight, Sink,
+        TakeOver, Window,
     },
     output::{Cgroup, Output as _, Verbosity, json::Json},
 };
@@ -201,6 +201,16 @@ impl Sink for Records {
 /// What is done between two waits for facts.
 trait Drained: Sink {
     fn drained(&mut self);
+}
+
+/// Takes nothing: for what the ledger costs by itself.
+struct Silence;
+
+impl Sink for Silence {
+    fn lease(&mut self, _event: LeaseEvent<'_>) {}
+    fn failure(&mut self, _failure: Failure<'_>) {}
+    fn found(&mut self, _at: Instant, _lease: &Lease) {}
+    fn pressure(&mut self, _pressure: Pressure) {}
 }
 
 impl Drained for Silence {

@@ -2,7 +2,6 @@
 
 mod namespaces;
 mod reporter;
-mod windows;
 
 use std::{io, time::Duration};
 
@@ -14,8 +13,8 @@ use tokio::{
 };
 use tracer_ebpf::{DecodeError, decode};
 
+use namespaces::Namespaces;
 use reporter::Reporter;
-use windows::Windows;
 
 use crate::{
     filter::Filter,
@@ -26,7 +25,7 @@ use crate::{
         scope::Scope,
         snapshot::{self, Snapshot},
     },
-    ledger::{Differences, Instant, Ledger, Silence, Sink, Unknown},
+    ledger::{Differences, Failure, Instant, Lease, LeaseEvent, Ledger, Pressure, Sink, Unknown},
     output::{Loss, Output, Place, Summary},
     scans::Scans,
 };
@@ -98,10 +97,10 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     let scope = load.scope;
     let mut probes = loader::load(&load)?;
     let mut ledger = Ledger::new(probes.sight());
-    let mut windows = Windows::default();
+    let mut audience = Nobody::default();
     let mut warnings = std::mem::take(&mut probes.warnings);
     if snapshot {
-        let taken = take_snapshot(&mut probes, scope, &mut ledger, &mut windows).await?;
+        let taken = take_snapshot(&mut probes, scope, &mut ledger, &mut audience).await?;
         warnings.extend(taken);
     }
     // Whatever happened before this moment is on the ring, and goes untold.
@@ -109,22 +108,21 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     let mut foreign = None;
     probes
         .ring
-        .drain_all(|record| enter(record, &mut ledger, &mut windows, &mut Silence, &mut foreign))
+        .drain_all(|record| enter(record, &mut ledger, &mut audience, &mut foreign))
         .map_err(AgentError::Ring)?;
     if let Some(error) = foreign {
         return Err(AgentError::Foreign(error));
     }
     ledger.begin_telling();
-    let mut reporter =
-        Reporter::new(output, filter, probes.cgroups.take()).map_err(AgentError::Write)?;
-    reporter.begin(begins, &probes.hooks, warnings, &ledger);
+    let mut reporter = Reporter::new(output, filter, probes.cgroups.take(), audience.namespaces)
+        .map_err(AgentError::Write)?;
+    reporter.begin(begins, &probes.hooks, warnings, &mut ledger);
     // Without a snapshot the ledger does not have what was there before it, and need not.
     let checks = verify.or(snapshot.then_some(CHECK_INTERVAL));
     let mut session = Session {
         probes,
         scope,
         ledger,
-        windows,
         reporter,
         losses: Losses::default(),
         counted: Deadline::now(),
@@ -163,7 +161,6 @@ struct Session<'a> {
     /// What the programs report, and snapshots must show.
     scope: Scope,
     ledger: Ledger,
-    windows: Windows,
     reporter: Reporter<'a>,
     losses: Losses,
     /// When the counters were looked at last.
@@ -233,12 +230,12 @@ impl Session<'_> {
 
     /// Takes what is on the ring now.
     fn drain(&mut self) -> Result<usize, AgentError> {
-        let Self { probes, ledger, windows, reporter, .. } = self;
+        let Self { probes, ledger, reporter, .. } = self;
         // Every fact of an earlier time than this is on the ring by now.
         let now = Instant(clock::monotonic_ns());
         let mut foreign = None;
         let drained = probes.ring.drain(DRAIN_LIMIT, |record| {
-            enter(record, ledger, windows, reporter, &mut foreign);
+            enter(record, ledger, reporter, &mut foreign);
         });
         if let Some(error) = foreign {
             return Err(AgentError::Foreign(error));
@@ -251,11 +248,11 @@ impl Session<'_> {
 
     /// Takes everything that the programs have reported by now.
     fn drain_all(&mut self) -> Result<(), AgentError> {
-        let Self { probes, ledger, windows, reporter, .. } = self;
+        let Self { probes, ledger, reporter, .. } = self;
         let mut foreign = None;
         probes
             .ring
-            .drain_all(|record| enter(record, ledger, windows, reporter, &mut foreign))
+            .drain_all(|record| enter(record, ledger, reporter, &mut foreign))
             .map_err(AgentError::Ring)?;
         foreign.map_or(Ok(()), |error| Err(AgentError::Foreign(error)))
     }
@@ -265,7 +262,7 @@ impl Session<'_> {
         let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
         self.losses.ring.now = counters.ring_full;
         self.losses.recursion.now = self.probes.unseen_firings();
-        self.reporter.follow_settings(Instant(clock::monotonic_ns()));
+        self.reporter.follow_settings(Instant(clock::monotonic_ns()), &mut self.ledger);
         Ok(())
     }
 
@@ -422,18 +419,42 @@ impl Losses {
     }
 }
 
+/// Who hears what the ledger tells.
+trait Audience: Sink {
+    /// The namespaces that were seen.
+    fn namespaces(&mut self) -> &mut Namespaces;
+}
+
+/// Nobody hears what precedes the first record.
+#[derive(Default)]
+struct Nobody {
+    namespaces: Namespaces,
+}
+
+impl Audience for Nobody {
+    fn namespaces(&mut self) -> &mut Namespaces {
+        &mut self.namespaces
+    }
+}
+
+impl Sink for Nobody {
+    fn lease(&mut self, _event: LeaseEvent<'_>) {}
+    fn failure(&mut self, _failure: Failure<'_>) {}
+    fn found(&mut self, _at: Instant, _lease: &Lease) {}
+    fn pressure(&mut self, _pressure: Pressure) {}
+}
+
 /// Enters one record of the ring into the ledger.
 fn enter(
     record: &[u8],
     ledger: &mut Ledger,
-    windows: &mut Windows,
-    sink: &mut impl Sink,
+    audience: &mut impl Audience,
     foreign: &mut Option<DecodeError>,
 ) {
     match decode(record) {
         Ok((kind, fact, owner)) => {
-            windows.prepare(kind, &fact, owner.as_ref(), ledger);
-            ledger.apply(kind, &fact, owner, sink);
+            audience.namespaces().prepare(kind, &fact, owner.as_ref(), ledger);
+            ledger.apply(kind, &fact, owner, audience);
         }
         Err(error) => *foreign = Some(error),
     }
@@ -445,7 +466,7 @@ async fn take_snapshot(
     probes: &mut Probes,
     scope: Scope,
     ledger: &mut Ledger,
-    windows: &mut Windows,
+    audience: &mut Nobody,
 ) -> Result<Vec<String>, AgentError> {
     let mut problems = Vec::new();
     let files = probes.open_files().and_then(|files| {
@@ -459,7 +480,7 @@ async fn take_snapshot(
     let taken = loop {
         // A host that is faster than this process never leaves the ring empty.
         probes.ring.drain(DRAIN_LIMIT, |record| {
-            enter(record, ledger, windows, &mut Silence, &mut foreign);
+            enter(record, ledger, audience, &mut foreign);
         });
         tokio::select! {
             taken = &mut taking => break taken.map_err(io::Error::other).map_err(AgentError::Ring)?,
@@ -469,7 +490,7 @@ async fn take_snapshot(
     // What happened before the last look of the snapshot is on the ring by now.
     probes
         .ring
-        .drain_all(|record| enter(record, ledger, windows, &mut Silence, &mut foreign))
+        .drain_all(|record| enter(record, ledger, audience, &mut foreign))
         .map_err(AgentError::Ring)?;
     if let Some(error) = foreign {
         return Err(AgentError::Foreign(error));

@@ -1,150 +1,280 @@
-//! The settings of the namespaces that records name, for the `namespace` records.
+//! The namespaces in which something happens, with their settings as they are when it happens: the
+//! ledger counts their ports by them, and `namespace` records tell them.
 
 use std::fs::File;
 
 use rustc_hash::FxHashMap;
+use tracer_ebpf::{Fact, FactKind, Owner, TcpState};
 
 use crate::{
     exhaustion::Settings,
     kernel::{clock, netns, settings::SettingsFiles},
-    ledger::{Instant, Netns},
+    ledger::{Ledger, Netns},
 };
 
+/// How old settings may be when a socket binds, connects or listens. Reading them takes some
+/// microseconds.
+const FRESH_NS: u64 = 100_000_000;
 /// When to try again what could not be opened: no process that lives in the namespace was seen.
 const RETRY_NS: u64 = 1_000_000_000;
+/// How often to walk through all threads of the host for one that lives in a namespace, if no
+/// thread of the process does whose socket it is.
+const SEARCH_NS: u64 = 5_000_000_000;
 /// Namespaces whose files are kept open, eleven each. The settings of others are read again with
 /// files opened anew.
 const MOST_OPEN: usize = 64;
-
+/// Namespaces in which ports are counted: some tens of kilobytes each.
+const MOST_COUNTED: usize = 512;
 /// Namespaces remembered before those without open files are forgotten: containers come and go.
 const MOST_KNOWN: usize = 4096;
 
-/// The namespaces that were seen. Nothing is asked of the kernel for an event: settings are read
-/// when a namespace is met, when a call has failed since they were read, which is once for all the
-/// failures of a drain of the ring, and by [`changes`](Self::changes).
+/// The namespaces that were seen.
 #[derive(Debug, Default)]
 pub struct Namespaces {
     known: FxHashMap<Netns, Known>,
+    /// Of how many the files are open.
     open: usize,
+    /// In how many ports are counted.
+    counted: usize,
+    /// When all threads were walked through for a namespace.
+    searched_ns: u64,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     files: Option<SettingsFiles>,
+    /// As they were read last.
     settings: Option<Settings>,
-    /// A process that should live there.
-    pid: Option<u32>,
-    /// When they were read, or could not be.
+    /// They could be read at the last look.
+    is_current: bool,
+    /// When they were read last, or could not be; 0: never.
     read_at_ns: u64,
+    /// The process through which the namespace was looked for.
+    pid: Option<u32>,
     /// Something happened there since they were read.
     is_active: bool,
+    /// The ledger counts its ports.
+    is_counted: bool,
+    told: Told,
+}
+
+/// What a record has told of a namespace's settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Told {
+    #[default]
+    Nothing,
+    /// Settings that have changed since.
+    Others,
+    TheSame,
+}
+
+/// What the settings are wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// A record.
+    Record,
+    /// To count ports that are taken.
+    Window,
+    /// To explain why a call got no port.
+    Failure,
+}
+
+impl Need {
+    fn of(kind: FactKind, fact: &Fact) -> Self {
+        match kind {
+            FactKind::ConnectStart | FactKind::ListenStart | FactKind::Bound => Self::Window,
+            FactKind::BindFailed => Self::Failure,
+            FactKind::Closed if fact.state == TcpState::SynSent as u8 && fact.local_port == 0 => {
+                Self::Failure
+            }
+            _ => Self::Record,
+        }
+    }
 }
 
 impl Namespaces {
-    /// The settings of these namespaces, each with a process that should live in it, if one is
-    /// known. What no process leads to is looked for among all namespaces of the host.
-    pub fn meet_all(&mut self, seen: &[(Netns, Option<u32>)]) -> Vec<(Netns, Settings)> {
-        for (netns, pid) in seen {
-            self.meet(*netns, *pid, Instant(u64::MAX));
+    /// Before a fact is entered: makes the ledger count by the settings that the namespace has
+    /// now, where that will matter.
+    pub fn prepare(
+        &mut self,
+        kind: FactKind,
+        fact: &Fact,
+        owner: Option<&Owner>,
+        ledger: &mut Ledger,
+    ) {
+        let netns = Netns(fact.netns);
+        let need = Need::of(kind, fact);
+        let pid = owner.map(|owner| owner.pid);
+        let known = self.known.entry(netns).or_default();
+        known.is_active = true;
+        let is_due = known.is_due(need, fact.time_ns, pid);
+        let must_count = need != Need::Record && (is_due || !known.is_counted);
+        if is_due {
+            self.look(netns, pid, need != Need::Record, ledger);
         }
-        let is_missing = |known: &Known| known.settings.is_none();
+        if must_count {
+            self.count(netns, ledger);
+        }
+    }
+
+    /// Looks at the settings of these namespaces, each with a process that should live in it, if
+    /// one is known. What no process leads to is looked for among all namespaces of the host.
+    pub fn meet_all(&mut self, seen: &[(Netns, Option<u32>)], ledger: &mut Ledger) {
+        for (netns, pid) in seen {
+            self.look(*netns, *pid, false, ledger);
+        }
+        let is_missing = |known: &Known| !known.is_current;
         if self.known.values().any(is_missing) {
             let found = netns::Namespaces::discover(&[]);
             for (inode, handle) in found.iter() {
                 let missing = self.known.get_mut(&Netns(inode)).filter(|known| is_missing(known));
                 if let Some(known) = missing {
                     known.files = SettingsFiles::open_in(handle).ok();
-                    known.settings = known.files.as_ref().and_then(|files| files.read().ok());
                     self.open += usize::from(known.files.is_some());
+                    self.look(Netns(inode), None, false, ledger);
                 }
             }
-            self.close_some();
         }
-        let mut met: Vec<_> = self
-            .known
-            .iter()
-            .filter_map(|(netns, known)| Some((*netns, known.settings.clone()?)))
-            .collect();
-        met.sort_by_key(|(netns, _)| *netns);
-        met
     }
 
-    /// Before a record about a namespace, of this time: its settings, if they are new.
-    pub fn meet(&mut self, netns: Netns, pid: Option<u32>, at: Instant) -> Option<Settings> {
+    /// Before a record about a namespace: its settings, if no record has told them.
+    pub fn untold(&mut self, netns: Netns) -> Option<Settings> {
+        let known = self.known.get_mut(&netns).filter(|known| known.told != Told::TheSame)?;
+        let settings = known.settings.clone()?;
+        known.told = Told::TheSame;
+        Some(settings)
+    }
+
+    /// Looks again where something has happened. Returns the settings that have changed since they
+    /// were told.
+    pub fn changes(&mut self, ledger: &mut Ledger) -> Vec<(Netns, Settings)> {
+        let is_active = |known: &Known| known.is_active && known.is_current;
+        let active = self.known.iter().filter(|(_, known)| is_active(known));
+        let active: Vec<_> = active.map(|(netns, _)| *netns).collect();
+        for netns in active {
+            self.look(netns, None, false, ledger);
+        }
+        let changed = self.known.iter().filter(|(_, known)| known.told == Told::Others);
+        let changed: Vec<_> = changed.map(|(netns, _)| *netns).collect();
+        changed.into_iter().filter_map(|netns| Some((netns, self.untold(netns)?))).collect()
+    }
+
+    /// Reads the settings; `searches` if all threads of the host may be walked through for it.
+    fn look(&mut self, netns: Netns, pid: Option<u32>, searches: bool, ledger: &mut Ledger) {
+        let now_ns = clock::monotonic_ns();
         let known = self.known.entry(netns).or_default();
-        known.is_active = true;
-        known.pid = pid.or(known.pid);
-        let is_due = known.settings.is_none() && at.0.saturating_sub(known.read_at_ns) >= RETRY_NS;
-        if is_due { self.look(netns) } else { None }
-    }
-
-    /// Before the record of a failure, of this time: the settings, if they have changed.
-    pub fn meet_failure(
-        &mut self,
-        netns: Netns,
-        pid: Option<u32>,
-        at: Instant,
-    ) -> Option<Settings> {
-        let met = self.meet(netns, pid, at);
-        let known = self.known.get(&netns)?;
-        let is_due = known.settings.is_some() && at.0 > known.read_at_ns;
-        if is_due { met.or_else(|| self.look(netns)) } else { met }
-    }
-
-    /// The settings that have changed, of the namespaces in which something happened.
-    pub fn changes(&mut self) -> Vec<(Netns, Settings)> {
-        let active: Vec<_> = self
-            .known
-            .iter()
-            .filter(|(_, known)| known.is_active && known.settings.is_some())
-            .map(|(netns, _)| *netns)
-            .collect();
-        active.into_iter().filter_map(|netns| Some((netns, self.look(netns)?))).collect()
-    }
-
-    /// Reads the settings, and returns them if they are others than before.
-    fn look(&mut self, netns: Netns) -> Option<Settings> {
-        let known = self.known.get_mut(&netns)?;
         // Before reading: what changes meanwhile is read again.
-        known.read_at_ns = clock::monotonic_ns();
+        known.read_at_ns = now_ns;
         known.is_active = false;
-        let mut settings = known.files.as_ref().and_then(|files| files.read().ok());
-        if settings.is_none() {
-            // The namespace has ended, and another may have its inode by now.
+        let mut read = known.read();
+        if read.is_none() {
+            // Never opened, closed for want of room, or of a namespace that has ended, whose inode
+            // another may have by now.
             self.open -= usize::from(known.files.is_some());
-            known.files = open(netns, known.pid);
+            known.pid = pid.or(known.pid);
+            let mut namespace =
+                known.pid.and_then(|pid| netns::of_process(pid, netns.0)).or_else(|| own(netns));
+            let is_search_due = now_ns.saturating_sub(self.searched_ns) >= SEARCH_NS;
+            if namespace.is_none() && searches && is_search_due {
+                self.searched_ns = now_ns;
+                namespace = netns::Namespaces::discover(&[]).take(netns.0);
+            }
+            known.files = namespace.and_then(|namespace| SettingsFiles::open_in(&namespace).ok());
             self.open += usize::from(known.files.is_some());
-            settings = known.files.as_ref().and_then(|files| files.read().ok());
+            read = known.read();
         }
-        let changed = settings.filter(|settings| known.settings.as_ref() != Some(settings));
-        if changed.is_some() {
-            known.settings.clone_from(&changed);
+        known.is_current = read.is_some();
+        match read {
+            Some(settings) if known.settings.as_ref() == Some(&settings) => {}
+            Some(settings) => {
+                if known.is_counted {
+                    ledger.set_window(netns, settings.window());
+                }
+                if known.told == Told::TheSame {
+                    known.told = Told::Others;
+                }
+                known.settings = Some(settings);
+            }
+            None if known.is_counted => {
+                ledger.forget_window(netns);
+                known.is_counted = false;
+                self.counted -= 1;
+            }
+            None => {}
         }
-        self.close_some();
-        changed
+        self.forget_some(netns, ledger);
     }
 
-    fn close_some(&mut self) {
-        if self.known.len() > MOST_KNOWN {
-            self.known.retain(|_, known| known.files.is_some());
+    /// Makes the ledger count the ports of a namespace, if its settings are known.
+    fn count(&mut self, netns: Netns, ledger: &mut Ledger) {
+        let Some(known) = self.known.get_mut(&netns) else { return };
+        if let Some(settings) = known.settings.as_ref()
+            && known.is_current
+            && !known.is_counted
+        {
+            ledger.set_window(netns, settings.window());
+            known.is_counted = true;
+            self.counted += 1;
+            self.forget_some(netns, ledger);
         }
-        while self.open > MOST_OPEN {
-            let open = self.known.values_mut().filter(|known| known.files.is_some());
-            let Some(oldest) = open.min_by_key(|known| known.read_at_ns) else { return };
+    }
+
+    /// Keeps what is remembered within its limits; this namespace is the one in use.
+    fn forget_some(&mut self, not: Netns, ledger: &mut Ledger) {
+        if self.open > MOST_OPEN
+            && let Some((_, oldest)) = self.oldest(not, |known| known.files.is_some())
+        {
             oldest.files = None;
             self.open -= 1;
         }
+        if self.counted > MOST_COUNTED
+            && let Some((netns, oldest)) = self.oldest(not, |known| known.is_counted)
+        {
+            oldest.is_counted = false;
+            self.counted -= 1;
+            ledger.forget_window(netns);
+        }
+        if self.known.len() > MOST_KNOWN {
+            self.known
+                .retain(|netns, known| *netns == not || known.files.is_some() || known.is_counted);
+        }
+    }
+
+    fn oldest(
+        &mut self,
+        not: Netns,
+        is_one: impl Fn(&Known) -> bool,
+    ) -> Option<(Netns, &mut Known)> {
+        self.known
+            .iter_mut()
+            .filter(|(netns, known)| **netns != not && is_one(known))
+            .min_by_key(|(_, known)| known.read_at_ns)
+            .map(|(netns, known)| (*netns, known))
     }
 }
 
-/// Opens the settings of a namespace through a process that should live in it, or through this
-/// one.
-fn open(netns: Netns, pid: Option<u32>) -> Option<SettingsFiles> {
-    let of_process = pid.map(|pid| format!("/proc/{pid}/ns/net"));
-    let own = "/proc/thread-self/ns/net".to_owned();
-    of_process.into_iter().chain([own]).find_map(|path| {
-        let namespace = File::open(path).ok()?;
-        let is_it = netns::inode_of(&namespace).is_ok_and(|inode| inode == netns.0);
-        is_it.then(|| SettingsFiles::open_in(&namespace).ok()).flatten()
-    })
+impl Known {
+    fn is_due(&self, need: Need, at_ns: u64, pid: Option<u32>) -> bool {
+        let age_ns = at_ns.saturating_sub(self.read_at_ns);
+        // Numbers of namespaces are used again soon, so that one which could not be opened may be
+        // another by now.
+        let is_other = !self.is_current && pid.is_some_and(|pid| self.pid != Some(pid));
+        is_other
+            || match need {
+                Need::Record => !self.is_current && age_ns >= RETRY_NS,
+                Need::Window => age_ns >= FRESH_NS,
+                // Once for all the failures of a drain of the ring.
+                Need::Failure => age_ns > 0,
+            }
+    }
+
+    fn read(&self) -> Option<Settings> {
+        self.files.as_ref().and_then(|files| files.read().ok())
+    }
+}
+
+/// The namespace of this process, if it is this one.
+fn own(netns: Netns) -> Option<File> {
+    let own = File::open("/proc/thread-self/ns/net").ok()?;
+    netns::inode_of(&own).is_ok_and(|inode| inode == netns.0).then_some(own)
 }

@@ -3,9 +3,8 @@
 use std::{collections::BTreeMap, fs, io, time::Duration};
 
 use rustc_hash::FxHashMap;
-use tracer_ebpf::Owner;
 
-use super::namespaces::Namespaces;
+use super::{Audience, namespaces::Namespaces};
 use crate::{
     exhaustion::{Forecast, Settings, cause_of},
     filter::{Filter, Subject},
@@ -36,18 +35,20 @@ pub(super) struct Reporter<'a> {
 }
 
 impl<'a> Reporter<'a> {
-    /// Shows nothing yet. Names of cgroups are those below this root.
+    /// Shows nothing yet. Names of cgroups are those below this root; namespaces are those that were
+    /// seen so far.
     pub fn new(
         output: &'a mut dyn Output,
         filter: Filter,
         cgroups: Option<CgroupRoot>,
+        namespaces: Namespaces,
     ) -> io::Result<Self> {
         Ok(Self {
             output,
             writer: Writer::start()?,
             filter,
             cgroups: CgroupNames { root: cgroups, known: FxHashMap::default() },
-            namespaces: Namespaces::default(),
+            namespaces,
             totals: BTreeMap::new(),
         })
     }
@@ -58,17 +59,18 @@ impl<'a> Reporter<'a> {
         at: Instant,
         hooks: &[HookStatus],
         warnings: Vec<String>,
-        ledger: &Ledger,
+        ledger: &mut Ledger,
     ) {
-        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
-        let mut held: Vec<&Lease> = ledger
-            .leases()
-            .filter(|lease| {
-                let cgroup = filter.needs_cgroup().then(|| cgroups.of_lease(lease)).flatten();
-                filter.admits(&Subject::of("held", lease, cgroup))
-            })
-            .collect();
+        let mut seen: BTreeMap<Netns, Option<u32>> = BTreeMap::new();
+        for lease in self.admitted(ledger) {
+            let pid = seen.entry(lease.netns).or_default();
+            *pid = pid.or(lease.owner.map(|owner| owner.pid));
+        }
+        let seen: Vec<_> = seen.into_iter().collect();
+        self.namespaces.meet_all(&seen, ledger);
+        let mut held = self.admitted(ledger);
         held.sort_by_key(|lease| (lease.netns, lease.local_port, lease.id));
+        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let hooks = hooks.iter().map(HookReport::from);
         output.start(&Start {
             at,
@@ -78,14 +80,10 @@ impl<'a> Reporter<'a> {
             held: held.len(),
             warnings,
         });
-        let mut seen: BTreeMap<Netns, Option<u32>> = BTreeMap::new();
-        for lease in &held {
-            let pid = seen.entry(lease.netns).or_default();
-            *pid = pid.or(lease.owner.map(|owner| owner.pid));
-        }
-        let seen: Vec<_> = seen.into_iter().collect();
-        for (netns, settings) in namespaces.meet_all(&seen) {
-            tell_settings(*output, filter, totals, at, netns, &settings);
+        for (netns, _) in seen {
+            if let Some(settings) = namespaces.untold(netns) {
+                tell_settings(*output, filter, totals, at, netns, &settings);
+            }
         }
         for lease in &held {
             output.held(at, lease, cgroups.of_lease(lease));
@@ -95,10 +93,22 @@ impl<'a> Reporter<'a> {
         }
     }
 
+    /// The leases that the filter admits to those that are held.
+    fn admitted<'l>(&mut self, ledger: &'l Ledger) -> Vec<&'l Lease> {
+        let Self { filter, cgroups, .. } = self;
+        ledger
+            .leases()
+            .filter(|lease| {
+                let cgroup = filter.needs_cgroup().then(|| cgroups.of_lease(lease)).flatten();
+                filter.admits(&Subject::of("held", lease, cgroup))
+            })
+            .collect()
+    }
+
     /// Tells which settings have changed.
-    pub fn follow_settings(&mut self, at: Instant) {
+    pub fn follow_settings(&mut self, at: Instant, ledger: &mut Ledger) {
         let Self { output, filter, namespaces, totals, .. } = self;
-        for (netns, settings) in namespaces.changes() {
+        for (netns, settings) in namespaces.changes(ledger) {
             tell_settings(*output, filter, totals, at, netns, &settings);
         }
     }
@@ -147,12 +157,18 @@ impl From<&HookStatus> for HookReport {
     }
 }
 
+impl Audience for Reporter<'_> {
+    fn namespaces(&mut self) -> &mut Namespaces {
+        &mut self.namespaces
+    }
+}
+
 impl Sink for Reporter<'_> {
     fn found(&mut self, at: Instant, lease: &Lease) {
         let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let cgroup = cgroups.of_lease(lease);
         if filter.admits(&Subject::of("held", lease, cgroup)) {
-            if let Some(settings) = namespaces.meet(lease.netns, pid_of(lease.owner.as_ref()), at) {
+            if let Some(settings) = namespaces.untold(lease.netns) {
                 tell_settings(*output, filter, totals, at, lease.netns, &settings);
             }
             *totals.entry("held").or_default() += 1;
@@ -166,7 +182,7 @@ impl Sink for Reporter<'_> {
         let cgroup = cgroups.of_lease(event.lease);
         if filter.admits(&Subject::of(record, event.lease, cgroup)) {
             let LeaseEvent { at, lease, .. } = event;
-            if let Some(settings) = namespaces.meet(lease.netns, pid_of(lease.owner.as_ref()), at) {
+            if let Some(settings) = namespaces.untold(lease.netns) {
                 tell_settings(*output, filter, totals, at, lease.netns, &settings);
             }
             *totals.entry(record).or_default() += 1;
@@ -217,19 +233,13 @@ impl Sink for Reporter<'_> {
         };
         if filter.admits(&subject) {
             let Failure { at, netns, .. } = failure;
-            if let Some(settings) =
-                namespaces.meet_failure(netns, pid_of(failure.owner.as_ref()), at)
-            {
+            if let Some(settings) = namespaces.untold(netns) {
                 tell_settings(*output, filter, totals, at, netns, &settings);
             }
             *totals.entry("fail").or_default() += 1;
             output.failure(&failure, cgroup, holder_cgroup.as_ref());
         }
     }
-}
-
-fn pid_of(owner: Option<&Owner>) -> Option<u32> {
-    owner.map(|owner| owner.pid)
 }
 
 /// Tells the settings of a namespace, unless records of this type are not wanted.

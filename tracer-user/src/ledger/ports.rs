@@ -124,6 +124,18 @@ impl Ports {
             .unpack()
     }
 
+    /// The first leases of the chains of all ports of a namespace that are held.
+    pub fn chains_of(&self, netns: Netns) -> impl Iterator<Item = u32> {
+        let pages = self.namespaces.get(&netns).map(|namespace| &namespace.pages);
+        pages
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|page| page.leases > 0)
+            .flat_map(|page| page.slots.iter().map(|slot| slot.first))
+            .filter(|first| *first != NONE)
+    }
+
     /// A lease begins on a port, as the first of the port's chain.
     pub fn hold(&mut self, netns: Netns, port: Port, lease: u32) {
         let (page, index) = place(port);

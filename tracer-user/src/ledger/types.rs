@@ -388,14 +388,3 @@ pub trait Sink {
     /// A destination or a range crossed a level of use.
     fn pressure(&mut self, pressure: Pressure);
 }
-
-/// Takes nothing: for the facts that precede a snapshot.
-#[derive(Clone, Copy, Debug)]
-pub struct Silence;
-
-impl Sink for Silence {
-    fn lease(&mut self, _event: LeaseEvent<'_>) {}
-    fn failure(&mut self, _failure: Failure<'_>) {}
-    fn found(&mut self, _at: Instant, _lease: &Lease) {}
-    fn pressure(&mut self, _pressure: Pressure) {}
-}

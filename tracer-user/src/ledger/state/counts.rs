@@ -47,10 +47,10 @@ impl Ledger {
     pub fn set_window(&mut self, netns: Netns, window: Window) {
         self.usage.begin_recount(netns, window);
         let of_it: Vec<u32> = self
-            .leases
-            .iter()
-            .filter(|(_, entry)| entry.lease.netns == netns)
-            .filter_map(|(index, _)| u32::try_from(index).ok())
+            .ports
+            .chains_of(netns)
+            .flat_map(|first| self.chain(first, |entry| entry.next_of_port))
+            .map(|(index, _)| index)
             .collect();
         for index in &of_it {
             let entry = &mut self.leases[*index as usize];
