@@ -33,7 +33,8 @@ pub trait Copy {
     fn slot(hook: Hook) -> u32;
 }
 
-/// The copy that is attached first.
+/// The copy that is attached first. It asks for no note, so that it also does alone: where the
+/// same firing comes twice, a note that nobody took away would say that the second is done.
 pub struct First;
 
 impl Copy for First {

@@ -260,8 +260,10 @@ impl Session<'_> {
     fn count_losses(&mut self) -> Result<(), AgentError> {
         self.counted = Deadline::now();
         let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
-        self.losses.ring.now = counters.ring_full;
-        self.losses.recursion.now = self.probes.unseen_firings();
+        let Losses { ring, recursion, .. } = &mut self.losses;
+        // What cannot be read now is what it was.
+        ring.now = ring.now.max(counters.ring_full);
+        recursion.now = recursion.now.max(self.probes.unseen_firings());
         self.reporter.follow_settings(Instant(clock::monotonic_ns()), &mut self.ledger);
         Ok(())
     }
@@ -315,8 +317,7 @@ impl Session<'_> {
 
     fn begin_audit(&mut self, earlier: Option<Differences>) {
         let lost = self.losses.total();
-        // Without the iterator what processes hold is still found, but for bound sockets.
-        let files = self.probes.open_files().and_then(Result::ok);
+        let files = self.probes.open_files();
         let scope = self.scope;
         let lists = self.probes.holders.clone();
         self.ledger.begin_snapshot();
@@ -468,10 +469,7 @@ async fn take_snapshot(
     ledger: &mut Ledger,
     audience: &mut Nobody,
 ) -> Result<Vec<String>, AgentError> {
-    let mut problems = Vec::new();
-    let files = probes.open_files().and_then(|files| {
-        files.map_err(|error| problems.push(format!("open files cannot be listed: {error}"))).ok()
-    });
+    let files = probes.open_files();
     let mut foreign = None;
     let lists = probes.holders.clone();
     ledger.begin_snapshot();
@@ -495,12 +493,11 @@ async fn take_snapshot(
     if let Some(error) = foreign {
         return Err(AgentError::Foreign(error));
     }
-    problems.extend(taken.problems);
     ledger.adopt_all(&taken.held);
     ledger.adopt_classes(&taken.classes);
     ledger.end_snapshot();
     memory::trim();
-    Ok(problems)
+    Ok(taken.problems)
 }
 
 /// True if stdout is a pipe that nobody reads any more.

@@ -76,17 +76,23 @@ impl Scans {
         all: impl Iterator<Item = (Prober, Tries)>,
     ) -> (Vec<Scan>, Vec<Prober>) {
         let (mut scans, mut over) = (Vec::new(), Vec::new());
+        // The kernel forgets sources, and one that changes its address leaves many behind.
+        let before = std::mem::take(&mut self.told);
         for (prober, tries) in all {
             let is_over = now.since(Instant(tries.last_ns)) > SILENCE_NS;
             if let Some(scan) = Scan::of(&prober, &tries) {
-                let told = self.told.get(&prober).copied().unwrap_or(0);
-                if scan.tries >= told.saturating_mul(2).max(1) || (is_over && scan.tries > told) {
-                    self.told.insert(prober, scan.tries);
+                // One that was forgotten meanwhile begins anew.
+                let told = before.get(&prober).copied().filter(|told| *told <= scan.tries);
+                let told = told.unwrap_or(0);
+                let is_due = scan.tries >= told.saturating_mul(2).max(1);
+                if !is_over {
+                    self.told.insert(prober, if is_due { scan.tries } else { told });
+                }
+                if is_due || (is_over && scan.tries > told) {
                     scans.push(scan);
                 }
             }
             if is_over {
-                self.told.remove(&prober);
                 over.push(prober);
             }
         }

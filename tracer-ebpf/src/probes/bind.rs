@@ -87,6 +87,9 @@ pub fn failed<M: Memory, A: Memory>(slot: u32, sk: Sock, errno: i32, address: *c
     emit::owned_fact::<M>(slot, FactKind::BindFailed, sk, |fact| {
         fact.cookie = sk.existing_cookie::<M>();
         fact.detail = errno;
+        if fact.local_port == 0 {
+            fact.flags |= flags::NO_PORT;
+        }
         requested::<A>(address, fact);
     });
 }

@@ -12,7 +12,8 @@
 use aya_ebpf::{
     Global,
     helpers::bpf_jiffies64,
-    macros::{btf_tracepoint, fentry},
+    macros::{btf_tracepoint, fentry, map},
+    maps::PerCpuArray,
     programs::{BtfTracePointContext, FEntryContext},
 };
 use tracer_ebpf::{FactKind, Hook, flags};
@@ -43,19 +44,49 @@ fn time_wait_schedule(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// `inet_twsk_kill(tw)`: the TIME_WAIT lets go of its port, for whatever reason. Its timer was due
-/// if it has expired.
+/// The timer whose function runs on this CPU.
+#[map]
+static DUE_TIMER: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// `tw_timer_handler(timer)`: a TIME_WAIT has run its course. It calls `inet_twsk_kill` at once.
+#[fentry(function = "tw_timer_handler")]
+fn time_wait_due(ctx: FEntryContext) -> i32 {
+    if let Some(due) = DUE_TIMER.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot; only the timer softirq, which does not nest, and what it calls
+        // write to it.
+        unsafe { *due = ctx.arg(0) };
+    }
+    0
+}
+
+/// `inet_twsk_kill(tw)`: the TIME_WAIT lets go of its port, for whatever reason.
 #[fentry(function = "inet_twsk_kill")]
 fn time_wait_kill(ctx: FEntryContext) -> i32 {
     let tw = Sock::at(ctx.arg(0));
-    let ending = ending::<Typed>(tw, tw.address.wrapping_add(layout!(tw_timer) as usize));
-    let kind = if ending == flags::TIMER_DUE {
+    let kind = if takes_due_timer(tw.address.wrapping_add(layout!(tw_timer) as usize)) {
         FactKind::TimeWaitExpire
     } else {
         FactKind::TimeWaitCancel
     };
+    let ending = if tw.is_netns_dying::<Typed>() { flags::NETNS_DYING } else { 0 };
     report::<Typed>(Hook::TimeWaitKill as u32, kind, tw, ending);
     0
+}
+
+/// True once, if this timer's function runs on this CPU.
+#[inline(always)]
+fn takes_due_timer(timer: *const u8) -> bool {
+    let Some(due) = DUE_TIMER.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: as above.
+    unsafe {
+        let is_due = *due == timer as u64;
+        if is_due {
+            *due = 0;
+        }
+        is_due
+    }
 }
 
 /// Address of `tw_timer_handler`.
@@ -86,15 +117,14 @@ fn timer(timer: *const u8, hook: Hook, kind: FactKind) -> i32 {
         return 0;
     }
     let tw = Sock::at(timer.wrapping_sub(layout!(tw_timer) as usize));
-    let ending =
-        if kind as u8 == FactKind::TimeWaitCancel as u8 { ending::<Probed>(tw, timer) } else { 0 };
+    let ending = if kind as u8 == FactKind::TimeWaitCancel as u8 { ending(tw, timer) } else { 0 };
     report::<Probed>(hook as u32, kind, tw, ending);
     0
 }
 
-/// Why a TIME_WAIT ends, as far as its looks tell.
+/// Why a TIME_WAIT ends, as far as the looks of its timer tell.
 #[inline(always)]
-fn ending<M: Memory>(tw: Sock, timer: *const u8) -> u8 {
+fn ending(tw: Sock, timer: *const u8) -> u8 {
     // SAFETY: no arguments.
     let jiffies = unsafe { bpf_jiffies64() };
     let expires = field::<Typed, u64>(timer, layout!(timer_expires));
@@ -102,7 +132,7 @@ fn ending<M: Memory>(tw: Sock, timer: *const u8) -> u8 {
     if jiffies.wrapping_sub(expires) as i64 >= 0 {
         ending |= flags::TIMER_DUE;
     }
-    if tw.is_netns_dying::<M>() {
+    if tw.is_netns_dying::<Probed>() {
         ending |= flags::NETNS_DYING;
     }
     ending

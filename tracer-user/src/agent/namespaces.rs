@@ -8,7 +8,10 @@ use tracer_ebpf::{Fact, FactKind, Owner, TcpState};
 
 use crate::{
     exhaustion::Settings,
-    kernel::{clock, netns, settings::SettingsFiles},
+    kernel::{
+        clock, netns,
+        settings::{self, SettingsFiles},
+    },
     ledger::{Ledger, Netns},
 };
 
@@ -20,20 +23,19 @@ const RETRY_NS: u64 = 1_000_000_000;
 /// How often to walk through all threads of the host for one that lives in a namespace, if no
 /// thread of the process does whose socket it is.
 const SEARCH_NS: u64 = 5_000_000_000;
-/// Namespaces whose files are kept open, eleven each. The settings of others are read again with
-/// files opened anew.
-const MOST_OPEN: usize = 64;
-/// Namespaces in which ports are counted: some tens of kilobytes each.
+/// Namespaces in which ports are counted, some tens of kilobytes each, and whose files are kept
+/// open if there may be so many. The settings of others are read with files opened anew.
 const MOST_COUNTED: usize = 512;
 /// Namespaces remembered before those without open files are forgotten: containers come and go.
 const MOST_KNOWN: usize = 4096;
 
 /// The namespaces that were seen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Namespaces {
     known: FxHashMap<Netns, Known>,
-    /// Of how many the files are open.
+    /// Of how many the files are open, and may be.
     open: usize,
+    most_open: usize,
     /// In how many ports are counted.
     counted: usize,
     /// When all threads were walked through for a namespace.
@@ -88,6 +90,18 @@ impl Need {
                 Self::Failure
             }
             _ => Self::Record,
+        }
+    }
+}
+
+impl Default for Namespaces {
+    fn default() -> Self {
+        Self {
+            known: FxHashMap::default(),
+            open: 0,
+            most_open: settings::most_open().min(MOST_COUNTED),
+            counted: 0,
+            searched_ns: 0,
         }
     }
 }
@@ -221,7 +235,7 @@ impl Namespaces {
 
     /// Keeps what is remembered within its limits; this namespace is the one in use.
     fn forget_some(&mut self, not: Netns, ledger: &mut Ledger) {
-        if self.open > MOST_OPEN
+        if self.open > self.most_open
             && let Some((_, oldest)) = self.oldest(not, |known| known.files.is_some())
         {
             oldest.files = None;

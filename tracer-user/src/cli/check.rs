@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let options =
         LoadOptions { ring_bytes: 4 << 20, hooks: HookFamily::Auto, scope: Scope::default() };
     let mut tested = self_test::run(&options);
-    let files = tested.as_mut().ok().and_then(|tested| tested.probes.open_files()?.ok());
+    let files = tested.as_ref().ok().and_then(|tested| tested.probes.open_files());
     let snapshot = snapshot::take(files, None, Scope::of(&wanted));
     let check = Check {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")

@@ -66,8 +66,9 @@ impl Function {
     }
 }
 
-/// The life of a TIME_WAIT. What ends it goes first.
-const TIME_WAIT_FUNCTIONS: [Function; 3] = [
+/// The life of a TIME_WAIT. What ends it goes first, and what tells why before that.
+const TIME_WAIT_FUNCTIONS: [Function; 4] = [
+    Function::entry("tw_timer_handler", "time_wait_due"),
     Function::entry("inet_twsk_kill", "time_wait_kill"),
     Function {
         formerly: Some("inet_twsk_hashdance"),
@@ -363,7 +364,10 @@ pub fn programs_of(hook: &'static str) -> impl Iterator<Item = &'static str> {
     TIME_WAIT_FUNCTIONS
         .into_iter()
         .chain([BIND4, BIND6, ACCEPT, ACCEPT_OF_FOUR])
-        .map(|function| (function.name, function.program))
+        .flat_map(|function| {
+            let Function { name, program, again, .. } = function;
+            std::iter::once(program).chain(again).map(move |program| (name, program))
+        })
         .chain(SOCK_OPS)
         .filter(move |(name, _)| *name == hook)
         .map(|(_, program)| program)

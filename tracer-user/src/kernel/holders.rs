@@ -21,7 +21,10 @@ use super::{
     clock, layout,
     loader::{self, LoadError},
     memory, netns,
-    programs::{IDLE_HOLDERS, IteratorProgram, Programs, TCP_HOLDERS, at_once, open_iterator},
+    programs::{
+        IDLE_HOLDERS, IteratorProgram, Programs, TCP_HOLDERS, at_once, is_to_be_continued,
+        open_iterator,
+    },
 };
 use crate::{
     exhaustion::{Holder, KernelRules, KernelTime, ReuseRule, SocketRangeRule},
@@ -178,7 +181,7 @@ impl HolderLists {
         let mut filled = 0;
         loop {
             let read = match file.read(&mut buffer[filled..]) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if is_to_be_continued(&error) => continue,
                 other => other?,
             };
             if read == 0 {

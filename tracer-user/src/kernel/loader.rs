@@ -9,6 +9,7 @@ use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use aya::{
@@ -16,6 +17,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapError, PerCpuArray, RingBuf},
     programs::ProgramError,
 };
+use rustix::process::{Resource, getrlimit, setrlimit};
 use zerocopy::IntoBytes;
 
 use super::{
@@ -358,9 +360,12 @@ impl Probes {
             .iter()
             .filter(|hook| hook.is_attached())
             .filter_map(|hook| {
-                let info = programs_of(hook.name)
-                    .find_map(|program| self.ebpf.program(program)?.info().ok())?;
-                let (runs, time) = (info.run_count(), info.run_time());
+                let infos = programs_of(hook.name)
+                    .filter_map(|program| self.ebpf.program(program)?.info().ok());
+                // Of two at a function, either runs whenever the function does.
+                let (runs, time) = infos.fold((0, Duration::ZERO), |(runs, time), info| {
+                    (info.run_count().max(runs), time + info.run_time())
+                });
                 let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
                 (runs > 0).then_some(ProgramCost { hook: hook.name, runs, ns })
             })
@@ -411,7 +416,7 @@ pub(super) fn check_privileges() -> Result<Capabilities, LoadError> {
     if !missing.is_empty() {
         return Err(LoadError::Privilege(missing));
     }
-    raise_memlock();
+    raise_limits();
     Ok(capabilities)
 }
 
@@ -436,12 +441,17 @@ fn take_map<M: TryFrom<Map, Error = MapError>>(
     M::try_from(map).map_err(|error| LoadError::Object(error.into()))
 }
 
-/// Before 5.11 maps count against this limit; later the call changes nothing that matters.
-fn raise_memlock() {
+/// Before 5.11 maps count against the first limit; later that call changes nothing that matters.
+/// The second is by custom far below what a process may have, for the sake of select().
+fn raise_limits() {
     let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the structure is valid for the duration of the call. Failure is of no consequence
     // where the limit does not apply, and is reported by the map's creation where it does.
     let _ = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    // What is kept open goes by the limit as it then is.
+    let _ = setrlimit(Resource::Nofile, files);
 }
 
 fn names(capabilities: &[Capability]) -> String {

@@ -109,6 +109,12 @@ pub fn open_iterator(program: BorrowedFd<'_>) -> io::Result<File> {
     call(BPF_ITER_CREATE, link.as_fd(), 0).map(File::from)
 }
 
+/// True if reading a list goes on after this error: after each million things that the program
+/// passed over there is one (`bpf_seq_read`, kernel/bpf/bpf_iter.c).
+pub fn is_to_be_continued(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+}
+
 /// The kernel's reason for refusing a program: the errno, and the verifier's last word if it had
 /// one.
 pub fn reason(error: &ProgramError) -> String {

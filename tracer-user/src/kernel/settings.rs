@@ -14,6 +14,8 @@ use std::{
     thread,
 };
 
+use rustix::process::{Resource, getrlimit};
+
 use super::netns;
 use crate::exhaustion::{LocalRange, PortSet, Settings, TimeWaitReuse};
 
@@ -56,6 +58,14 @@ pub struct SettingsFiles {
     max_time_waits: Setting,
     fin_timeout: Setting,
     max_listen_backlog: Option<Setting>,
+}
+
+/// Namespaces of which the files may be open at once: half of what this process may open at all.
+#[must_use]
+pub fn most_open() -> usize {
+    const FILES: u64 = 11;
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / 2 / FILES).unwrap_or(usize::MAX)
 }
 
 impl SettingsFiles {

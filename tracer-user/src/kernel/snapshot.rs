@@ -12,6 +12,7 @@ use tracer_ebpf::{FactKind, OwnedFact, decode};
 use super::{
     holders::HolderLists,
     netns::{self, NamespaceFile, Namespaces, SocketFile},
+    programs::is_to_be_continued,
     scope::Scope,
     sock_diag,
 };
@@ -32,18 +33,22 @@ pub struct Snapshot {
 }
 
 /// Takes a snapshot of these namespaces. `files` is the iterator over all open files, where the
-/// kernel has one.
+/// kernel has one; without it what processes hold is still found, but for bound sockets.
 ///
 /// Sockets that processes hold come from the iterator, with their owners, whatever their
 /// namespace, and even if they are bound but idle; orphans and TIME_WAITs come from sock_diag.
 #[must_use]
-pub fn take(files: Option<File>, lists: Option<&HolderLists>, scope: Scope) -> Snapshot {
+pub fn take(
+    files: Option<io::Result<File>>,
+    lists: Option<&HolderLists>,
+    scope: Scope,
+) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let mut found = Found::default();
-    if let Some(files) = files
-        && let Err(error) = read_files(files, scope, &mut snapshot.held, &mut found)
-    {
-        snapshot.problems.push(format!("the list of open files ended early: {error}"));
+    let read = files.map(|files| read_files(files?, scope, &mut snapshot.held, &mut found));
+    if let Some(Err(error)) = read {
+        snapshot.coverage.lacks_files = true;
+        snapshot.problems.push(format!("open files cannot be listed: {error}"));
     }
     let namespaces = found.namespaces(scope);
     let reached: BTreeSet<u32> = namespaces.iter().map(|(inode, _)| inode).collect();
@@ -111,7 +116,7 @@ pub(super) fn read_files(
     let mut filled = 0;
     loop {
         let read = match files.read(&mut buffer[filled..]) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if is_to_be_continued(&error) => continue,
             other => other?,
         };
         filled += read;

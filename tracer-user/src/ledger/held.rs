@@ -38,6 +38,9 @@ pub struct Coverage {
     pub listed: BTreeSet<Netns>,
     /// Namespaces of which it has only the sockets that processes hold.
     pub unlisted: BTreeSet<Netns>,
+    /// What processes have open could not be listed, though this kernel can: sockets that are bound
+    /// but idle are not shown, and not every namespace was found.
+    pub lacks_files: bool,
 }
 
 /// What to think of namespaces that a snapshot does not know. Nothing leads to them any more: they

@@ -504,6 +504,13 @@ impl Ledger {
                 .is_some_and(|port| self.usage.is_of_range(netns, port)),
             search_ns: None,
         });
+        // Another program at the hook that tells of the bind may have refused it, and the kernel
+        // has taken the port back (`__inet_bind`, net/ipv4/af_inet.c).
+        if fact.flags & flags::NO_PORT != 0
+            && let Some(index) = self.socket_lease(Cookie(fact.cookie))
+        {
+            self.drop_socket_hold(index, at, Reason::Closed, sink);
+        }
     }
 
     fn connect_start(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {

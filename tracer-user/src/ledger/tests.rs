@@ -494,7 +494,7 @@ proptest! {
 
 /// A snapshot of every namespace.
 fn whole() -> Coverage {
-    Coverage { listed: BTreeSet::from([Netns(NETNS)]), unlisted: BTreeSet::new() }
+    Coverage { listed: BTreeSet::from([Netns(NETNS)]), ..Coverage::default() }
 }
 
 #[test]

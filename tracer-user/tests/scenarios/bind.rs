@@ -19,7 +19,7 @@ fn a_bound_port_is_held_until_close() {
         let explicit = net.bound(20_000);
         let explicit_cookie = cookie(&explicit);
         drop((any, explicit));
-        let story = tracer.finish();
+        let story = tracer.finish_after_release(&[any_cookie, explicit_cookie]);
         assert_eq!(story.of(any_cookie), ["bind", "release:closed"]);
         assert_eq!(story.of(explicit_cookie), ["bind", "release:closed"]);
         let bind = story.the(any_cookie, "bind");
@@ -166,7 +166,7 @@ fn a_port_that_was_bound_first_is_one_lease_through_the_connection() {
         let pair = Pair::connect(client, &listener);
         crate::support::reset_on_close(&pair.client);
         drop(pair);
-        let story = tracer.finish();
+        let story = tracer.finish_after_release(&[client_cookie]);
         assert_eq!(story.of(client_cookie), ["bind", "established", "release:reset_out"]);
         let leases: std::collections::BTreeSet<_> =
             story.records_of(client_cookie).map(|record| record["lease"].as_u64()).collect();

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use tracer_user::kernel::sandbox::{Sandbox, bind_address_no_port};
 
 use crate::support::{
-    Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, reset_on_close,
+    ClosedFirst, Net, Pair, Tracer, addr, close_into_fin_wait2, cookie, for_each_net, is,
+    read_to_end, reset_on_close,
 };
 
 #[test]
@@ -13,16 +14,16 @@ fn a_connection_closed_by_the_client_is_told_from_connect_to_time_wait() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
-        let Pair { client, server } = Pair::connect(net.socket(), &listener);
-        let (client_cookie, server_cookie) = (cookie(&client), cookie(&server));
-        let (client_addr, server_addr) = (addr(&client), addr(&listener));
-        drop(client);
-        // The peer may delay its ACK of our FIN; sent with its own FIN there would be no FIN_WAIT2.
-        tracer.wait_for("FIN_WAIT2", is(client_cookie, "time_wait:fin_wait2"));
+        let connect = || Pair::connect(net.socket(), &listener);
+        let ClosedFirst { cookie: client_cookie, other: server } =
+            close_into_fin_wait2(&mut tracer, connect, |pair| [pair.client, pair.server]);
+        let server_cookie = cookie(&server);
+        let client_addr = server.peer_addr().expect("a peer").as_socket().expect("an IP socket");
+        let server_addr = addr(&listener);
         read_to_end(&server);
         drop(server);
         tracer.wait_for("TIME_WAIT", is(client_cookie, "time_wait:time_wait"));
-        let story = tracer.finish();
+        let story = tracer.finish_after_release(&[server_cookie]);
         assert_eq!(
             story.of(client_cookie),
             [
@@ -60,14 +61,14 @@ fn the_port_of_a_client_whose_server_closed_first_is_free_at_once() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
-        let Pair { client, server } = Pair::connect(net.socket(), &listener);
-        let (client_cookie, server_cookie) = (cookie(&client), cookie(&server));
-        drop(server);
-        tracer.wait_for("FIN_WAIT2", is(server_cookie, "time_wait:fin_wait2"));
+        let connect = || Pair::connect(net.socket(), &listener);
+        let ClosedFirst { cookie: server_cookie, other: client } =
+            close_into_fin_wait2(&mut tracer, connect, |pair| [pair.server, pair.client]);
+        let client_cookie = cookie(&client);
         read_to_end(&client);
         drop(client);
         tracer.wait_for("TIME_WAIT", is(server_cookie, "time_wait:time_wait"));
-        let story = tracer.finish();
+        let story = tracer.finish_after_release(&[client_cookie]);
         assert_eq!(
             story.of(client_cookie),
             ["connect", "established", "closing:peer", "release:closed"]
@@ -92,7 +93,7 @@ fn a_reset_frees_both_ports_at_once() {
         let (client_cookie, server_cookie) = (cookie(&client), cookie(&server));
         reset_on_close(&client);
         drop(client);
-        let story = tracer.finish();
+        let story = tracer.finish_after_release(&[client_cookie, server_cookie]);
         assert_eq!(story.of(client_cookie), ["connect", "established", "release:reset_out"]);
         assert_eq!(story.of(server_cookie), ["accept", "release:reset_in"]);
         drop(server);

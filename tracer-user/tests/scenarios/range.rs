@@ -133,7 +133,7 @@ fn of_an_odd_range_one_port_may_be_missed() {
         }
         tracer.verify();
         drop(listener);
-        let story = tracer.finish();
+        let story = tracer.finish_after_release(&bound_cookies);
         assert_eq!(story.failures().len(), 1);
         assert_eq!(story_ports, cookies.len(), "each has a port of its own");
         for own_cookie in cookies {

@@ -50,7 +50,7 @@ fn what_is_held_at_start_is_told_and_goes_on_as_the_same_lease() {
         drop(pair);
         let told_cookie = cookie(&told);
         drop(told);
-        let story = tracer.finish();
+        let story = tracer.finish_after_release(&[client_cookie, told_cookie]);
         assert_eq!(story.of(client_cookie), ["held:established", "release:reset_out"]);
         assert_eq!(story.the(client_cookie, "release")["lease"], client["lease"]);
         assert!(story.the(client_cookie, "release")["held_s"].is_null(), "its begin is unknown");

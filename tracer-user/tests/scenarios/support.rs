@@ -211,6 +211,17 @@ impl Tracer {
         story
     }
 
+    /// The same, once it has told that these sockets let go: who lists open files has them open
+    /// for a moment, perhaps the last one.
+    pub fn finish_after_release(mut self, cookies: &[u64]) -> Story {
+        for cookie in cookies {
+            self.wait_for("release", |record| {
+                record["type"] == "release" && record["cookie"] == *cookie
+            });
+        }
+        self.finish()
+    }
+
     /// Ends the tracer and returns all that it told.
     pub fn finish_with_losses(mut self) -> Story {
         self.signal(Signal::TERM);
@@ -392,6 +403,37 @@ impl Pair {
         tracer.wait_for("TIME_WAIT", is(cookies[0], "time_wait:time_wait"));
         cookies
     }
+}
+
+/// A side of a connection that was closed first, and the other side.
+pub struct ClosedFirst {
+    pub cookie: u64,
+    pub other: Socket,
+}
+
+/// Connects and closes the side that `split` gives first, so that a TIME_WAIT holds its port in
+/// FIN_WAIT2. An ACK of the FIN that comes while close() still has the socket leaves the socket as
+/// it is until `tcp_fin_timeout` is over, and then resets it (`tcp_rcv_state_process`,
+/// net/ipv4/tcp_input.c; `tcp_keepalive_timer`, net/ipv4/tcp_timer.c): then it is done again.
+pub fn close_into_fin_wait2(
+    tracer: &mut Tracer,
+    connect: impl Fn() -> Pair,
+    split: impl Fn(Pair) -> [Socket; 2],
+) -> ClosedFirst {
+    const ATTEMPTS: usize = 5;
+    for _ in 0..ATTEMPTS {
+        let [closed, other] = split(connect());
+        let cookie = cookie(&closed);
+        drop(closed);
+        let [in_fin_wait2, reset] =
+            ["time_wait:fin_wait2", "release:reset_out"].map(|what| is(cookie, what));
+        let next = tracer.wait_for("FIN_WAIT2", |record| in_fin_wait2(record) || reset(record));
+        if next["type"] == "time_wait" {
+            return ClosedFirst { cookie, other };
+        }
+        assert!(next["held_s"].as_f64() >= Some(2.0), "too early a reset: {next}");
+    }
+    panic!("{ATTEMPTS} times the ACK came within close()");
 }
 
 /// A listener that answers no SYN, because the queue of what it has not accepted is full

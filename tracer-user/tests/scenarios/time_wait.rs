@@ -17,8 +17,8 @@ use crate::{
     connect::one_port,
     destroyed::destroy,
     support::{
-        Net, Pair, Tracer, addr, cookie, for_each_net, is, is_patient, read_to_end, reset_on_close,
-        sandbox,
+        ClosedFirst, Net, Pair, Tracer, addr, close_into_fin_wait2, cookie, for_each_net, is,
+        is_patient, read_to_end, reset_on_close, sandbox,
     },
 };
 
@@ -198,22 +198,9 @@ fn an_orphan_whose_peer_never_closes_is_let_go_after_fin_timeout() {
         sandbox.set("ipv4/tcp_fin_timeout", "2").expect("the setting exists");
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
-        let mut servers = Vec::new();
-        let client_cookie = loop {
-            let Pair { client, server } = Pair::connect(net.socket(), &listener);
-            servers.push(server);
-            let client_cookie = cookie(&client);
-            drop(client);
-            let [in_time_wait, reset] =
-                ["time_wait:fin_wait2", "release:reset_out"].map(|what| is(client_cookie, what));
-            let next = tracer.wait_for("FIN_WAIT2", |record| in_time_wait(record) || reset(record));
-            if next["type"] == "time_wait" {
-                break client_cookie;
-            }
-            // The FIN was acknowledged while close() had the socket: it stays as it is for the
-            // two seconds and is reset (tcp_rcv_state_process, tcp_keepalive_timer).
-            assert!(next["held_s"].as_f64() >= Some(2.0) && servers.len() < 5, "{next}");
-        };
+        let connect = || Pair::connect(net.socket(), &listener);
+        let ClosedFirst { cookie: client_cookie, other: _server } =
+            close_into_fin_wait2(&mut tracer, connect, |pair| [pair.client, pair.server]);
         let release = tracer.wait_for("release", is(client_cookie, "release:time_wait_expired"));
         let time_wait_s = release["time_wait_s"].as_f64().expect("it was seen");
         assert!((2.0..4.5).contains(&time_wait_s), "{time_wait_s} s");

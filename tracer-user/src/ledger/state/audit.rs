@@ -154,13 +154,15 @@ impl Ledger {
         for (_, entry) in &self.leases {
             let lease = &entry.lease;
             let is_shown = of.listed.contains(&lease.netns)
-                || unknown == Unknown::Gone && !of.unlisted.contains(&lease.netns);
+                || unknown == Unknown::Gone
+                    && !of.lacks_files
+                    && !of.unlisted.contains(&lease.netns);
             if entry.changed == self.epoch || !is_shown {
                 continue;
             }
             // What no snapshot can show is believed to last until a fact ends it.
             let is_idle = matches!(lease.phase, Phase::Bound | Phase::TimeWait(_));
-            let is_listed = self.sight.bound_idle || !is_idle;
+            let is_listed = self.sight.bound_idle && !of.lacks_files || !is_idle;
             if entry.held_by_socket && is_listed && entry.seen_socket != self.comparison {
                 differences.extra.insert(Hold::Socket(lease.cookie), *lease);
             }
