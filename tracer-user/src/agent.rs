@@ -58,7 +58,7 @@ pub enum AgentError {
     #[error("the eBPF object does not belong to this program")]
     Foreign(#[source] DecodeError),
     /// Writing failed, and not because the reader went away.
-    #[error("the output cannot be written")]
+    #[error("the output cannot be written: {0}")]
     Write(#[source] io::Error),
     /// Signals cannot be waited for.
     #[error("signals cannot be caught")]
@@ -99,7 +99,8 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     let mut ledger = Ledger::new(probes.sight());
     let mut audience = Nobody::default();
     let mut warnings = std::mem::take(&mut probes.warnings);
-    if snapshot {
+    // Without one a comparison would find everything missing.
+    if snapshot || verify.is_some() {
         let taken = take_snapshot(&mut probes, scope, &mut ledger, &mut audience).await?;
         warnings.extend(taken);
     }
@@ -116,7 +117,7 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
     ledger.begin_telling();
     let mut reporter = Reporter::new(output, filter, probes.cgroups.take(), audience.namespaces)
         .map_err(AgentError::Write)?;
-    reporter.begin(begins, &probes.hooks, warnings, &mut ledger);
+    reporter.begin(begins, &probes.hooks, warnings, &mut ledger, snapshot);
     // Without a snapshot the ledger does not have what was there before it, and need not.
     let checks = verify.or(snapshot.then_some(CHECK_INTERVAL));
     let mut session = Session {

@@ -42,8 +42,8 @@ pub struct Subject<'a> {
     pub record: &'static str,
     /// Where.
     pub netns: Netns,
-    /// The socket's family.
-    pub family: Family,
+    /// The socket's family; `None` if the record is of both.
+    pub family: Option<Family>,
     /// The lease's kind; of a failure, that of the lease that was wanted.
     pub kind: Kind,
     /// Local port, 0 if none.
@@ -63,7 +63,7 @@ impl<'a> Subject<'a> {
         Self {
             record,
             netns: lease.netns,
-            family: lease.family,
+            family: Some(lease.family),
             kind: lease.kind,
             local_port: lease.local_port.0,
             peer: lease.peer,
@@ -100,7 +100,7 @@ impl Filter {
             && any(cgroups, |path| {
                 subject.cgroup.is_some_and(|cgroup| is_within(&cgroup.path, path))
             })
-            && any(families, |family| *family == subject.family)
+            && any(families, |family| subject.family.is_none_or(|of_it| *family == of_it))
             && any(kinds, |kind| kind.matches(subject.kind))
             && any(types, |wanted| wanted == subject.record)
             && (!failures_only || subject.record == "fail")
@@ -163,6 +163,8 @@ fn is_named(owner: &Owner, comm: &str) -> bool {
 }
 
 fn is_within(path: &str, ancestor: &str) -> bool {
+    // Below the root of the hierarchy, as /proc/PID/cgroup has it, or where that is mounted.
+    let ancestor = ancestor.strip_prefix("/sys/fs/cgroup").unwrap_or(ancestor);
     let ancestor = ancestor.trim_end_matches('/');
     path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -250,6 +252,13 @@ impl FromStr for Destination {
             None => (net.as_str(), None),
         };
         let addr: IpAddr = addr.parse().map_err(|_| malformed())?;
+        // Mapped addresses are shown, and so looked for, as IPv4.
+        let (addr, length) = match (addr.to_canonical(), length) {
+            (canonical, Some(bits)) if canonical.is_ipv4() && addr.is_ipv6() => {
+                (canonical, Some(bits.checked_sub(96).ok_or_else(malformed)?))
+            }
+            (canonical, length) => (canonical, length),
+        };
         let bits = if addr.is_ipv4() { 32 } else { 128 };
         let prefix_bits = length.unwrap_or(bits);
         if prefix_bits > bits {
@@ -310,6 +319,9 @@ mod tests {
         assert!(matches("[2001:db8::/32]:80", "2001:db8:1::1", 80));
         assert!(matches("[2001:db8::]/32:80", "2001:db8:1::1", 80));
         assert!(matches("::/0", "::1", 80));
+        assert!(matches("::ffff:10.0.0.1", "10.0.0.1", 80));
+        assert!(matches("[::ffff:10.0.0.0/104]:80", "10.9.8.7", 80));
+        assert!(Destination::from_str("::ffff:10.0.0.1/64").is_err());
         for wrong in ["", "10.0.0.1/33", "10.0.0.1:99999", "host:80", "[::1", "::/129"] {
             assert!(Destination::from_str(wrong).is_err(), "{wrong}");
         }

@@ -153,6 +153,18 @@ mod tests {
     }
 
     #[test]
+    fn sources_that_the_kernel_has_forgotten_are_forgotten() {
+        let mut scans = Scans::default();
+        for source in 0..1000 {
+            let mut tries = Tries::default();
+            try_ports(&mut tries, 20..40, second(1));
+            let prober = Prober { addr: mapped(source), ..PROBER };
+            assert_eq!(scans.look(second(1), std::iter::once((prober, tries))).0.len(), 1);
+            assert_eq!(scans.told.len(), 1);
+        }
+    }
+
+    #[test]
     fn a_client_that_repeats_itself_is_no_scan() {
         let (mut scans, mut tries) = (Scans::default(), Tries::default());
         for at in 1..1000 {

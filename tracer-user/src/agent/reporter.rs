@@ -53,22 +53,23 @@ impl<'a> Reporter<'a> {
         })
     }
 
-    /// Tells that everything is seen from now on, and what is held.
+    /// Tells that everything is seen from now on, and what is held, if that is to be shown.
     pub fn begin(
         &mut self,
         at: Instant,
         hooks: &[HookStatus],
         warnings: Vec<String>,
         ledger: &mut Ledger,
+        shows_held: bool,
     ) {
         let mut seen: BTreeMap<Netns, Option<u32>> = BTreeMap::new();
-        for lease in self.admitted(ledger) {
+        for lease in self.admitted(ledger).into_iter().filter(|_| shows_held) {
             let pid = seen.entry(lease.netns).or_default();
             *pid = pid.or(lease.owner.map(|owner| owner.pid));
         }
         let seen: Vec<_> = seen.into_iter().collect();
         self.namespaces.meet_all(&seen, ledger);
-        let mut held = self.admitted(ledger);
+        let mut held = if shows_held { self.admitted(ledger) } else { Vec::new() };
         held.sort_by_key(|lease| (lease.netns, lease.local_port, lease.id));
         let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let hooks = hooks.iter().map(HookReport::from);
@@ -137,7 +138,7 @@ impl<'a> Reporter<'a> {
     pub fn finish(&mut self) -> io::Result<()> {
         let unread = self.writer.finish(self.output.buffer(), READER_PATIENCE)?;
         if unread > 0 {
-            eprintln!(
+            crate::tell!(
                 "portlife: the reader of stdout does not read: the last {unread} records are lost"
             );
         }
@@ -196,10 +197,11 @@ impl Sink for Reporter<'_> {
         let subject = Subject {
             record: "pressure",
             netns: pressure.netns,
-            family: match destination {
-                Some(destination) if !destination.peer.0.is_ipv4() => Family::Ipv6,
-                _ => Family::Ipv4,
-            },
+            // A range is that of both.
+            family: destination.map(|destination| match destination.peer.0.is_ipv4() {
+                true => Family::Ipv4,
+                false => Family::Ipv6,
+            }),
             kind: if destination.is_some() { Kind::Connect } else { Kind::BindAuto },
             local_port: 0,
             peer: destination.map(|destination| destination.peer),
@@ -220,7 +222,7 @@ impl Sink for Reporter<'_> {
         let subject = Subject {
             record: "fail",
             netns: failure.netns,
-            family: failure.family,
+            family: Some(failure.family),
             kind: match failure.operation {
                 Operation::Bind => Kind::Bind,
                 Operation::Connect => Kind::Connect,

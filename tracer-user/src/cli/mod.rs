@@ -10,6 +10,7 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{agent::AgentError, kernel::loader::LoadError, ledger::Netns};
@@ -68,11 +69,26 @@ struct Question {
 }
 
 /// Writes an answer to stdout.
-fn print(text: &[u8]) -> io::Result<()> {
+fn print(text: &[u8]) -> anyhow::Result<()> {
     match stdout().write_all(text) {
         // Nobody reads it, and nobody misses it.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
+        Err(error) => {
+            let reason = why_not(&error);
+            Err(error).with_context(|| format!("the answer cannot be written: {reason}"))
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Why a file cannot be opened, read or written, in words.
+fn why_not(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "it does not exist".to_owned(),
+        io::ErrorKind::PermissionDenied => "this user may not open it".to_owned(),
+        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        io::ErrorKind::StorageFull => "no space is left there".to_owned(),
+        _ => error.to_string(),
     }
 }
 
@@ -104,10 +120,10 @@ pub fn run() -> ExitCode {
 
 /// One sentence; the chain of causes only if asked for.
 fn say(error: &anyhow::Error, verbose: bool) {
-    eprintln!("portlife: {error}");
+    crate::tell!("portlife: {error}");
     if verbose {
         for cause in error.chain().skip(1) {
-            eprintln!("  because: {cause}");
+            crate::tell!("  because: {cause}");
         }
     }
 }

@@ -72,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let outcome = read(&path, &filter, &mut aggregate)?;
         if verbosity >= Verbosity::Normal {
             for problem in &outcome.problems {
-                eprintln!("portlife: {problem}");
+                crate::tell!("portlife: {problem}");
             }
         }
         if outcome.records == 0 {
@@ -101,13 +101,16 @@ fn read(
     let input: Box<dyn Read> = if path == Path::new("-") {
         Box::new(stdin().lock())
     } else {
-        Box::new(File::open(path).with_context(|| format!("{name} cannot be opened"))?)
+        let file = File::open(path);
+        let reason = file.as_ref().err().map(super::why_not).unwrap_or_default();
+        Box::new(file.with_context(|| format!("{name} cannot be opened: {reason}"))?)
     };
     let mut outcome = Outcome::default();
     let input = BufReader::with_capacity(1 << 16, input);
     if let Err(error) = recording::read(input, &name, filter, aggregate, &mut outcome) {
         if outcome.records == 0 {
-            return Err(error).with_context(|| format!("{name} cannot be read"));
+            let reason = super::why_not(&error);
+            return Err(error).with_context(|| format!("{name} cannot be read: {reason}"));
         }
         outcome.problems.push(format!("{name}: the rest cannot be read: {error}"));
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{IsTerminal as _, stdout},
+    io::{ErrorKind, IsTerminal as _, stdout},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use crate::{
     kernel::{
         clock,
         loader::{HookFamily, LoadOptions},
-        netns,
+        netns::{self, Namespaces},
         scope::Scope,
     },
     ledger::{Family, Netns},
@@ -192,24 +192,34 @@ impl FilterArgs {
 /// The namespace that `-n` names.
 pub(super) fn namespace(name: &str) -> Result<Netns, UsageError> {
     if let Ok(inode) = name.parse() {
+        if Namespaces::discover(&[]).take(inode).is_none() {
+            crate::tell!(
+                "portlife: no thread lives in network namespace {inode} now, and no mount shows it"
+            );
+        }
         return Ok(Netns(inode));
     }
-    let path = match name.strip_prefix("pid:") {
-        Some(pid) => format!("/proc/{pid}/ns/net"),
-        None => name.to_owned(),
+    let (path, what) = match name.strip_prefix("pid:") {
+        Some(pid) => (format!("/proc/{pid}/ns/net"), format!("process {pid}")),
+        None => (name.to_owned(), name.to_owned()),
     };
-    File::open(&path)
-        .and_then(|file| netns::inode_of(&file))
-        .map(Netns)
-        .map_err(|error| UsageError(format!("{path} is not a network namespace: {error}")))
+    let file = File::open(&path).map_err(|error| {
+        let is_name = error.kind() == ErrorKind::NotFound && !name.contains(['/', ':']);
+        let hint = if is_name { format!("; is it /run/netns/{name}?") } else { String::new() };
+        UsageError(format!("{what}: {}{hint}", super::why_not(&error)))
+    })?;
+    let inode = netns::inode_of(&file);
+    inode.map(Netns).map_err(|_| UsageError(format!("{what} is not a network namespace")))
 }
 
 pub fn seconds(text: &str) -> Result<Duration, String> {
+    /// Ten years: a time that far from now can still be computed with.
+    const MOST_S: f64 = 10.0 * 365.0 * 86_400.0;
     text.parse::<f64>()
         .ok()
-        .filter(|seconds| *seconds > 0.0)
+        .filter(|seconds| *seconds > 0.0 && *seconds <= MOST_S)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or_else(|| "give a positive number of seconds".to_owned())
+        .ok_or_else(|| format!("give a positive number of seconds, at most {MOST_S}"))
 }
 
 pub fn ring_bytes(text: &str) -> Result<u32, String> {

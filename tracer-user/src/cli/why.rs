@@ -32,7 +32,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let namespaces = super::namespaces(namespaces)?;
     let view = occupants::look_for(*port, Scope::of(&namespaces))?;
     for problem in &view.problems {
-        eprintln!("portlife: {problem}");
+        crate::tell!("portlife: {problem}");
     }
     let cgroups = CgroupRoot::open().ok();
     let cgroup_of = |id| {
@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             json.why(Instant(clock::monotonic_ns()), &answer)
         }
     };
-    Ok(print(&text)?)
+    print(&text)
 }
 
 fn port(text: &str) -> Result<Port, String> {

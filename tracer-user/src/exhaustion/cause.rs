@@ -25,7 +25,8 @@ pub enum Advice {
     ReuseAddress,
 }
 
-/// Why the call got no port; `None` where the settings of its namespace are not known.
+/// Why the call got no port; `None` where the settings of its namespace are not known, or are not
+/// those that the call met.
 ///
 /// A connect() fails when every port is either in use for its destination or in a bucket that
 /// somebody bound. The cause is the one of the two that takes more ports; it is the binding if
@@ -36,6 +37,10 @@ pub fn cause_of(failure: &Failure<'_>) -> Option<Cause> {
         return failure.cause;
     }
     let room = failure.room?;
+    // With most of them free, the range was another when the call was made.
+    if room.headroom() > room.capacity / 2 {
+        return None;
+    }
     Some(match failure.operation {
         _ if room.capacity == 0 => Cause::Reserved,
         Operation::Connect if room.bind_locked > 0 && room.bind_locked >= room.used => {
@@ -125,6 +130,7 @@ mod tests {
         assert_eq!(connect(10, 0), Some(Cause::RangeFull));
         assert_eq!(connect(8, 2), Some(Cause::RangeFull));
         assert_eq!(connect(5, 5), Some(Cause::RangeBindLocked));
+        assert_eq!(connect(3, 1), None, "that range was not full");
         assert_eq!(connect(0, 10), Some(Cause::RangeBindLocked));
         assert_eq!(cause_of(&failure(Operation::Bind, room(10, 0))), Some(Cause::RangeFull));
         let reserved = Room { reserved: 10, ..Room::default() };

@@ -530,6 +530,33 @@ fn duplicate_facts_change_nothing() {
     assert_eq!(lives.reasons, once.reasons);
 }
 
+/// Another program at the hook of bind() may refuse what ours has told already.
+#[test]
+fn a_bind_that_is_refused_after_all_holds_nothing() {
+    let mut kernel = Kernel::new();
+    kernel.fact(FactKind::Bound, 1, 20_000, 0);
+    let failed = kernel.fact(FactKind::BindFailed, 1, 20_000, 0);
+    failed.detail = libc::EPERM;
+    failed.flags = flags::NO_PORT;
+    let (mut ledger, mut lives) = (Ledger::new(SIGHT), Lives::default());
+    apply(&mut ledger, &kernel.facts, &mut lives);
+    assert!(ledger.is_empty());
+    assert_eq!((lives.failures, lives.reasons), (1, vec![Reason::Closed]));
+}
+
+#[test]
+fn a_snapshot_without_open_files_says_nothing_of_what_only_they_show() {
+    let mut kernel = Kernel::new();
+    kernel.fact(FactKind::Bound, 1, 20_000, 0);
+    let mut ledger = Ledger::new(SIGHT);
+    apply(&mut ledger, &kernel.facts, &mut Lives::default());
+    ledger.begin_snapshot();
+    let partly = Coverage { lacks_files: true, ..whole() };
+    assert!(ledger.compare(&[], &partly, Unknown::Believed).is_empty());
+    let nowhere = Coverage { lacks_files: true, ..Coverage::default() };
+    assert!(ledger.compare(&[], &nowhere, Unknown::Gone).is_empty());
+}
+
 /// Before 5.11 no snapshot shows a socket that is bound but idle.
 #[test]
 fn what_a_snapshot_cannot_show_is_not_held_against_the_ledger() {

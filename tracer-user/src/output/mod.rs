@@ -140,7 +140,7 @@ impl Verbosity {
     fn warn(self, start: &Start) {
         if self >= Self::Normal {
             for shortcoming in start.shortcomings() {
-                eprintln!("portlife: {shortcoming}");
+                crate::tell!("portlife: {shortcoming}");
             }
         }
     }
@@ -148,7 +148,7 @@ impl Verbosity {
     fn list(self, differences: &Differences) {
         if self >= Self::Verbose {
             for difference in differences.descriptions() {
-                eprintln!("portlife: {difference}");
+                crate::tell!("portlife: {difference}");
             }
         }
     }

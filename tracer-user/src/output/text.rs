@@ -95,9 +95,10 @@ impl Output for Text {
     fn start(&mut self, start: &Start) {
         self.verbosity.warn(start);
         if self.verbosity >= Verbosity::Normal {
-            eprintln!(
+            crate::tell!(
                 "portlife: tracing on Linux {}, leases held: {}; Ctrl-C ends it",
-                start.kernel, start.held,
+                start.kernel,
+                start.held,
             );
         }
         self.buffer.extend_from_slice(
@@ -283,13 +284,13 @@ impl Output for Text {
         } else {
             "what is shown may be incomplete"
         };
-        eprintln!("portlife: {count} facts were lost because {place}; {outcome}");
+        crate::tell!("portlife: {count} facts were lost because {place}; {outcome}");
     }
 
     fn verify(&mut self, _at: Instant, differences: &Differences) {
         self.verbosity.list(differences);
         if self.verbosity >= Verbosity::Normal || !differences.is_empty() {
-            eprintln!(
+            crate::tell!(
                 "portlife: verified: {} leases in the ledger, {} in the kernel, missing {}, extra {}, \
                  bind buckets of another class {}",
                 differences.leases,
@@ -307,7 +308,7 @@ impl Output for Text {
         }
         let totals: Vec<_> =
             summary.totals.iter().map(|(name, count)| format!("{count} {name}")).collect();
-        eprintln!(
+        crate::tell!(
             "portlife: {} in {}, {} lost",
             if totals.is_empty() { "no events".to_owned() } else { totals.join(", ") },
             duration(summary.duration_s),

@@ -74,10 +74,11 @@ impl Output for LiveReport {
         self.json.start(start);
         self.take();
         if self.verbosity >= Verbosity::Normal {
-            eprintln!(
+            crate::tell!(
                 "portlife: observing on Linux {}, leases held: {}; Ctrl-C ends it and shows the \
                  report",
-                start.kernel, start.held
+                start.kernel,
+                start.held
             );
         }
     }

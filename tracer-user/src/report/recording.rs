@@ -135,7 +135,7 @@ fn admits(filter: &Filter, record: &Record<'_>) -> bool {
     filter.admits(&Subject {
         record: name,
         netns: record.netns,
-        family: who.family,
+        family: Some(who.family),
         kind,
         local_port,
         peer: who.peer.map(|(addr, port)| (addr.into(), Port(port))),

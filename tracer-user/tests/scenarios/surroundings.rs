@@ -1,6 +1,7 @@
 //! How the tracer behaves where things are missing, and how it ends.
 
 use std::{
+    fs::File,
     io::{BufRead as _, BufReader, Read as _},
     os::unix::process::CommandExt as _,
     process::{Command, Output, Stdio},
@@ -141,11 +142,27 @@ fn a_wrong_command_line_exits_with_2() {
         &["-n", "/dev/null"],
         &["--ring-bytes", "1"],
         &["--duration", "-1"],
+        &["--duration", "1e19"],
     ] {
         let output = Command::new(BINARY).args(arguments).output().expect("it runs");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
         assert!(!output.stderr.is_empty());
     }
+}
+
+#[test]
+fn a_stderr_that_takes_nothing_is_no_reason_to_end() {
+    if !is_root() {
+        return;
+    }
+    let full = File::options().write(true).open("/dev/full").expect("there is /dev/full");
+    let output = Command::new(BINARY)
+        .args(["trace", "-v", "--verify", "0.1", "--duration", "1"])
+        .stderr(full)
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{}", output.status);
+    assert!(!output.stdout.is_empty());
 }
 
 #[test]
