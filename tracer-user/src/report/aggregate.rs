@@ -13,7 +13,7 @@ use super::{
     record::{self, Body, Cause, Event, Fail, Record, Scan, Who},
 };
 use crate::{
-    exhaustion::{Settings, TimeWaitReuse},
+    exhaustion::{LocalRange, Settings, TimeWaitReuse},
     ledger::{Kind, Netns, Operation, Phase, Port, Reason, Side, Substate},
 };
 
@@ -246,6 +246,8 @@ pub struct Failures {
     pub used: Option<u32>,
     #[expect(missing_docs, reason = "see used")]
     pub bind_locked: Option<u32>,
+    /// The namespace's range at the last of them.
+    pub local_range: Option<LocalRange>,
     /// How long they searched.
     pub searches: Histogram,
     /// Who held the ports, at the last of them that was looked at.
@@ -600,6 +602,7 @@ impl Aggregate {
         namespace.failed += 1;
         let range = fail.range.or_else(|| namespace.range_as_seen_by(fail.operation, traffic));
         let cause = fail.cause.or_else(|| cause_from(fail, range));
+        let local_range = namespace.settings.as_ref().map(|settings| settings.range);
         let key = FailureKey {
             netns,
             operation: crate::output::names::operation(fail.operation),
@@ -632,6 +635,7 @@ impl Aggregate {
         failures.holder = holder.or(failures.holder.take());
         failures.used = range.map(|range| range.used).or(failures.used);
         failures.bind_locked = range.map(|range| range.bind_locked).or(failures.bind_locked);
+        failures.local_range = local_range.or(failures.local_range);
         if let Some(search_us) = fail.search_us {
             failures.searches.add(search_us / 1e6);
         }
@@ -788,6 +792,10 @@ fn cause_from(fail: &Fail<'_>, range: Option<record::Range>) -> Option<Cause> {
         return None;
     }
     let record::Range { capacity, used, bind_locked } = range?;
+    // As `cause_of` (exhaustion/cause.rs): the call met another range.
+    if capacity.saturating_sub(used + bind_locked) > capacity / 2 {
+        return None;
+    }
     Some(match fail.operation {
         _ if capacity == 0 => Cause::Reserved,
         Operation::Connect if bind_locked > 0 && bind_locked >= used => Cause::RangeBindLocked,

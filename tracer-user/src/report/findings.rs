@@ -223,7 +223,7 @@ fn of_failure(report: &Report, aggregate: &Aggregate, failure: &FailureRow) -> F
     let caller = failure.callers.first().and_then(|caller| caller.owner.clone());
     let who = owner_or_unknown(caller.as_ref());
     let calls = calls(failure);
-    let range = range_of(aggregate, netns);
+    let range = failure.local_range.map_or_else(|| "ip_local_port_range".to_owned(), range_text);
     let finding = |kind, owner: Option<OwnerName>, sentence: String| Finding {
         severity: Severity::Failing,
         kind,
@@ -550,12 +550,6 @@ fn of_filling(row: &DestinationRow) -> Option<Finding> {
 
 fn owner_or_unknown(owner: Option<&OwnerName>) -> String {
     owner.map_or_else(|| "an unknown process".to_owned(), ToString::to_string)
-}
-
-fn range_of(aggregate: &Aggregate, netns: Netns) -> String {
-    let settings =
-        aggregate.namespaces.get(&netns).and_then(|namespace| namespace.settings.as_ref());
-    settings.map_or_else(|| "ip_local_port_range".to_owned(), |settings| range_text(settings.range))
 }
 
 fn range_text(range: LocalRange) -> String {

@@ -5,6 +5,7 @@ use std::{fmt, net::IpAddr};
 use serde::Serialize;
 
 use super::{crowd::Crowd, histogram::Histogram, record::Cause};
+use crate::exhaustion::LocalRange;
 
 /// A report.
 #[derive(Clone, Debug, Serialize)]
@@ -330,6 +331,9 @@ pub struct FailureRow {
     /// Who held most of what was wanted when the call failed, and how many.
     pub held_by: Option<OwnerName>,
     pub held_ports: u32,
+    /// The namespace's range at the last of them.
+    #[serde(skip)]
+    pub local_range: Option<LocalRange>,
     #[serde(skip)]
     pub crowd: Crowd,
 }

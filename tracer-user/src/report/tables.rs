@@ -327,6 +327,7 @@ fn failure_row(aggregate: &Aggregate, key: &FailureKey, failures: &Failures) -> 
     FailureRow {
         held_by: name(aggregate, share.owner),
         held_ports: share.of_owner,
+        local_range: failures.local_range,
         crowd,
         netns: key.netns.0,
         op: key.operation,

@@ -193,6 +193,19 @@ fn what_is_used_follows_the_range() {
 }
 
 #[test]
+fn a_failure_names_the_range_that_it_met() {
+    let mut tape = Tape::new();
+    tape.range(50_000, 50_003, "");
+    for port in 50_000..50_004 {
+        tape.connect(&CLIENT, port);
+    }
+    tape.fail(&CLIENT);
+    tape.range(32_768, 60_999, "");
+    let sentence = tape.report().verdict.sentence;
+    assert!(sentence.contains("50000-50003") && !sentence.contains("60999"), "{sentence}");
+}
+
+#[test]
 fn ports_that_are_bound_are_lost_to_all_destinations() {
     let mut tape = Tape::new();
     tape.range(50_000, 50_003, "");
