@@ -1,7 +1,7 @@
 //! What one port of a namespace is good for, given who holds it.
 
 use super::{holder::Holder, settings::Settings};
-use crate::ledger::{BucketClass, Kind, Lease, Netns, Phase, Port};
+use crate::ledger::{BucketClass, Kind, Lease, Netns, Phase, Port, Substate};
 
 /// A holder of the port.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +73,23 @@ pub enum ConnectAnswer {
 }
 
 impl Occupancy {
+    /// Milliseconds since a TIME_WAIT's timer was armed, which is when it came to be what it is or
+    /// when the old connection's last segment arrived. Of sockets the kernel keeps no such time.
+    #[must_use]
+    pub fn age_ms(&self, occupant: &Occupant) -> Option<u32> {
+        // TCP_TIMEWAIT_LEN (include/net/tcp.h).
+        const TIME_WAIT_MS: u32 = 60_000;
+        let whole_ms = match occupant.lease.phase {
+            Phase::TimeWait(Substate::TimeWait) => TIME_WAIT_MS,
+            Phase::TimeWait(Substate::FinWait2) => {
+                self.settings.as_ref()?.fin_timeout_s.saturating_mul(1000)
+            }
+            _ => return None,
+        };
+        // More is left where the setting has changed.
+        whole_ms.checked_sub(occupant.time_wait_left_ms?)
+    }
+
     /// The answer to bind().
     #[must_use]
     pub fn bind(&self) -> BindAnswer {

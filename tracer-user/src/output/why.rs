@@ -55,7 +55,7 @@ pub fn text(answer: &Answer<'_>) -> String {
     for namespace in &view.namespaces {
         let _ = writeln!(text, "\nnetns {}{}", namespace.netns.0, settings(namespace, *port));
         for occupant in &namespace.occupants {
-            let _ = writeln!(text, "  {}", occupant_line(answer, occupant));
+            let _ = writeln!(text, "  {}", occupant_line(answer, namespace, occupant));
         }
         for line in judgement(namespace, *port) {
             let _ = writeln!(text, "  {line}");
@@ -98,6 +98,7 @@ impl Json {
             #[serde(flatten)]
             holder: Holder<'a>,
             substate: Option<&'static str>,
+            age_s: Option<f64>,
             bucket: Option<&'static str>,
         }
         let cgroups: Vec<Vec<Option<Cgroup>>> = answer
@@ -132,6 +133,7 @@ impl Json {
                         Phase::TimeWait(substate) => Some(names::substate(substate)),
                         _ => None,
                     },
+                    age_s: namespace.age_ms(occupant).map(|ms| f64::from(ms) / 1e3),
                     bucket: bucket.map(|bucket| match bucket.class {
                         BucketClass::Connect => "connect",
                         BucketClass::Bind => "bind",
@@ -175,7 +177,7 @@ fn settings(namespace: &Occupancy, port: Port) -> String {
     )
 }
 
-fn occupant_line(answer: &Answer<'_>, occupant: &Occupant) -> String {
+fn occupant_line(answer: &Answer<'_>, namespace: &Occupancy, occupant: &Occupant) -> String {
     let Occupant { lease, time_wait_left_ms, bucket: _ } = occupant;
     let who = match &lease.owner {
         Some(owner) => format!("{}/{} uid {}", owner.pid, comm(&owner.comm), owner.uid),
@@ -185,10 +187,13 @@ fn occupant_line(answer: &Answer<'_>, occupant: &Occupant) -> String {
         Some(container) => format!("  container {container}"),
         None => format!("  {}", cgroup.path),
     });
+    let since = namespace
+        .age_ms(occupant)
+        .map_or_else(String::new, |ms| format!("  for {:.0} s", f64::from(ms) / 1e3));
     let until = time_wait_left_ms
         .map_or_else(String::new, |ms| format!("  free in {:.0} s", f64::from(ms) / 1e3));
     format!(
-        "{:<10} {:<21} {:<21} {:<9} {who}{place}{until}",
+        "{:<10} {:<21} {:<21} {:<9} {who}{place}{since}{until}",
         names::ss_state(lease.phase, lease.closed_by),
         endpoint(lease.local_addr, Some(lease.local_port)),
         peer(lease.peer),

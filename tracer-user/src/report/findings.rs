@@ -219,7 +219,6 @@ fn of_listeners_in_range(report: &Report) -> Vec<Finding> {
 }
 
 fn of_failure(report: &Report, aggregate: &Aggregate, failure: &FailureRow) -> Finding {
-    let netns = Netns(failure.netns);
     let caller = failure.callers.first().and_then(|caller| caller.owner.clone());
     let who = owner_or_unknown(caller.as_ref());
     let calls = calls(failure);

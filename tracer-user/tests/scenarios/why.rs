@@ -85,6 +85,8 @@ fn every_kind_of_holder_is_named() {
         assert_eq!(answer["holders"][0]["pid"], Value::Null);
         let left = answer["bind"]["free_in_s"].as_f64().expect("only a TIME_WAIT holds it");
         assert!(0.0 < left && left <= 60.0, "{left}");
+        let age = answer["holders"][0]["age_s"].as_f64().expect("a TIME_WAIT has an age");
+        assert!((left + age - 60.0).abs() < 0.01, "{left} s left after {age} s");
     });
 }
 
