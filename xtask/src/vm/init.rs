@@ -64,6 +64,8 @@ fn run_tests() -> Result<String> {
     command.env("RUST_TEST_THREADS", "4").env("PATH", "/usr/bin:/bin");
     // And the machine that emulates it may have other work.
     command.env("PORTLIFE_TEST_PATIENCE", "240");
+    // As many random states as are asked of each kernel.
+    command.env("PORTLIFE_HEADROOM_CASES", "100");
     let arguments = fs::read_to_string("/proc/cmdline")?;
     let argument =
         |name: &str| arguments.split_whitespace().find_map(|word| word.strip_prefix(name));
