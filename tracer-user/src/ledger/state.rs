@@ -943,11 +943,23 @@ impl Ledger {
                 self.insert(new, false, true)
             }
         };
+        let lease = &mut self.leases[index as usize].lease;
+        (lease.time_wait, lease.timer_armed) = (Some(at), Some(at));
+        self.enter_time_wait(index, &tuple, substate, at, sink);
+    }
+
+    /// A TIME_WAIT takes the place of a lease's socket.
+    fn enter_time_wait(
+        &mut self,
+        index: u32,
+        tuple: &Tuple,
+        substate: Substate,
+        at: Instant,
+        sink: &mut impl Sink,
+    ) {
         let entry = &mut self.leases[index as usize];
         entry.held_by_time_wait = true;
         entry.lease.phase = Phase::TimeWait(substate);
-        entry.lease.time_wait = Some(at);
-        entry.lease.timer_armed = Some(at);
         entry.lease.peer = Some(tuple.peer);
         self.move_in_bucket(index, tuple.local.0);
         self.recount(index);

@@ -8,7 +8,8 @@ use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags, mapped};
 
 use super::{
     Addr, Change, Cookie, Coverage, Differences, Failure, Family, Held, HeldBy, Instant, Lease,
-    LeaseEvent, LeaseId, Ledger, Netns, Port, Pressure, Reason, Sight, Sink, Substate, Unknown,
+    LeaseEvent, LeaseId, Ledger, Netns, Phase, Port, Pressure, Reason, Sight, Sink, Substate,
+    Unknown,
 };
 
 const LOCAL: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
@@ -443,7 +444,9 @@ proptest! {
         }
         prop_assert_eq!(holds(&ledger), kernel.holds());
         ledger.begin_snapshot();
-        prop_assert!(ledger.compare(&kernel.snapshot(), &whole, Unknown::Believed).is_empty());
+        let differences = ledger.compare(&kernel.snapshot(), &whole, Unknown::Believed);
+        let left: Vec<_> = differences.descriptions().collect();
+        prop_assert!(left.is_empty(), "{:?}", left);
     }
 
     /// Without loss no difference is confirmed, however snapshots and facts interleave.
@@ -512,6 +515,27 @@ fn a_namespace_that_no_snapshot_reaches_is_believed_until_facts_are_lost() {
     let partly = Coverage { unlisted: BTreeSet::from([Netns(NETNS)]), ..none };
     assert!(ledger.compare(&[], &partly, Unknown::Gone).is_empty());
     assert_eq!(ledger.compare(&[], &whole(), Unknown::Believed).extra(), 1);
+}
+
+#[test]
+fn a_lease_whose_time_wait_was_missed_goes_on() {
+    let mut kernel = Kernel::new();
+    kernel.step(2, 0);
+    let (mut ledger, mut lives) = (Ledger::new(SIGHT), Lives::default());
+    apply(&mut ledger, &kernel.facts, &mut lives);
+    let before = *ledger.leases().next().expect("it connected");
+    // Nobody tells of this.
+    kernel.step(8, 0);
+    ledger.begin_snapshot();
+    let differences = ledger.compare(&kernel.snapshot(), &whole(), Unknown::Believed);
+    assert_eq!((differences.missing(), differences.extra()), (1, 1));
+    ledger.heal(&differences, Instant(kernel.now), &mut lives);
+    ledger.end_snapshot();
+    let after = *ledger.leases().next().expect("it waits");
+    assert_eq!((ledger.len(), after.id, lives.reasons.len()), (1, before.id, 0));
+    assert!(matches!(after.phase, Phase::TimeWait(_)) && after.owner == before.owner);
+    ledger.begin_snapshot();
+    assert!(ledger.compare(&kernel.snapshot(), &whole(), Unknown::Believed).is_empty());
 }
 
 #[test]

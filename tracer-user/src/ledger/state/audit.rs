@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, mem};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tracer_ebpf::Owner;
 
 use super::{Hold, Ledger, held_tuple, lease_tuple, phase_of};
@@ -215,6 +215,7 @@ impl Ledger {
     /// Makes the ledger agree with the kernel, and tells what that changes.
     pub fn heal(&mut self, differences: &Differences, at: Instant, sink: &mut impl Sink) {
         self.forget_lost_calls(at);
+        let turned = self.turn_into_time_waits(differences, at, sink);
         for (hold, Lease { id, .. }) in &differences.extra {
             let index = match hold {
                 Hold::Socket(cookie) => self.socket_lease(*cookie),
@@ -235,7 +236,8 @@ impl Ledger {
                 Hold::TimeWait(..) => self.end_time_wait(index, at, Reason::Unseen, sink),
             }
         }
-        for held in differences.missing.values() {
+        let missing = differences.missing.iter().filter(|(hold, _)| !turned.contains(*hold));
+        for (_, held) in missing {
             // Its call has ended, and the fact that told so was lost.
             self.pending.remove(&held.cookie);
             if let Some(index) = self.adopt(held) {
@@ -246,6 +248,33 @@ impl Ledger {
             self.correct_bucket_class(*netns, *port, *class);
         }
         self.tell_pressure(sink);
+    }
+
+    /// Where the kernel has a TIME_WAIT and only the ledger the socket that it replaced, the lease
+    /// goes on: with its owner, which nothing else tells any more. Returns the TIME_WAITs.
+    fn turn_into_time_waits(
+        &mut self,
+        differences: &Differences,
+        at: Instant,
+        sink: &mut impl Sink,
+    ) -> FxHashSet<Hold> {
+        let mut turned = FxHashSet::default();
+        for (hold, held) in &differences.missing {
+            if let Hold::TimeWait(cookie, tuple) = hold
+                && let HeldBy::TimeWait(substate) = held.by
+                && let Some(socket) = differences.extra.get(&Hold::Socket(*cookie))
+                && !differences.missing.contains_key(&Hold::Socket(*cookie))
+                && let Some(index) = self.socket_lease(*cookie)
+                && self.leases[index as usize].lease.id == socket.id
+                && !self.leases[index as usize].held_by_time_wait
+                && socket.local_port == held.local_port
+            {
+                // When it began is not known.
+                self.enter_time_wait(index, tuple, substate, at, sink);
+                turned.insert(*hold);
+            }
+        }
+        turned
     }
 
     /// True if a lease is what the snapshot shows of it.
