@@ -15,7 +15,11 @@
 //! and since 7.0 those of tracepoints, too (they run under SRCU, include/linux/tracepoint.h):
 //! another task that fires the hook on that CPU is skipped like an interrupt.
 
-use aya_ebpf::{macros::map, maps::PerCpuArray};
+use aya_ebpf::{
+    helpers::bpf_get_current_pid_tgid,
+    macros::map,
+    maps::{LruHashMap, PerCpuArray},
+};
 use tracer_ebpf::Hook;
 
 /// What distinguishes a firing from any that can interrupt it.
@@ -24,10 +28,19 @@ pub type Firing = [u64; 2];
 #[map]
 static HANDLED: PerCpuArray<Firing> = PerCpuArray::with_max_entries(Hook::COUNT, 0);
 
+/// Tasks in whose context the first copy has handled a call that failed. A task can lose its CPU,
+/// and even go to another, between the two copies, and a failure that is told twice is not one that
+/// the ledger can tell from two.
+#[map]
+static HANDLED_FAILURES: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1024, 0);
+
 /// Which of the two copies runs.
 pub trait Copy {
     /// True if this copy is to handle the firing.
     fn handles(hook: Hook, firing: Firing) -> bool;
+
+    /// True if this copy is to handle the failure of the current task's call.
+    fn handles_failure() -> bool;
 
     /// Where it counts.
     fn slot(hook: Hook) -> u32;
@@ -44,6 +57,12 @@ impl Copy for First {
             // SAFETY: this CPU's slot; see the module for who else writes to it.
             unsafe { *handled = firing };
         }
+        true
+    }
+
+    #[inline(always)]
+    fn handles_failure() -> bool {
+        let _ = HANDLED_FAILURES.insert(bpf_get_current_pid_tgid(), 1, 0);
         true
     }
 
@@ -73,6 +92,11 @@ impl Copy for Again {
     }
 
     #[inline(always)]
+    fn handles_failure() -> bool {
+        HANDLED_FAILURES.remove(bpf_get_current_pid_tgid()).is_err()
+    }
+
+    #[inline(always)]
     fn slot(hook: Hook) -> u32 {
         Hook::COUNT + hook as u32
     }
@@ -91,6 +115,11 @@ impl Copy for One {
     }
 
     #[inline(always)]
+    fn handles_failure() -> bool {
+        Again::handles_failure() && First::handles_failure()
+    }
+
+    #[inline(always)]
     fn slot(hook: Hook) -> u32 {
         First::slot(hook)
     }
@@ -100,6 +129,11 @@ impl Copy for Other {
     #[inline(always)]
     fn handles(hook: Hook, firing: Firing) -> bool {
         First::handles_if_first(hook, firing)
+    }
+
+    #[inline(always)]
+    fn handles_failure() -> bool {
+        Again::handles_failure() && First::handles_failure()
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_get_current_pid_tgid, bpf_get_socket_cookie},
+    helpers::bpf_get_socket_cookie,
     macros::{cgroup_sock, cgroup_sock_addr, fexit, map},
     maps::LruHashMap,
     programs::{FExitContext, SockAddrContext, SockContext},
@@ -119,8 +119,7 @@ fn bind_returned<C: Copy>(ctx: &FExitContext, hook: Hook) -> i32 {
     if result < 0 {
         let socket: *const u8 = ctx.arg(0);
         let sk = Sock::at(field::<Typed, *const u8>(socket, layout!(socket_sk)));
-        if sk.is_tcp::<Typed>() && C::handles(hook, [sk.address as u64, bpf_get_current_pid_tgid()])
-        {
+        if sk.is_tcp::<Typed>() && C::handles_failure() {
             failed::<Typed, Probed>(C::slot(hook), sk, -result, ctx.arg(1));
         }
     }

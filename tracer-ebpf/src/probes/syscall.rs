@@ -42,21 +42,16 @@ fn exits<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
     let result: i64 = ctx.arg(1);
     let nr: u64 = field::<Typed, u64>(regs, layout!(regs_nr));
     if nr == NR_BIND.load() {
-        if result < 0 && C::handles(Hook::SysExit, firing(result)) {
+        if result < 0 {
             bind_failed::<C>(regs, result as i32);
         }
     } else if (nr == NR_ACCEPT4.load() || nr == NR_ACCEPT.load())
         && result >= 0
-        && C::handles(Hook::SysExit, firing(result))
+        && C::handles(Hook::SysExit, [bpf_get_current_pid_tgid(), result as u64])
     {
         accepted::<C>(result as u32);
     }
     0
-}
-
-#[inline(always)]
-fn firing(result: i64) -> [u64; 2] {
-    [bpf_get_current_pid_tgid(), result as u64]
 }
 
 #[inline(always)]
@@ -74,7 +69,7 @@ fn bind_failed<C: Copy>(regs: *const u8, result: i32) {
     // The descriptor need not be a socket (bind() then fails with ENOTSOCK) and the words read
     // from elsewhere mean nothing; a file that passes as a TCP socket by chance does not exist:
     // its private data would have to hold a pointer to something that looks like one.
-    if sk.address.is_null() || !sk.is_tcp::<Probed>() {
+    if sk.address.is_null() || !sk.is_tcp::<Probed>() || !C::handles_failure() {
         return;
     }
     let address = field::<Typed, u64>(regs, layout!(regs_arg1)) as *const u8;
