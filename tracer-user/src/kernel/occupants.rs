@@ -1,6 +1,13 @@
 //! Who holds one port, in all network namespaces, at this moment.
 
-use std::{collections::BTreeMap, fs::File, io, os::fd::AsFd as _, thread};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::fd::AsFd as _,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
 use aya::programs::ProgramError;
 use tracer_ebpf::TcpState;
@@ -107,13 +114,26 @@ fn look_into(
     port: Port,
     namespaces: &Namespaces,
 ) -> BTreeMap<u32, io::Result<Tables>> {
-    // A thread that entered a namespace is not used for anything else.
+    let all: Vec<_> = namespaces.iter().collect();
+    let next = AtomicUsize::new(0);
+    // For each the kernel goes through the whole host's table. A thread that entered a namespace
+    // is not used for anything else.
+    let look = || {
+        let mut found = Vec::new();
+        while let Some((inode, handle)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            found.push((*inode, Tables::of(lists, port, Netns(*inode), handle)));
+        }
+        found
+    };
+    let parallel = thread::available_parallelism().map_or(1, usize::from).min(all.len());
     thread::scope(|threads| {
-        let looker = threads.spawn(|| {
-            let look = |(inode, handle)| (inode, Tables::of(lists, port, Netns(inode), handle));
-            namespaces.iter().map(look).collect()
-        });
-        looker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let lookers: Vec<_> = (0..parallel).map(|_| threads.spawn(look)).collect();
+        lookers
+            .into_iter()
+            .flat_map(|looker| {
+                looker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
     })
 }
 

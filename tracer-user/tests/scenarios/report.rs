@@ -207,7 +207,10 @@ fn a_recording_that_cannot_be_read_ends_it_with_1_and_one_that_is_damaged_does_n
         .output()
         .expect("it runs");
     assert_eq!(none.status.code(), Some(1));
-    assert_eq!(stderr(&none), "portlife: /nonexistent/recording cannot be opened: it does not exist\n");
+    assert_eq!(
+        stderr(&none),
+        "portlife: /nonexistent/recording cannot be opened: it does not exist\n"
+    );
     let directory = Command::new(BINARY).args(["report", "--from", "/"]).output().expect("it runs");
     assert_eq!(directory.status.code(), Some(1));
     assert_eq!(stderr(&directory), "portlife: / cannot be read: it is a directory\n");
