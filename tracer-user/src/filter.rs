@@ -163,8 +163,6 @@ fn is_named(owner: &Owner, comm: &str) -> bool {
 }
 
 fn is_within(path: &str, ancestor: &str) -> bool {
-    // Below the root of the hierarchy, as /proc/PID/cgroup has it, or where that is mounted.
-    let ancestor = ancestor.strip_prefix("/sys/fs/cgroup").unwrap_or(ancestor);
     let ancestor = ancestor.trim_end_matches('/');
     path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

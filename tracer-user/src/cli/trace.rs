@@ -180,12 +180,21 @@ impl FilterArgs {
             ports,
             destinations,
             namespaces: super::namespaces(&namespaces)?,
-            cgroups,
+            cgroups: cgroups.into_iter().map(below_root).collect(),
             families,
             kinds,
             types,
             failures_only: failures,
         })
+    }
+}
+
+/// The cgroup that `-c` names, as /proc/PID/cgroup has it: below the root of the hierarchy, not
+/// where that is mounted.
+fn below_root(path: String) -> String {
+    match path.strip_prefix("/sys/fs/cgroup") {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => rest.to_owned(),
+        _ => path,
     }
 }
 
