@@ -70,8 +70,8 @@ fn submit<M: Memory, R: 'static>(slot: u32, sk: Sock, write: impl FnOnce(*mut R)
     };
     // SAFETY: the pointer is this CPU's slot of the array, which only one program writes to. The
     // kernel skips that program in an interrupt that comes while it runs, so that the plain way to
-    // add loses nothing; except for programs of cgroups on a kernel that preempts, and for all on
-    // 5.10, where a count can be lost (the target has no atomic addition).
+    // add loses nothing; except for programs of cgroups on a kernel that preempts them (before
+    // 6.10), and for all on 5.10, where a count can be lost (the target has no atomic addition).
     let counters = unsafe { &mut *counters };
     counters.seen += 1;
     if !is_netns_wanted(|| sk.netns::<M>()) {

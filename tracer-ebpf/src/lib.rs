@@ -14,6 +14,7 @@ mod config;
 mod counters;
 mod fact;
 mod holder;
+mod preemption;
 mod scan;
 
 pub use config::{ABSENT, BitField, Layout, NETNS_WANTED_MOST};
@@ -22,4 +23,5 @@ pub use fact::{
     Address, DecodeError, Fact, FactKind, OwnedFact, Owner, TcpState, decode, flags, mapped,
 };
 pub use holder::{HolderLayout, HolderRecord, holder_flags};
+pub use preemption::{NO_CALL, Placeholder, Stretch, kernel_call};
 pub use scan::{PROBERS_MOST, Prober, Tries};

@@ -17,6 +17,8 @@ mod kernel;
 mod probes;
 #[cfg(target_arch = "bpf")]
 mod twice;
+#[cfg(target_arch = "bpf")]
+mod unpreempted;
 
 /// The licence that the kernel demands of programs which call GPL-only helpers.
 #[cfg(target_arch = "bpf")]

@@ -13,7 +13,10 @@
 //!
 //! The programs of functions can be preempted in process context on kernels that preempt at all,
 //! and since 7.0 those of tracepoints, too (they run under SRCU, include/linux/tracepoint.h):
-//! another task that fires the hook on that CPU is skipped like an interrupt.
+//! another task that fires the hook on that CPU is skipped like an interrupt. If then the other
+//! copy is preempted as well, a third firing is skipped by both. Where the kernel lets a program
+//! keep its CPU ([`unpreempted`](crate::unpreempted), 6.14) that takes two preemptions within a few
+//! instructions. That it may have happened is known by the misses of both, and the agent looks.
 
 use aya_ebpf::{
     helpers::bpf_get_current_pid_tgid,

@@ -1,5 +1,6 @@
 //! The agent: brings kernel, ledger and output together.
 
+mod losses;
 mod namespaces;
 mod reporter;
 
@@ -13,6 +14,7 @@ use tokio::{
 };
 use tracer_ebpf::{DecodeError, decode};
 
+use losses::{Losses, ProgramLosses, Verdict};
 use namespaces::Namespaces;
 use reporter::Reporter;
 
@@ -26,7 +28,7 @@ use crate::{
         snapshot::{self, Snapshot},
     },
     ledger::{Differences, Failure, Instant, Lease, LeaseEvent, Ledger, Pressure, Sink, Unknown},
-    output::{Loss, Output, Place, Summary},
+    output::{Output, Summary},
     scans::Scans,
 };
 
@@ -81,9 +83,6 @@ const MOST_BACKLOG_BYTES: usize = 32 << 20;
 /// kernels that run no program in some places and count no miss, and a port that is shown as held
 /// for ever would be worse than one that is let go late.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// Comparisons that may find a difference, or a further loss, before a loss is reported as not
-/// healed.
-const HEALING_ROUNDS: u32 = 8;
 
 /// Traces until the user, the duration or an error ends it.
 ///
@@ -198,7 +197,8 @@ impl Session<'_> {
                 && !self.ledger.is_unsettled()
                 && self.audit.is_none()
                 && self.reporter.backlog() == 0
-                && self.losses.unhealed() == 0;
+                && self.losses.unhealed() == 0
+                && !(self.checks.is_some() && self.losses.are_in_doubt());
             if is_idle {
                 // Where nothing happens there is nothing to check, unless it was asked for.
                 let until = self.verifies.then_some(self.next_check);
@@ -261,10 +261,11 @@ impl Session<'_> {
     fn count_losses(&mut self) -> Result<(), AgentError> {
         self.counted = Deadline::now();
         let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
-        let Losses { ring, recursion, .. } = &mut self.losses;
-        // What cannot be read now is what it was.
-        ring.now = ring.now.max(counters.ring_full);
-        recursion.now = recursion.now.max(self.probes.unseen_firings());
+        self.losses.count(&ProgramLosses {
+            ring_full: counters.ring_full,
+            unseen_firings: self.probes.unseen_firings(),
+            doubtful_firings: self.probes.doubtful_firings(),
+        });
         self.reporter.follow_settings(Instant(clock::monotonic_ns()), &mut self.ledger);
         Ok(())
     }
@@ -285,7 +286,9 @@ impl Session<'_> {
     /// Compares the ledger with the kernel when that is due, a step at a time.
     async fn audit(&mut self) -> Result<(), AgentError> {
         let Some(audit) = &mut self.audit else {
-            let is_due = self.checks.is_some() && Deadline::now() >= self.next_check;
+            let now = Deadline::now();
+            let is_due = self.checks.is_some()
+                && (now >= self.next_check || self.losses.is_comparison_due(now.into()));
             if is_due || self.losses.unhealed() > 0 {
                 self.begin_audit(None);
             }
@@ -318,6 +321,9 @@ impl Session<'_> {
 
     fn begin_audit(&mut self, earlier: Option<Differences>) {
         let lost = self.losses.total();
+        if earlier.is_none() {
+            self.losses.begin_comparison();
+        }
         let files = self.probes.open_files();
         let scope = self.scope;
         let lists = self.probes.holders.clone();
@@ -332,38 +338,25 @@ impl Session<'_> {
         let at = Instant(clock::monotonic_ns());
         self.count_losses()?;
         self.ledger.heal(differences, at, &mut self.reporter);
-        if self.losses.unhealed() > 0 {
-            let is_clean = differences.is_empty() && self.losses.total() == lost;
-            self.losses.rounds += 1;
-            if !is_clean && self.losses.rounds < HEALING_ROUNDS {
-                // What differed is explained and mended; the next comparison is the one to report.
-                return Ok(());
-            }
-            self.report_losses(at, is_clean);
+        let count = (differences.missing() + differences.extra()) as u64;
+        match self.losses.judge(Deadline::now().into(), count, lost) {
+            Verdict::CompareAgain => return Ok(()),
+            Verdict::Report { healed } => self.report_losses(at, healed),
         }
         if let Some(interval) = self.checks.filter(|_| Deadline::now() >= self.next_check) {
             self.next_check = Deadline::now() + interval;
             if self.verifies {
                 self.reporter.output.verify(at, differences);
             } else {
-                // The next comparison shows whether that has healed it.
-                self.losses.unseen.now += (differences.missing() + differences.extra()) as u64;
+                self.losses.count_unseen(count);
             }
         }
         Ok(())
     }
 
     fn report_losses(&mut self, at: Instant, healed: bool) {
-        let Losses { ring, recursion, unseen, rounds } = &mut self.losses;
-        *rounds = 0;
-        let places = [(ring, Place::Ring), (recursion, Place::Recursion), (unseen, Place::Unseen)];
-        for (lost, place) in places {
-            let count = lost.now - lost.reported;
-            if count > 0 {
-                self.reporter.output.loss(at, &Loss { count, place, healed });
-                lost.reported = lost.now;
-            }
-        }
+        let Self { losses, reporter, .. } = self;
+        losses.report(healed, |loss| reporter.output.loss(at, loss));
     }
 
     /// Takes what is left on the ring and writes the summary.
@@ -390,34 +383,6 @@ impl Session<'_> {
             duration_s: began.elapsed().as_secs_f64(),
         });
         self.reporter.finish().map_err(AgentError::Write)
-    }
-}
-
-/// Facts that did not arrive, by where they were lost.
-#[derive(Default)]
-struct Losses {
-    ring: Lost,
-    recursion: Lost,
-    /// Differences between ledger and kernel that nothing else explains.
-    unseen: Lost,
-    /// Comparisons since the oldest loss that is not healed.
-    rounds: u32,
-}
-
-#[derive(Default)]
-struct Lost {
-    now: u64,
-    reported: u64,
-}
-
-impl Losses {
-    fn total(&self) -> u64 {
-        self.ring.now + self.recursion.now + self.unseen.now
-    }
-
-    fn unhealed(&self) -> u64 {
-        let Self { ring, recursion, unseen, rounds: _ } = self;
-        self.total() - ring.reported - recursion.reported - unseen.reported
     }
 }
 

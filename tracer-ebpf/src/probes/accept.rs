@@ -7,6 +7,7 @@ use crate::{
     emit,
     kernel::{Memory, Sock, Typed},
     twice::{Copy, One, Other},
+    unpreempted,
 };
 
 /// The end of `inet_csk_accept` (net/ipv4/inet_connection_sock.c), by which every accept() of TCP
@@ -16,25 +17,25 @@ use crate::{
 /// arguments.
 #[fexit(function = "inet_csk_accept")]
 fn accept_exit(ctx: FExitContext) -> i32 {
-    returned::<One>(ctx.arg(2))
+    unpreempted::function(|| returned::<One>(ctx.arg(2)))
 }
 
 /// The same once more; see [`twice`](crate::twice).
 #[fexit(function = "inet_csk_accept")]
 fn accept_exit_again(ctx: FExitContext) -> i32 {
-    returned::<Other>(ctx.arg(2))
+    unpreempted::function(|| returned::<Other>(ctx.arg(2)))
 }
 
 /// The same before 6.10: `(struct sock *, int flags, int *err, bool kern)`.
 #[fexit(function = "inet_csk_accept")]
 fn accept_exit_of_four(ctx: FExitContext) -> i32 {
-    returned::<One>(ctx.arg(4))
+    unpreempted::function(|| returned::<One>(ctx.arg(4)))
 }
 
 /// The same once more.
 #[fexit(function = "inet_csk_accept")]
 fn accept_exit_of_four_again(ctx: FExitContext) -> i32 {
-    returned::<Other>(ctx.arg(4))
+    unpreempted::function(|| returned::<Other>(ctx.arg(4)))
 }
 
 /// Writes that the current process accepted a connection.
@@ -46,7 +47,7 @@ pub fn accepted<M: Memory>(slot: u32, sk: Sock) {
 }
 
 #[inline(always)]
-fn returned<C: Copy>(sk: *const u8) -> i32 {
+fn returned<C: Copy>(sk: *const u8) {
     let sk = Sock::at(sk);
     if !sk.address.is_null()
         && sk.is_tcp::<Typed>()
@@ -54,5 +55,4 @@ fn returned<C: Copy>(sk: *const u8) -> i32 {
     {
         accepted::<Typed>(C::slot(Hook::AcceptExit), sk);
     }
-    0
 }

@@ -13,6 +13,7 @@ use crate::{
     emit,
     kernel::{Memory, Probed, Sock, Typed, field, layout},
     twice::{Copy, One, Other},
+    unpreempted,
 };
 
 /// Sockets, by cookie, whose bind() asked for port 0 and is under way. A failed bind() leaves its
@@ -59,25 +60,25 @@ fn post_bind6(ctx: SockContext) -> i32 {
 /// The end of an IPv4 bind() (`inet_bind`, net/ipv4/af_inet.c), which returns 0 or -errno.
 #[fexit(function = "inet_bind")]
 fn bind4_exit(ctx: FExitContext) -> i32 {
-    bind_returned::<One>(&ctx, Hook::Bind4Exit)
+    unpreempted::function(|| bind_returned::<One>(&ctx, Hook::Bind4Exit))
 }
 
 /// The same once more; see [`twice`](crate::twice).
 #[fexit(function = "inet_bind")]
 fn bind4_exit_again(ctx: FExitContext) -> i32 {
-    bind_returned::<Other>(&ctx, Hook::Bind4Exit)
+    unpreempted::function(|| bind_returned::<Other>(&ctx, Hook::Bind4Exit))
 }
 
 /// The end of an IPv6 bind() (`inet6_bind`, net/ipv6/af_inet6.c).
 #[fexit(function = "inet6_bind")]
 fn bind6_exit(ctx: FExitContext) -> i32 {
-    bind_returned::<One>(&ctx, Hook::Bind6Exit)
+    unpreempted::function(|| bind_returned::<One>(&ctx, Hook::Bind6Exit))
 }
 
 /// The same once more.
 #[fexit(function = "inet6_bind")]
 fn bind6_exit_again(ctx: FExitContext) -> i32 {
-    bind_returned::<Other>(&ctx, Hook::Bind6Exit)
+    unpreempted::function(|| bind_returned::<Other>(&ctx, Hook::Bind6Exit))
 }
 
 /// Writes that bind() failed in the current process. `M` reads the socket, `A` the address that
@@ -112,7 +113,7 @@ fn requested<A: Memory>(address: *const u8, fact: &mut Fact) {
 }
 
 #[inline(always)]
-fn bind_returned<C: Copy>(ctx: &FExitContext, hook: Hook) -> i32 {
+fn bind_returned<C: Copy>(ctx: &FExitContext, hook: Hook) {
     // int inet_bind(struct socket *sock, struct sockaddr *uaddr, int addr_len): the result stands
     // behind the arguments.
     let result: i32 = ctx.arg(3);
@@ -123,7 +124,6 @@ fn bind_returned<C: Copy>(ctx: &FExitContext, hook: Hook) -> i32 {
             failed::<Typed, Probed>(C::slot(hook), sk, -result, ctx.arg(1));
         }
     }
-    0
 }
 
 #[inline(always)]
@@ -159,12 +159,14 @@ fn after_bind(ctx: &SockContext, hook: Hook) -> i32 {
     // (__cgroup_bpf_run_filter_sk, kernel/bpf/cgroup.c), so probed reads reach the fields that
     // `struct bpf_sock` does not have, the namespace above all.
     let sk = Sock::at(ctx.as_ptr().cast_const().cast());
-    emit::owned_fact::<Probed>(hook as u32, FactKind::Bound, sk, |fact| {
-        fact.cookie = cookie;
-        fact.detail = sk.incarnation::<Probed>();
-        if auto {
-            fact.flags |= flags::ANY_PORT;
-        }
+    unpreempted::in_cgroup(|| {
+        emit::owned_fact::<Probed>(hook as u32, FactKind::Bound, sk, |fact| {
+            fact.cookie = cookie;
+            fact.detail = sk.incarnation::<Probed>();
+            if auto {
+                fact.flags |= flags::ANY_PORT;
+            }
+        });
     });
     ALLOW
 }

@@ -15,6 +15,7 @@ use tracer_ebpf::{FactKind, Hook};
 use crate::{
     emit,
     kernel::{COOKIE_HELPER, Sock, Typed},
+    unpreempted,
 };
 
 /// `tcp_connect` (net/ipv4/tcp_output.c) calls this when the port is held and the SYN is not yet
@@ -45,11 +46,13 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
         return ALLOW;
     }
     let sk = Sock::at(sk);
-    emit::fact::<Typed>(Hook::SockOps as u32, kind, sk, |fact| {
-        // SAFETY: the helper takes this program's context.
-        fact.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-        fact.detail = sk.incarnation::<Typed>();
-        fact.userlocks = sk.userlocks::<Typed>();
+    unpreempted::in_cgroup(|| {
+        emit::fact::<Typed>(Hook::SockOps as u32, kind, sk, |fact| {
+            // SAFETY: the helper takes this program's context.
+            fact.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+            fact.detail = sk.incarnation::<Typed>();
+            fact.userlocks = sk.userlocks::<Typed>();
+        });
     });
     ALLOW
 }

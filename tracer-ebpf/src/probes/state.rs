@@ -7,36 +7,37 @@ use crate::{
     emit,
     kernel::{Probed, Sock, Typed, bits, field, layout},
     twice::{Again, Copy, First},
+    unpreempted,
 };
 
 /// Every state change of a TCP socket (`inet_sk_set_state`, net/ipv4/af_inet.c). Only the
 /// transitions that the ledger needs become facts.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
-    state_changes::<First>(&ctx)
+    unpreempted::tracepoint(|| state_changes::<First>(&ctx))
 }
 
 /// The same once more; see [`twice`](crate::twice).
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state_again(ctx: BtfTracePointContext) -> i32 {
-    state_changes::<Again>(&ctx)
+    unpreempted::tracepoint(|| state_changes::<Again>(&ctx))
 }
 
 /// The end of a TCP socket (`tcp_v4_destroy_sock`, net/ipv4/tcp_ipv4.c), a few instructions
 /// before `inet_put_port`. A socket without a port has already let go.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
-    destroys::<First>(&ctx)
+    unpreempted::tracepoint(|| destroys::<First>(&ctx))
 }
 
 /// The same once more.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 fn tcp_destroy_sock_again(ctx: BtfTracePointContext) -> i32 {
-    destroys::<Again>(&ctx)
+    unpreempted::tracepoint(|| destroys::<Again>(&ctx))
 }
 
 #[inline(always)]
-fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
+fn state_changes<C: Copy>(ctx: &BtfTracePointContext) {
     let sk = Sock::at(ctx.arg::<*const u8>(0)).with_net::<Typed>();
     let old: i32 = ctx.arg(1);
     let new: i32 = ctx.arg(2);
@@ -50,7 +51,7 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
         || !sk.is_tcp::<Typed>()
         || !C::handles(Hook::SetState, [sk.address as u64, (old as u64) << 32 | new as u64])
     {
-        return 0;
+        return;
     }
     #[cfg(feature = "debug-log")]
     aya_log_ebpf::debug!(ctx, "port {}: state {} to {}", sk.num::<Typed>(), old, new);
@@ -65,7 +66,7 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
                 fact.detail = field::<Probed, i32>(sk.address, layout!(tcp_local_port_range));
             }
         });
-        return 0;
+        return;
     }
     let (kind, state) = match new {
         ESTABLISHED => (FactKind::Established, old),
@@ -80,7 +81,6 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
             _ => {}
         }
     });
-    0
 }
 
 /// What tells how a connection ended.
@@ -106,7 +106,7 @@ fn describe_end(sk: Sock, old: i32, fact: &mut Fact) {
 }
 
 #[inline(always)]
-fn destroys<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
+fn destroys<C: Copy>(ctx: &BtfTracePointContext) {
     let sk = Sock::at(ctx.arg::<*const u8>(0));
     if sk.num::<Typed>() != 0
         && sk.is_tcp::<Typed>()
@@ -116,7 +116,6 @@ fn destroys<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
             identify(sk, 0, fact);
         });
     }
-    0
 }
 
 #[inline(always)]

@@ -13,6 +13,7 @@ use crate::{
     kernel::{Probed, Typed, User, current_socket, field, layout},
     probes::{accept, bind},
     twice::{Again, Copy, First},
+    unpreempted,
 };
 
 /// The architecture's numbers of the system calls.
@@ -26,18 +27,18 @@ static NR_ACCEPT4: Global<u64> = Global::new(u64::MAX);
 /// The exit of any system call.
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
-    exits::<First>(&ctx)
+    unpreempted::tracepoint(|| exits::<First>(&ctx))
 }
 
 /// The same once more; see [`twice`](crate::twice). Loaded only where another task can take the
 /// CPU from the first copy (7.0).
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit_again(ctx: BtfTracePointContext) -> i32 {
-    exits::<Again>(&ctx)
+    unpreempted::tracepoint(|| exits::<Again>(&ctx))
 }
 
 #[inline(always)]
-fn exits<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
+fn exits<C: Copy>(ctx: &BtfTracePointContext) {
     let regs: *const u8 = ctx.arg(0);
     let result: i64 = ctx.arg(1);
     let nr: u64 = field::<Typed, u64>(regs, layout!(regs_nr));
@@ -51,7 +52,6 @@ fn exits<C: Copy>(ctx: &BtfTracePointContext) -> i32 {
     {
         accepted::<C>(result as u32);
     }
-    0
 }
 
 #[inline(always)]

@@ -60,7 +60,12 @@ impl Function {
         Self { name, program, again: Some(again), place: FunctionPlace::Exit, formerly: None }
     }
 
-    /// The program and its copy.
+    /// The program and its copy, if there are two.
+    pub fn both_programs(&self) -> Option<(&'static str, &'static str)> {
+        Some((self.program, self.again?))
+    }
+
+    /// The program, and its copy.
     pub fn programs(&self) -> impl Iterator<Item = &'static str> {
         std::iter::once(self.program).chain(self.again)
     }

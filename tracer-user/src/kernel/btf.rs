@@ -185,7 +185,15 @@ impl<'a> Btf<'a> {
     /// True if the kernel has a function of this name.
     #[must_use]
     pub fn has_function(&self, name: &str) -> bool {
-        self.find(KIND_FUNC, name).is_ok()
+        self.function(name).is_ok()
+    }
+
+    /// The number of this function's type.
+    ///
+    /// # Errors
+    /// If the kernel has no such function.
+    pub fn function(&self, name: &str) -> Result<u32, BtfError> {
+        self.find(KIND_FUNC, name)
     }
 
     /// True if the kernel has a type of this name, given by `typedef`.

@@ -21,6 +21,7 @@ use super::{
     clock, layout,
     loader::{self, LoadError},
     memory, netns,
+    object::OBJECT,
     programs::{
         IDLE_HOLDERS, IteratorProgram, Programs, TCP_HOLDERS, at_once, is_to_be_continued,
         open_iterator,
@@ -242,7 +243,7 @@ impl Iterators {
             .override_global("HOLDER_LAYOUT", holder_layout.as_bytes(), true)
             .override_global("PORT_WANTED", &port.map_or(0, |port| u32::from(port.0)), true)
             .override_global("AYA_LOG_LEVEL", &0_u8, false)
-            .load(loader::OBJECT)
+            .load(OBJECT)
             .map_err(|error| LoadError::Object(error.into()))?;
         Ok(Self { ebpf, btf, features, marks_connect })
     }

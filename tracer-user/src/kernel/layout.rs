@@ -8,6 +8,7 @@ use tracer_ebpf::{ABSENT, BitField, HolderLayout, Layout};
 use super::{
     btf::{Btf, BtfError, Field, Struct},
     holders,
+    object::KernelCalls,
 };
 
 /// The resolved offsets, and for each group whether all of its fields were found.
@@ -36,6 +37,8 @@ pub struct Resolved {
     pub marks_connect: bool,
     /// Programs at tracepoints can be preempted: these run under SRCU (7.0).
     pub has_preemptible_tracepoints: bool,
+    /// What a program that keeps its CPU to itself calls.
+    pub calls: KernelCalls,
     /// Number of parameters of `inet_csk_accept`, if the kernel has it: behind them stands what it
     /// returned.
     pub accept_parameters: Option<u32>,
@@ -67,6 +70,7 @@ pub fn resolve(btf: &Btf) -> Resolved {
             .is_ok_and(|tw| tw.field("tw_connect_bind").is_ok()),
         // The guard of `__DO_TRACE_CALL` (include/linux/tracepoint.h).
         has_preemptible_tracepoints: btf.has_typedef("class_srcu_fast_notrace_t"),
+        calls: KernelCalls::of(btf),
         accept_parameters: btf.function_parameters("inet_csk_accept").ok(),
     }
 }

@@ -21,23 +21,20 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use zerocopy::IntoBytes;
 
 use super::{
-    attacher::{ACCEPT, AGAIN, Attacher, FUNCTIONS_TWICE, Needs, RESET, programs_of},
+    attacher::{ACCEPT, AGAIN, Attacher, FUNCTIONS_TWICE, Function, Needs, RESET, programs_of},
     btf::{self, Btf, BtfError},
     capability::{Capabilities, Capability},
     cgroup::CgroupRoot,
     clock,
     holders::HolderLists,
     kallsyms, layout, memory,
+    object::Object,
     programs::{IDLE_HOLDERS, Programs, TASK_FILE, TCP_HOLDERS, at_once, open_iterator, reason},
     ring::Ring,
     scope::Scope,
     tries::TriedPorts,
 };
 use crate::ledger::{Instant, Sight};
-
-/// The object that `cargo xtask build-ebpf` made, embedded.
-pub(super) static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portlife.bpf.o"));
 
 /// Why the tracer cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -160,6 +157,8 @@ pub struct Probes {
     pub tried_ports: Option<TriedPorts>,
     /// Sockets whose port connect() chose are marked by this kernel.
     marks_connect: bool,
+    /// A tracepoint's program can lose its CPU to another task.
+    has_preemptible_tracepoints: bool,
     /// When the last hook was attached.
     attached: Instant,
 }
@@ -224,6 +223,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         has_cookie_helper,
         marks_connect,
         has_preemptible_tracepoints,
+        calls,
         accept_parameters,
     } = resolved;
     sock.map_err(LoadError::Layout)?;
@@ -231,6 +231,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
 
     let holder_layout = holders.as_ref().map(|(layout, _)| *layout).unwrap_or_default();
     let cgroups = CgroupRoot::open();
+    let object = Object::for_kernel(calls, has_preemptible_tracepoints);
     let mut ebpf = EbpfLoader::new()
         .btf(Some(&aya_btf))
         .override_global("LAYOUT", layout.as_bytes(), true)
@@ -249,7 +250,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
             false,
         )
         .map_max_entries("EVENTS", options.ring_bytes)
-        .load(OBJECT)
+        .load(object.bytes())
         .map_err(|error| LoadError::Object(error.into()))?;
     let ring = take_ring(&mut ebpf)?;
 
@@ -324,6 +325,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         holders: lists.ok().map(Arc::new),
         tried_ports,
         marks_connect,
+        has_preemptible_tracepoints,
         attached: Instant(clock::monotonic_ns()),
     })
 }
@@ -398,6 +400,20 @@ impl Probes {
             // This one reports no facts, and says at least how much there was.
             .filter(|(name, _)| *name != RESET && !self.has_both_copies(name))
             .filter_map(|(_, program)| recursion_misses(program.fd().ok()?.as_fd()))
+            .sum()
+    }
+
+    /// At most so many firings of hooks at which two programs are attached were seen by neither:
+    /// where another task can take the CPU from both, a third finds both running. Only so many as
+    /// each of them missed can be those that both missed.
+    #[must_use]
+    pub fn doubtful_firings(&self) -> u64 {
+        let at_tracepoints = AGAIN.iter().copied().filter(|_| self.has_preemptible_tracepoints);
+        let at_functions = FUNCTIONS_TWICE.iter().filter_map(Function::both_programs);
+        let misses = |name| recursion_misses(self.ebpf.program(name)?.fd().ok()?.as_fd());
+        at_tracepoints
+            .chain(at_functions)
+            .filter_map(|(first, again)| Some(misses(first)?.min(misses(again)?)))
             .sum()
     }
 }

@@ -24,6 +24,8 @@ pub mod loader;
 pub mod memory;
 pub mod netns;
 #[cfg(feature = "programs")]
+mod object;
+#[cfg(feature = "programs")]
 pub mod occupants;
 #[cfg(feature = "programs")]
 mod programs;
