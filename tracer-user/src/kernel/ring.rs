@@ -6,7 +6,10 @@ use std::{
 };
 
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::retry_on_intr,
+};
 use tokio::io::unix::AsyncFd;
 use tracer_ebpf::{Hook, HookCounters};
 
@@ -129,7 +132,8 @@ impl Ring {
 
     fn has_data(&self) -> io::Result<bool> {
         let mut poll = [PollFd::new(self.events.get_ref(), PollFlags::IN)];
-        Ok(rustix::event::poll(&mut poll, Some(&Timespec::default()))? > 0)
+        // A signal interrupts it even though it does not wait (`do_poll`, fs/select.c).
+        Ok(retry_on_intr(|| rustix::event::poll(&mut poll, Some(&Timespec::default())))? > 0)
     }
 
     fn set_asleep(&mut self, asleep: bool) -> io::Result<()> {
