@@ -11,6 +11,10 @@ pub const ABSENT: u32 = u32::MAX;
 /// agent.
 pub const NETNS_WANTED_MOST: usize = 4;
 
+/// Bytes of a socket that are read at once where single loads are not possible: `struct
+/// sock_common`, to its end or further than to all that is needed of it.
+pub const COMMON_BYTES: u32 = 136;
+
 /// Where a bitfield lives: `(byte at offset >> shift) & mask`.
 ///
 /// Plain one-byte fields are the case `shift = 0`, `mask = 0xff`. Bitfields that straddle a byte

@@ -8,12 +8,12 @@ use core::{ffi::c_void, mem::MaybeUninit, ptr::read_volatile};
 use aya_ebpf::{
     Global,
     helpers::{
-        bpf_get_current_cgroup_id, bpf_get_current_task, bpf_get_current_uid_gid,
-        bpf_get_socket_cookie,
+        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task,
+        bpf_get_current_uid_gid, bpf_get_socket_cookie,
         generated::{bpf_probe_read_kernel, bpf_probe_read_user},
     },
 };
-use tracer_ebpf::{ABSENT, Address, BitField, Fact, Layout, Owner, flags, mapped};
+use tracer_ebpf::{ABSENT, Address, BitField, COMMON_BYTES, Fact, Layout, Owner, flags, mapped};
 
 /// Offsets of the running kernel.
 #[unsafe(no_mangle)]
@@ -53,6 +53,9 @@ pub(crate) use layout;
 
 /// How kernel memory may be read through a pointer.
 pub trait Memory {
+    /// How the common part of a socket is read.
+    type Common: Memory;
+
     /// Reads a value; zero if the memory cannot be read.
     fn read<T: Copy>(pointer: *const u8) -> T;
 }
@@ -61,6 +64,8 @@ pub trait Memory {
 pub struct Typed;
 
 impl Memory for Typed {
+    type Common = Self;
+
     #[inline(always)]
     fn read<T: Copy>(pointer: *const u8) -> T {
         // SAFETY: the verifier admits this load only if it lies within a member of the pointer's
@@ -73,6 +78,8 @@ impl Memory for Typed {
 pub struct Probed;
 
 impl Memory for Probed {
+    type Common = Self;
+
     #[inline(always)]
     fn read<T: Copy>(pointer: *const u8) -> T {
         let mut value = MaybeUninit::<T>::uninit();
@@ -87,10 +94,25 @@ impl Memory for Probed {
     }
 }
 
+/// Reads as [`Probed`] does, but the common part of a socket from a [`Common`].
+pub struct Copied;
+
+impl Memory for Copied {
+    // The verifier knows the stack as it knows a type.
+    type Common = Typed;
+
+    #[inline(always)]
+    fn read<T: Copy>(pointer: *const u8) -> T {
+        Probed::read(pointer)
+    }
+}
+
 /// Reads memory of the current process.
 pub struct User;
 
 impl Memory for User {
+    type Common = Self;
+
     #[inline(always)]
     fn read<T: Copy>(pointer: *const u8) -> T {
         let mut value = MaybeUninit::<T>::uninit();
@@ -128,11 +150,16 @@ pub unsafe fn seq_of(meta: *const *mut c_void) -> *mut c_void {
     unsafe { read_volatile(meta) }
 }
 
+/// A copy of a `struct sock_common`: one call of the helper instead of a dozen.
+pub type Common = MaybeUninit<[u64; COMMON_BYTES as usize / size_of::<u64>()]>;
+
 /// A socket, or whatever begins with a `struct sock_common`.
 #[derive(Clone, Copy)]
 pub struct Sock {
     /// Where it is.
     pub address: *const u8,
+    /// Where its common part is read.
+    common: *const u8,
     /// Its network namespace, if that was read already.
     net: Option<*const u8>,
 }
@@ -145,7 +172,17 @@ impl Sock {
     /// The socket at this address.
     #[inline(always)]
     pub const fn at(address: *const u8) -> Self {
-        Self { address, net: None }
+        Self { address, common: address, net: None }
+    }
+
+    /// The same, with its common part copied, to be read as [`Copied`].
+    #[inline(always)]
+    pub fn copied(address: *const u8, common: &mut Common) -> Self {
+        // SAFETY: as for `Probed`.
+        unsafe {
+            bpf_probe_read_kernel(common.as_mut_ptr().cast(), COMMON_BYTES, address.cast());
+        }
+        Self { address, common: common.as_ptr().cast(), net: None }
     }
 
     /// The same, with its namespace read now: before the first branch, see [`seq_of`].
@@ -164,27 +201,28 @@ impl Sock {
 
     #[inline(always)]
     fn family<M: Memory>(self) -> u16 {
-        field::<M, u16>(self.address, layout!(sk_family))
+        field::<M::Common, u16>(self.common, layout!(sk_family))
     }
 
     /// The held port, 0 if none. `inet_sport` would be stale after a release.
     #[inline(always)]
     pub fn num<M: Memory>(self) -> u16 {
-        field::<M, u16>(self.address, layout!(sk_num))
+        field::<M::Common, u16>(self.common, layout!(sk_num))
     }
 
     /// The cookie that the socket has; 0 if nobody asked for it yet.
     #[inline(always)]
     pub fn existing_cookie<M: Memory>(self) -> u64 {
-        field::<M, u64>(self.address, layout!(sk_cookie))
+        field::<M::Common, u64>(self.common, layout!(sk_cookie))
     }
 
     /// The socket's cookie, made now if need be where the kernel lets a tracing program do so.
     /// The pointer must be one that the verifier knows as a socket.
     #[inline(always)]
     pub fn cookie(self) -> u64 {
-        if COOKIE_HELPER.load() == 0 {
-            return self.existing_cookie::<Typed>();
+        let existing = self.existing_cookie::<Typed>();
+        if existing != 0 || COOKIE_HELPER.load() == 0 {
+            return existing;
         }
         // SAFETY: the verifier checks that this is a socket.
         unsafe { bpf_get_socket_cookie(self.address.cast_mut().cast()) }
@@ -200,7 +238,7 @@ impl Sock {
     fn net<M: Memory>(self) -> *const u8 {
         match self.net {
             Some(net) => net,
-            None => field::<M, *const u8>(self.address, layout!(sk_net)),
+            None => field::<M::Common, *const u8>(self.common, layout!(sk_net)),
         }
     }
 
@@ -212,20 +250,20 @@ impl Sock {
         fact.cookie = 0;
         fact.netns = self.netns::<M>();
         fact.local_port = self.num::<M>();
-        fact.peer_port = u16::from_be(field::<M, u16>(self.address, layout!(sk_dport)));
+        fact.peer_port = u16::from_be(field::<M::Common, u16>(self.common, layout!(sk_dport)));
         fact.detail = 0;
         fact.state = 0;
         fact.userlocks = 0;
         if self.family::<M>() == AF_INET6 {
             fact.flags |= flags::IPV6;
-            if bits::<M>(self.address, layout!(sk_ipv6only)) != 0 {
+            if bits::<M::Common>(self.common, layout!(sk_ipv6only)) != 0 {
                 fact.flags |= flags::V6ONLY;
             }
-            fact.local_addr = field::<M, Address>(self.address, layout!(sk_v6_rcv_saddr));
-            fact.peer_addr = field::<M, Address>(self.address, layout!(sk_v6_daddr));
+            fact.local_addr = field::<M::Common, Address>(self.common, layout!(sk_v6_rcv_saddr));
+            fact.peer_addr = field::<M::Common, Address>(self.common, layout!(sk_v6_daddr));
         } else {
-            fact.local_addr = mapped(field::<M, u32>(self.address, layout!(sk_rcv_saddr)));
-            fact.peer_addr = mapped(field::<M, u32>(self.address, layout!(sk_daddr)));
+            fact.local_addr = mapped(field::<M::Common, u32>(self.common, layout!(sk_rcv_saddr)));
+            fact.peer_addr = mapped(field::<M::Common, u32>(self.common, layout!(sk_daddr)));
         }
     }
 
@@ -243,14 +281,12 @@ impl Sock {
             return false;
         }
         let net = self.net::<Typed>();
-        let row = if layout!(net_death_row_is_pointer) != 0 {
-            field::<Probed, *const u8>(net, layout!(net_death_row))
+        let (count, max) = if layout!(net_death_row_is_pointer) != 0 {
+            death_row::<Probed>(field::<Probed, *const u8>(net, layout!(net_death_row)))
         } else {
-            net.wrapping_add(layout!(net_death_row) as usize)
+            death_row::<Typed>(net.wrapping_add(layout!(net_death_row) as usize))
         };
-        let count = field::<Probed, i32>(row, layout!(death_row_count));
-        let count = count.wrapping_sub(layout!(death_row_bias) as i32);
-        count >= field::<Probed, i32>(row, layout!(death_row_max))
+        count.wrapping_sub(layout!(death_row_bias) as i32) >= max
     }
 
     /// The low half of the namespace's cookie; 0 if the kernel gives it none.
@@ -268,6 +304,12 @@ impl Sock {
         let refs = layout!(net_refs);
         refs != ABSENT && field::<M, u32>(self.net::<M>(), refs) == 0
     }
+}
+
+/// The count of a `struct inet_timewait_death_row`, and its limit.
+#[inline(always)]
+fn death_row<M: Memory>(row: *const u8) -> (i32, i32) {
+    (field::<M, i32>(row, layout!(death_row_count)), field::<M, i32>(row, layout!(death_row_max)))
 }
 
 /// `CLOCK_MONOTONIC`, nanoseconds.
@@ -288,9 +330,15 @@ pub fn current_owner(owner: &mut Owner) {
             bpf_get_current_cgroup_id(),
         )
     };
+    let ids = bpf_get_current_pid_tgid();
+    let (pid, tgid) = (ids as u32, (ids >> 32) as u32);
     // The main thread's name, which is what ps and ss show; a worker thread may have its own.
-    let leader = field::<Probed, *const u8>(task, layout!(task_group_leader));
-    owner.pid = field::<Probed, u32>(task, layout!(task_tgid));
+    let leader = if pid == tgid {
+        task
+    } else {
+        field::<Probed, *const u8>(task, layout!(task_group_leader))
+    };
+    owner.pid = tgid;
     owner.uid = uid_gid as u32;
     owner.cgroup_id = cgroup_id;
     set_comm(owner, field::<Probed, [u64; 2]>(leader, layout!(task_comm)));
@@ -304,11 +352,11 @@ pub fn set_comm(owner: &mut Owner, comm: [u64; 2]) {
     unsafe { (&raw mut owner.comm).cast::<[u64; 2]>().write(comm) };
 }
 
-/// The socket behind a file descriptor of the current process: null if it is not there.
-/// The caller must know that the descriptor is a socket.
+/// The address of the socket behind a file descriptor of the current process: null if it is not
+/// there. The caller must know that the descriptor is a socket.
 #[inline(always)]
-pub fn current_socket(fd: u32) -> Sock {
-    const NULL: Sock = Sock::at(core::ptr::null());
+pub fn current_socket(fd: u32) -> *const u8 {
+    const NULL: *const u8 = core::ptr::null();
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() } as *const u8;
     let files = field::<Probed, *const u8>(task, layout!(task_files));
@@ -322,5 +370,5 @@ pub fn current_socket(fd: u32) -> Sock {
         return NULL;
     }
     let socket = field::<Probed, *const u8>(file, layout!(file_private_data));
-    Sock::at(field::<Probed, *const u8>(socket, layout!(socket_sk)))
+    field::<Probed, *const u8>(socket, layout!(socket_sk))
 }

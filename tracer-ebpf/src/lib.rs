@@ -17,7 +17,7 @@ mod holder;
 mod preemption;
 mod scan;
 
-pub use config::{ABSENT, BitField, Layout, NETNS_WANTED_MOST};
+pub use config::{ABSENT, BitField, COMMON_BYTES, Layout, NETNS_WANTED_MOST};
 pub use counters::{Hook, HookCounters};
 pub use fact::{
     Address, DecodeError, Fact, FactKind, OwnedFact, Owner, TcpState, decode, flags, mapped,

@@ -11,7 +11,7 @@ use tracer_ebpf::{Address, Fact, FactKind, Hook, flags, mapped};
 
 use crate::{
     emit,
-    kernel::{Memory, Probed, Sock, Typed, field, layout},
+    kernel::{Common, Copied, Memory, Probed, Sock, Typed, field, layout},
     twice::{Copy, One, Other},
     unpreempted,
 };
@@ -158,11 +158,12 @@ fn after_bind(ctx: &SockContext, hook: Hook) -> i32 {
     // The kernel runs these programs with the socket itself as the context
     // (__cgroup_bpf_run_filter_sk, kernel/bpf/cgroup.c), so probed reads reach the fields that
     // `struct bpf_sock` does not have, the namespace above all.
-    let sk = Sock::at(ctx.as_ptr().cast_const().cast());
+    let mut common = Common::uninit();
+    let sk = Sock::copied(ctx.as_ptr().cast_const().cast(), &mut common);
     unpreempted::in_cgroup(|| {
-        emit::owned_fact::<Probed>(hook as u32, FactKind::Bound, sk, |fact| {
+        emit::owned_fact::<Copied>(hook as u32, FactKind::Bound, sk, |fact| {
             fact.cookie = cookie;
-            fact.detail = sk.incarnation::<Probed>();
+            fact.detail = sk.incarnation::<Copied>();
             if auto {
                 fact.flags |= flags::ANY_PORT;
             }

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use tracer_ebpf::Hook;
 
 use crate::{
-    kernel::{Probed, Typed, User, current_socket, field, layout},
+    kernel::{Common, Copied, Sock, Typed, User, current_socket, field, layout},
     probes::{accept, bind},
     twice::{Again, Copy, First},
     unpreempted,
@@ -56,22 +56,31 @@ fn exits<C: Copy>(ctx: &BtfTracePointContext) {
 
 #[inline(always)]
 fn accepted<C: Copy>(fd: u32) {
-    let sk = current_socket(fd);
-    if sk.address.is_null() || !sk.is_tcp::<Probed>() {
+    let address = current_socket(fd);
+    if address.is_null() {
         return;
     }
-    accept::accepted::<Probed>(C::slot(Hook::SysExit), sk);
+    let mut common = Common::uninit();
+    let sk = Sock::copied(address, &mut common);
+    if sk.is_tcp::<Copied>() {
+        accept::accepted::<Copied>(C::slot(Hook::SysExit), sk);
+    }
 }
 
 #[inline(always)]
 fn bind_failed<C: Copy>(regs: *const u8, result: i32) {
-    let sk = current_socket(field::<Typed, u64>(regs, layout!(regs_arg0)) as u32);
+    let address = current_socket(field::<Typed, u64>(regs, layout!(regs_arg0)) as u32);
+    if address.is_null() {
+        return;
+    }
+    let mut common = Common::uninit();
+    let sk = Sock::copied(address, &mut common);
     // The descriptor need not be a socket (bind() then fails with ENOTSOCK) and the words read
     // from elsewhere mean nothing; a file that passes as a TCP socket by chance does not exist:
     // its private data would have to hold a pointer to something that looks like one.
-    if sk.address.is_null() || !sk.is_tcp::<Probed>() || !C::handles_failure() {
+    if !sk.is_tcp::<Copied>() || !C::handles_failure() {
         return;
     }
     let address = field::<Typed, u64>(regs, layout!(regs_arg1)) as *const u8;
-    bind::failed::<Probed, User>(C::slot(Hook::SysExit), sk, -result, address);
+    bind::failed::<Copied, User>(C::slot(Hook::SysExit), sk, -result, address);
 }

@@ -20,7 +20,7 @@ use tracer_ebpf::{FactKind, Hook, flags};
 
 use crate::{
     emit,
-    kernel::{Memory, Probed, Sock, Typed, field, layout},
+    kernel::{Common, Copied, Memory, Sock, Typed, field, layout},
 };
 
 /// A TIME_WAIT takes its socket's place: `inet_twsk_hashdance_schedule(tw, sk, ..)`, which was
@@ -116,9 +116,10 @@ fn timer(timer: *const u8, hook: Hook, kind: FactKind) -> i32 {
     if field::<Typed, u64>(timer, layout!(timer_function)) != TW_TIMER_HANDLER.load() {
         return 0;
     }
-    let tw = Sock::at(timer.wrapping_sub(layout!(tw_timer) as usize));
+    let mut common = Common::uninit();
+    let tw = Sock::copied(timer.wrapping_sub(layout!(tw_timer) as usize), &mut common);
     let ending = if kind as u8 == FactKind::TimeWaitCancel as u8 { ending(tw, timer) } else { 0 };
-    report::<Probed>(hook as u32, kind, tw, ending);
+    report::<Copied>(hook as u32, kind, tw, ending);
     0
 }
 
@@ -132,7 +133,7 @@ fn ending(tw: Sock, timer: *const u8) -> u8 {
     if jiffies.wrapping_sub(expires) as i64 >= 0 {
         ending |= flags::TIMER_DUE;
     }
-    if tw.is_netns_dying::<Probed>() {
+    if tw.is_netns_dying::<Copied>() {
         ending |= flags::NETNS_DYING;
     }
     ending

@@ -3,7 +3,7 @@
 //! Fields come in groups, by the hooks that need them. A missing field costs the hooks of its
 //! group, not the tracer.
 
-use tracer_ebpf::{ABSENT, BitField, HolderLayout, Layout};
+use tracer_ebpf::{ABSENT, BitField, COMMON_BYTES, HolderLayout, Layout};
 
 use super::{
     btf::{Btf, BtfError, Field, Struct},
@@ -100,6 +100,7 @@ fn resolve_sock(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
         .unwrap_or(ABSENT);
     layout.net_cookie = scalar(&net, "net_cookie", 64).unwrap_or(ABSENT);
     layout.sk_ipv6only = bitfield(&sock, "__sk_common.skc_ipv6only")?;
+    check_common(&sock, layout)?;
     layout.sk_socket = sock.field("sk_socket")?.offset();
     if resolve_death_row(&net, layout).is_err() {
         layout.net_death_row = ABSENT;
@@ -123,6 +124,30 @@ fn resolve_death_row(net: &Struct<'_>, layout: &mut Layout) -> Result<(), BtfErr
         Err(_) => layout.death_row_count = scalar(&row, "tw_count", 32)?,
     }
     layout.death_row_max = scalar(&row, "sysctl_max_tw_buckets", 32)?;
+    Ok(())
+}
+
+/// The common part is read in one piece, which must have all of it that is looked at.
+fn check_common(sock: &Struct<'_>, layout: &Layout) -> Result<(), BtfError> {
+    let ends = [
+        layout.sk_family + 2,
+        layout.sk_state + 1,
+        layout.sk_num + 2,
+        layout.sk_dport + 2,
+        layout.sk_rcv_saddr + 4,
+        layout.sk_daddr + 4,
+        layout.sk_v6_rcv_saddr + 16,
+        layout.sk_v6_daddr + 16,
+        layout.sk_cookie + 8,
+        layout.sk_net + 8,
+        layout.sk_ipv6only.offset + 1,
+    ];
+    if ends.iter().any(|end| *end > COMMON_BYTES) {
+        return Err(BtfError::NoField {
+            container: sock.name(),
+            field: format!("__sk_common within {COMMON_BYTES} bytes"),
+        });
+    }
     Ok(())
 }
 
