@@ -95,7 +95,7 @@ fn run(size: u64) -> Result<()> {
         accepts: true,
         marks_connect: true,
         bound_idle: true,
-        since: Instant(0),
+        since: Instant::BOOT,
     });
     host.serve(&mut ledger);
     host.take_in(&mut ledger, &mut records)?;
@@ -352,12 +352,12 @@ impl Host {
     fn take_in(&mut self, ledger: &mut Ledger, sink: &mut impl Drained) -> Result<()> {
         let mut began = 0;
         for drained in self.ends.chunks(DRAINED) {
-            let mut now = Instant(0);
+            let mut now = Instant::BOOT;
             for end in drained {
                 let (kind, fact, owner) =
                     decode(&self.ring[began..*end]).ok().context("no fact")?;
                 ledger.apply(kind, &fact, owner, sink);
-                (began, now) = (*end, Instant(fact.time_ns));
+                (began, now) = (*end, Instant::from_ns(fact.time_ns));
             }
             ledger.settle(now, sink);
             sink.drained();

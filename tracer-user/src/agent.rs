@@ -104,7 +104,7 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
         warnings.extend(taken);
     }
     // Whatever happened before this moment is on the ring, and goes untold.
-    let begins = Instant(clock::monotonic_ns());
+    let begins = Instant::from_ns(clock::monotonic_ns());
     let mut foreign = None;
     probes
         .ring
@@ -233,7 +233,7 @@ impl Session<'_> {
     fn drain(&mut self) -> Result<usize, AgentError> {
         let Self { probes, ledger, reporter, .. } = self;
         // Every fact of an earlier time than this is on the ring by now.
-        let now = Instant(clock::monotonic_ns());
+        let now = Instant::from_ns(clock::monotonic_ns());
         let mut foreign = None;
         let drained = probes.ring.drain(DRAIN_LIMIT, |record| {
             enter(record, ledger, reporter, &mut foreign);
@@ -266,7 +266,7 @@ impl Session<'_> {
             unseen_firings: self.probes.unseen_firings(),
             doubtful_firings: self.probes.doubtful_firings(),
         });
-        self.reporter.follow_settings(Instant(clock::monotonic_ns()), &mut self.ledger);
+        self.reporter.follow_settings(Instant::from_ns(clock::monotonic_ns()), &mut self.ledger);
         Ok(())
     }
 
@@ -274,7 +274,8 @@ impl Session<'_> {
     fn look_for_scans(&mut self) {
         self.looked_for_scans = Deadline::now();
         let Some(tried_ports) = &mut self.probes.tried_ports else { return };
-        let (scans, over) = self.scans.look(Instant(clock::monotonic_ns()), tried_ports.all());
+        let (scans, over) =
+            self.scans.look(Instant::from_ns(clock::monotonic_ns()), tried_ports.all());
         for prober in &over {
             tried_ports.forget(prober);
         }
@@ -302,7 +303,7 @@ impl Session<'_> {
         let (earlier, lost) = (audit.earlier.take(), audit.lost);
         self.audit = None;
         self.drain_all()?;
-        self.ledger.settle(Instant(clock::monotonic_ns()), &mut self.reporter);
+        self.ledger.settle(Instant::from_ns(clock::monotonic_ns()), &mut self.reporter);
         let Snapshot { held, coverage, classes, problems: _ } = snapshot;
         let unknown = if self.losses.unhealed() > 0 { Unknown::Gone } else { Unknown::Believed };
         let mut differences = self.ledger.compare(&held, &coverage, unknown);
@@ -335,7 +336,7 @@ impl Session<'_> {
 
     /// Heals what a comparison found and reports it. `lost` is what was lost when it began.
     fn conclude(&mut self, differences: &Differences, lost: u64) -> Result<(), AgentError> {
-        let at = Instant(clock::monotonic_ns());
+        let at = Instant::from_ns(clock::monotonic_ns());
         self.count_losses()?;
         self.ledger.heal(differences, at, &mut self.reporter);
         let count = (differences.missing() + differences.extra()) as u64;
@@ -363,7 +364,7 @@ impl Session<'_> {
     fn finish(&mut self, began: Deadline) -> Result<(), AgentError> {
         self.drain_all()?;
         // Nothing more will come that could decide what is undecided.
-        self.ledger.settle(Instant(u64::MAX), &mut self.reporter);
+        self.ledger.settle(Instant::from_ns(u64::MAX), &mut self.reporter);
         self.count_losses()?;
         if let Some(tried_ports) = &self.probes.tried_ports {
             for scan in &self.scans.rest(tried_ports.all()) {
@@ -371,7 +372,7 @@ impl Session<'_> {
             }
         }
         let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
-        let at = Instant(clock::monotonic_ns());
+        let at = Instant::from_ns(clock::monotonic_ns());
         self.report_losses(at, false);
         self.reporter.output.summary(&Summary {
             at,

@@ -67,7 +67,7 @@ impl<'a> Subject<'a> {
             kind: lease.kind,
             local_port: lease.local_port.0,
             peer: lease.peer,
-            owner: lease.owner.as_ref(),
+            owner: lease.owner.as_deref(),
             cgroup,
         }
     }

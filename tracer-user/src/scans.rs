@@ -54,8 +54,8 @@ impl Scan {
             port_low: port(tries.port_low)?,
             port_high: port(tries.port_high)?,
             tries: tries.count,
-            first: Instant(tries.first_ns),
-            last: Instant(tries.last_ns),
+            first: Instant::from_ns(tries.first_ns),
+            last: Instant::from_ns(tries.last_ns),
         })
     }
 }
@@ -79,7 +79,7 @@ impl Scans {
         // The kernel forgets sources, and one that changes its address leaves many behind.
         let before = std::mem::take(&mut self.told);
         for (prober, tries) in all {
-            let is_over = now.since(Instant(tries.last_ns)) > SILENCE_NS;
+            let is_over = now.since(Instant::from_ns(tries.last_ns)) > SILENCE_NS;
             if let Some(scan) = Scan::of(&prober, &tries) {
                 // One that was forgotten meanwhile begins anew.
                 let told = before.get(&prober).copied().filter(|told| *told <= scan.tries);
@@ -120,12 +120,12 @@ mod tests {
         Prober { netns: 4, addr: mapped(u32::from_be_bytes([10, 0, 0, 1]).to_be()) };
 
     fn second(second: u64) -> Instant {
-        Instant(second * 1_000_000_000)
+        Instant::from_ns(second * 1_000_000_000)
     }
 
     fn try_ports(tries: &mut Tries, ports: std::ops::Range<u16>, at: Instant) {
         for port in ports {
-            tries.add(port, at.0);
+            tries.add(port, at.ns());
         }
     }
 

@@ -65,7 +65,7 @@ impl<'a> Reporter<'a> {
         let mut seen: BTreeMap<Netns, Option<u32>> = BTreeMap::new();
         for lease in self.admitted(ledger).into_iter().filter(|_| shows_held) {
             let pid = seen.entry(lease.netns).or_default();
-            *pid = pid.or(lease.owner.map(|owner| owner.pid));
+            *pid = pid.or(lease.owner.as_ref().map(|owner| owner.pid));
         }
         let seen: Vec<_> = seen.into_iter().collect();
         self.namespaces.meet_all(&seen, ledger);
@@ -120,7 +120,7 @@ impl<'a> Reporter<'a> {
         let tried = scan.port_low.0..=scan.port_high.0;
         if filter.admits_scan(scan.netns, scan.source.ip(), &tried) {
             *totals.entry("scan").or_default() += 1;
-            output.scan(Instant(clock::monotonic_ns()), scan);
+            output.scan(Instant::from_ns(clock::monotonic_ns()), scan);
         }
     }
 
@@ -271,7 +271,7 @@ impl CgroupNames {
     const MOST: usize = 10_000;
 
     fn of_lease(&mut self, lease: &Lease) -> Option<&Cgroup> {
-        self.get(lease.owner?.cgroup_id)
+        self.get(lease.owner.as_ref()?.cgroup_id)
     }
 
     fn get(&mut self, id: u64) -> Option<&Cgroup> {

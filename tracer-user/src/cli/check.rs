@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Form::Text => check::text(&check).into_bytes(),
         Form::Json => {
             let json = Json::new(clock::realtime_offset_ns(), Verbosity::Quiet);
-            json.check(Instant(clock::monotonic_ns()), &check)
+            json.check(Instant::from_ns(clock::monotonic_ns()), &check)
         }
     };
     print(&text)?;

@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Form::Text => why::text(&answer).into_bytes(),
         Form::Json => {
             let json = Json::new(clock::realtime_offset_ns(), Verbosity::Quiet);
-            json.why(Instant(clock::monotonic_ns()), &answer)
+            json.why(Instant::from_ns(clock::monotonic_ns()), &answer)
         }
     };
     print(&text)

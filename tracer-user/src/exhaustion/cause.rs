@@ -103,7 +103,7 @@ mod tests {
 
     fn failure(operation: Operation, room: Room) -> Failure<'static> {
         Failure {
-            at: Instant(0),
+            at: Instant::BOOT,
             netns: Netns(1),
             cookie: Cookie(1),
             family: Family::Ipv4,

@@ -4,7 +4,7 @@ use super::{holder::Holder, settings::Settings};
 use crate::ledger::{BucketClass, Kind, Lease, Netns, Phase, Port, Substate};
 
 /// A holder of the port.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Occupant {
     /// Who, and since when as far as can be seen.
     pub lease: Lease,

@@ -326,7 +326,7 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         tried_ports,
         marks_connect,
         has_preemptible_tracepoints,
-        attached: Instant(clock::monotonic_ns()),
+        attached: Instant::from_ns(clock::monotonic_ns()),
     })
 }
 

@@ -170,14 +170,14 @@ impl Tables {
             accepts: false,
             marks_connect,
             bound_idle: true,
-            since: Instant(0),
+            since: Instant::BOOT,
         };
         let mut ledger = Ledger::new(sight);
         ledger.adopt_all(&held);
         let mut occupants: Vec<_> = ledger
             .leases_on(netns, port)
             .map(|lease| Occupant {
-                lease: *lease,
+                lease: lease.clone(),
                 time_wait_left_ms: timed
                     .iter()
                     .filter(|_| matches!(lease.phase, Phase::TimeWait(_)))

@@ -113,7 +113,7 @@ fn count(probes: &mut Probes) -> io::Result<Told> {
         Err(error) => foreign = Some(error),
     })?;
     // Nothing more comes that could decide what is undecided.
-    ledger.settle(Instant(u64::MAX), &mut told);
+    ledger.settle(Instant::from_ns(u64::MAX), &mut told);
     foreign.map_or(Ok(told), |error| Err(io::Error::other(error)))
 }
 

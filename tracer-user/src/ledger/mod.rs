@@ -6,7 +6,9 @@
 //!
 //! Invariant: no I/O, no clock, no aya. Time is what facts and callers say it is.
 
+mod cookies;
 mod held;
+mod owners;
 mod ports;
 mod state;
 mod types;

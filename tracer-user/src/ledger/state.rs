@@ -6,14 +6,16 @@ mod counts;
 
 pub use audit::Differences;
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use slab::Slab;
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags};
 
 use super::{
+    cookies::ByCookie,
     held::{Held, HeldBy, port},
+    owners::Owners,
     ports::{Incarnation, LastUse, NONE, Ports},
     types::{
         Addr, BucketClass, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease,
@@ -45,9 +47,10 @@ pub struct Ledger {
     sight: Sight,
     next_id: u64,
     leases: Slab<Entry>,
+    owners: Owners,
     /// First of the chain of leases of a socket, by cookie: the one that the socket itself holds,
     /// if it holds one, and those of the TIME_WAITs that it left behind.
-    by_cookie: FxHashMap<Cookie, u32>,
+    by_cookie: ByCookie,
     ports: Ports,
     listeners: FxHashMap<(Netns, Port), Vec<u32>>,
     /// Calls under way that have no port yet.
@@ -56,6 +59,8 @@ pub struct Ledger {
     most_pending: usize,
     /// Cancelled TIME_WAITs whose fate the next facts tell, by connection.
     cancelled: FxHashMap<Tuple, u32>,
+    /// When and why they were, by lease.
+    cancels: FxHashMap<u32, Cancel>,
     /// What is to be decided at a certain time at the latest, oldest first.
     expiry_due: VecDeque<Deadline>,
     kill_due: VecDeque<Deadline>,
@@ -65,11 +70,11 @@ pub struct Ledger {
     /// Holds that ended while a snapshot was being taken: it may show them still.
     ended: Option<FxHashSet<Hold>>,
     /// Counts the snapshots, to tell what changed while the present one was taken.
-    epoch: u32,
+    epoch: u16,
     usage: Usage,
     culprits: FxHashMap<Netns, counts::Culprit>,
     /// Counts the comparisons with the kernel.
-    comparison: u32,
+    comparison: u16,
     narrow: Option<counts::Narrow>,
 }
 
@@ -95,29 +100,33 @@ struct Entry {
     unconfirmed: bool,
     /// The `accept` record waits for the accepting process.
     unannounced: bool,
-    /// Why the socket went to CLOSE while it kept its port.
+    /// It is among [`Ledger::cancels`].
+    is_cancelled: bool,
+    /// Why the socket went to CLOSE while it kept its port, or let go while the TIME_WAIT held on.
     close_reason: Option<Reason>,
-    /// When and why the socket let go, if the TIME_WAIT held on.
-    socket_end: Option<(Instant, Reason)>,
-    cancel: Option<Cancel>,
-    /// When the present connection attempt began.
-    attempt: Option<Instant>,
+    /// When it let go.
+    socket_end: Option<Instant>,
     /// The state of this lease's address in the bucket of its port.
     address_class: BucketClass,
     /// Where the connection is counted, or [`NONE`].
     destination: u32,
     /// It is counted there as a TIME_WAIT.
     counted_time_wait: bool,
-    /// The epoch of the latest change of holder or phase.
-    changed: u32,
-    /// The latest comparison in which the kernel had the socket's hold, and the TIME_WAIT's.
-    seen_socket: u32,
-    seen_time_wait: u32,
+    /// The epoch of the latest change of holder or phase. Epochs and comparisons come around again
+    /// after days, which costs the lease one comparison.
+    changed: u16,
+    /// The latest comparison in which the kernel had a hold of this lease, and which it had.
+    seen: u16,
+    seen_socket: bool,
+    seen_time_wait: bool,
     next_of_cookie: u32,
     next_of_port: u32,
     previous_of_port: u32,
 }
 
+const _: () = assert!(size_of::<Entry>() <= 160);
+
+/// A TIME_WAIT's timer was cancelled.
 #[derive(Clone, Copy, Debug)]
 struct Cancel {
     at: Instant,
@@ -125,20 +134,20 @@ struct Cancel {
 }
 
 /// connect() or listen() of a socket without a port.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Pending {
     began: Instant,
     netns: Netns,
     peer: Option<(Addr, Port)>,
     operation: Operation,
-    owner: Option<Owner>,
+    owner: Option<Arc<Owner>>,
     /// The ends of the socket's own range, 0 where it has none.
     own_range: (u16, u16),
 }
 
 impl Pending {
-    fn from_fact(fact: &Fact, operation: Operation, owner: Option<Owner>) -> Self {
-        let (began, netns) = (Instant(fact.time_ns), Netns(fact.netns));
+    fn from_fact(fact: &Fact, operation: Operation, owner: Option<Arc<Owner>>) -> Self {
+        let (began, netns) = (Instant::from_ns(fact.time_ns), Netns(fact.netns));
         Self { began, netns, peer: peer(fact), operation, owner, own_range: (0, 0) }
     }
 }
@@ -204,12 +213,14 @@ impl Ledger {
             sight,
             next_id: 1,
             leases: Slab::new(),
-            by_cookie: FxHashMap::default(),
+            owners: Owners::default(),
+            by_cookie: ByCookie::default(),
             ports: Ports::default(),
             listeners: FxHashMap::default(),
             pending: FxHashMap::default(),
             most_pending: FEW_CALLS,
             cancelled: FxHashMap::default(),
+            cancels: FxHashMap::default(),
             expiry_due: VecDeque::new(),
             kill_due: VecDeque::new(),
             contested: Vec::new(),
@@ -255,10 +266,11 @@ impl Ledger {
         owner: Option<Owner>,
         sink: &mut impl Sink,
     ) {
-        if fact.time_ns < self.sight.since.0 {
+        if fact.time_ns < self.sight.since.ns() {
             return;
         }
-        self.usage.set_now(Instant(fact.time_ns));
+        self.usage.set_now(Instant::from_ns(fact.time_ns));
+        let owner = owner.map(|owner| self.owners.share(owner));
         match kind {
             FactKind::ConnectStart => self.connect_start(fact, owner, sink),
             FactKind::PortChosen => self.port_chosen(fact, sink),
@@ -269,7 +281,7 @@ impl Ledger {
             FactKind::ListenStart => self.listen_start(fact, owner, sink),
             FactKind::Listening => self.listening(fact, sink),
             FactKind::Bound => self.bound(fact, owner, sink),
-            FactKind::BindFailed => self.bind_failed(fact, owner, sink),
+            FactKind::BindFailed => self.bind_failed(fact, owner.as_deref(), sink),
             FactKind::Accepted => self.accepted(fact, owner, sink),
             FactKind::TimeWaitStart => self.time_wait_start(fact, sink),
             FactKind::TimeWaitCancel => self.time_wait_cancel(fact),
@@ -283,7 +295,7 @@ impl Ledger {
     /// Decides what has waited long enough, given that every fact up to `now` was applied.
     pub fn settle(&mut self, now: Instant, sink: &mut impl Sink) {
         // The end of a run settles everything, whatever the time.
-        if now != Instant(u64::MAX) {
+        if now != Instant::from_ns(u64::MAX) {
             self.usage.set_now(now);
         }
         for settles_ns in [KILL_SETTLES_NS, EXPIRY_SETTLES_NS] {
@@ -371,8 +383,10 @@ impl Ledger {
             Hold::TimeWait(cookie, tuple) => self.time_wait_lease(cookie, &tuple),
         };
         if let Some(index) = known {
-            let entry = &mut self.leases[index as usize];
-            entry.lease.owner = entry.lease.owner.or(held.owner);
+            let lease = &mut self.leases[index as usize].lease;
+            if lease.owner.is_none() {
+                lease.owner = held.owner.map(|owner| self.owners.share(owner));
+            }
             return None;
         }
         let is_starting =
@@ -394,7 +408,7 @@ impl Ledger {
             peer: held.peer,
             kind: self.guess_kind(held, phase),
             phase,
-            owner: held.owner,
+            owner: held.owner.map(|owner| self.owners.share(owner)),
             acquired: None,
         };
         let index = self.insert(new, by_socket, !by_socket);
@@ -408,7 +422,6 @@ impl Ledger {
 }
 
 /// What a lease begins with.
-#[derive(Clone, Copy)]
 struct NewLease {
     cookie: Cookie,
     netns: Netns,
@@ -419,7 +432,7 @@ struct NewLease {
     peer: Option<(Addr, Port)>,
     kind: Kind,
     phase: Phase,
-    owner: Option<Owner>,
+    owner: Option<Arc<Owner>>,
     acquired: Option<Instant>,
 }
 
@@ -444,8 +457,8 @@ impl NewLease {
 
 // Facts of sockets.
 impl Ledger {
-    fn bound(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+    fn bound(&mut self, fact: &Fact, owner: Option<Arc<Owner>>, sink: &mut impl Sink) {
+        let at = Instant::from_ns(fact.time_ns);
         let auto = fact.flags & flags::ANY_PORT != 0;
         let kind = if auto { Kind::BindAuto } else { Kind::Bind };
         if self.socket_lease(Cookie(fact.cookie)).is_some() {
@@ -460,7 +473,7 @@ impl Ledger {
         self.tell(index, at, Change::Bind { requested_port, reuse }, sink);
     }
 
-    fn bind_failed(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
+    fn bind_failed(&mut self, fact: &Fact, owner: Option<&Owner>, sink: &mut impl Sink) {
         let netns = Netns(fact.netns);
         let wanted = Addr(fact.local_addr);
         let holder = (fact.detail == libc::EADDRINUSE)
@@ -478,7 +491,7 @@ impl Ledger {
             libc::EACCES | libc::EPERM => Some(Cause::Permission),
             _ => Some(Cause::Other),
         };
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let is_search = fact.detail == libc::EADDRINUSE && fact.local_port == 0;
         let room = is_search.then(|| self.usage.room_of_range(netns)).flatten();
         let culprit = room.and_then(|_| self.culprit(netns, at));
@@ -487,7 +500,7 @@ impl Ledger {
             netns,
             cookie: Cookie(fact.cookie),
             family: family(fact),
-            owner,
+            owner: owner.copied(),
             operation: Operation::Bind,
             errno: fact.detail,
             local_addr: wanted,
@@ -513,8 +526,8 @@ impl Ledger {
         }
     }
 
-    fn connect_start(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+    fn connect_start(&mut self, fact: &Fact, owner: Option<Arc<Owner>>, sink: &mut impl Sink) {
+        let at = Instant::from_ns(fact.time_ns);
         let cookie = Cookie(fact.cookie);
         if fact.local_port == 0 {
             // A socket that connects anew holds nothing any more, whatever we missed.
@@ -543,13 +556,13 @@ impl Ledger {
         entry.lease.closing = None;
         entry.lease.closed_by = None;
         entry.close_reason = None;
-        entry.attempt = Some(at);
+        entry.lease.timer_armed = Some(at);
         entry.unconfirmed = true;
         self.recount(index);
     }
 
     fn port_chosen(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let cookie = Cookie(fact.cookie);
         self.meet_namespace(fact);
         let from_time_wait = self.take_over(fact, sink);
@@ -557,7 +570,7 @@ impl Ledger {
             self.pending.remove(&cookie);
             let entry = &mut self.leases[index as usize];
             entry.unconfirmed = false;
-            entry.attempt = Some(at);
+            entry.lease.timer_armed = Some(at);
             return;
         }
         let pending = self.pending.remove(&cookie);
@@ -565,17 +578,17 @@ impl Ledger {
         let Some(new) = NewLease::from_fact(fact, kind, Phase::Connecting) else {
             return;
         };
+        let search_ns = pending.as_ref().map(|pending| at.since(pending.began));
         let owner = pending.and_then(|pending| pending.owner);
         let new = NewLease { owner, acquired: Some(at), ..new };
         let reuse = from_time_wait.or_else(|| self.reuse(new.netns, new.local_port, at));
-        let search_ns = pending.map(|pending| at.since(pending.began));
         let index = self.insert(new, true, false);
-        self.leases[index as usize].attempt = Some(at);
+        self.leases[index as usize].lease.timer_armed = Some(at);
         self.tell(index, at, Change::Connect { search_ns, reuse }, sink);
     }
 
     fn established(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let cookie = Cookie(fact.cookie);
         if let Some(index) = self.socket_lease(cookie) {
             let entry = &mut self.leases[index as usize];
@@ -586,7 +599,8 @@ impl Ledger {
             entry.lease.established = Some(at);
             entry.lease.peer = peer(fact);
             entry.unconfirmed = false;
-            let handshake_ns = entry.attempt.map(|attempt| at.since(attempt));
+            let attempt = entry.lease.timer_armed.take();
+            let handshake_ns = attempt.map(|attempt| at.since(attempt));
             self.move_in_bucket(index, Addr(fact.local_addr));
             self.recount(index);
             self.tell(index, at, Change::Established { handshake_ns }, sink);
@@ -603,7 +617,7 @@ impl Ledger {
         let Some(new) = NewLease::from_fact(fact, Kind::Connect, Phase::Established) else {
             return;
         };
-        let began = pending.map(|pending| pending.began);
+        let began = pending.as_ref().map(|pending| pending.began);
         let owner = pending.and_then(|pending| pending.owner);
         let new = NewLease { owner, acquired: began, ..new };
         let reuse = from_time_wait.or_else(|| self.reuse(new.netns, new.local_port, at));
@@ -615,12 +629,12 @@ impl Ledger {
     }
 
     fn born_of_listener(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let Some(new) = NewLease::from_fact(fact, Kind::Accept, Phase::Established) else {
             return;
         };
         let listener = self.listener(new.netns, new.local_port, new.family, new.local_addr);
-        let owner = listener.and_then(|index| self.leases[index as usize].lease.owner);
+        let owner = listener.and_then(|index| self.leases[index as usize].lease.owner.clone());
         let index = self.insert(NewLease { owner, acquired: Some(at), ..new }, true, false);
         let entry = &mut self.leases[index as usize];
         entry.lease.established = Some(at);
@@ -633,7 +647,7 @@ impl Ledger {
         }
     }
 
-    fn accepted(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
+    fn accepted(&mut self, fact: &Fact, owner: Option<Arc<Owner>>, sink: &mut impl Sink) {
         if let Some(index) = self.socket_lease(Cookie(fact.cookie)) {
             self.leases[index as usize].lease.owner = owner;
             self.announce(index, sink);
@@ -648,8 +662,8 @@ impl Ledger {
         }
     }
 
-    fn listen_start(&mut self, fact: &Fact, owner: Option<Owner>, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+    fn listen_start(&mut self, fact: &Fact, owner: Option<Arc<Owner>>, sink: &mut impl Sink) {
+        let at = Instant::from_ns(fact.time_ns);
         if fact.local_port == 0 {
             let pending = Pending::from_fact(fact, Operation::Listen, owner);
             self.call_begins(Cookie(fact.cookie), pending);
@@ -663,7 +677,7 @@ impl Ledger {
     }
 
     fn listening(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let cookie = Cookie(fact.cookie);
         if let Some(index) = self.socket_lease(cookie) {
             self.listens(index, at, sink);
@@ -695,7 +709,7 @@ impl Ledger {
     }
 
     fn closing(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let by = if fact.state == TcpState::FinWait1 as u8 { Side::Local } else { Side::Peer };
         let index = match self.socket_lease(Cookie(fact.cookie)) {
             Some(index) => index,
@@ -715,11 +729,11 @@ impl Ledger {
     }
 
     fn closed(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let cookie = Cookie(fact.cookie);
         let old = TcpState::from_u8(fact.state);
         if let Some(pending) = self.pending.remove(&cookie) {
-            self.pending_failed(fact, pending, sink);
+            self.pending_failed(fact, &pending, sink);
             return;
         }
         let Some(index) = self.socket_lease(cookie) else {
@@ -761,7 +775,7 @@ impl Ledger {
     }
 
     fn destroyed(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let cookie = Cookie(fact.cookie);
         self.pending.remove(&cookie);
         let Some(index) = self.socket_lease(cookie) else {
@@ -775,13 +789,13 @@ impl Ledger {
     }
 
     /// connect() or listen() went back to CLOSE before it had a port.
-    fn pending_failed(&mut self, fact: &Fact, pending: Pending, sink: &mut impl Sink) {
+    fn pending_failed(&mut self, fact: &Fact, pending: &Pending, sink: &mut impl Sink) {
         // With an error on the socket the call had its port, and the peer refused: the fact that
         // tells which port was lost. A close() ends a connect() that Fast Open had deferred.
         if fact.detail != 0 || fact.flags & flags::SHUTDOWN_BOTH != 0 {
             return;
         }
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let (errno, search_ns) = match pending.operation {
             // inet_csk_get_port fails with EADDRINUSE (net/ipv4/inet_connection_sock.c),
             // __inet_hash_connect with EADDRNOTAVAIL (net/ipv4/inet_hashtables.c).
@@ -812,7 +826,7 @@ impl Ledger {
             netns,
             cookie: Cookie(fact.cookie),
             family: family(fact),
-            owner: pending.owner,
+            owner: pending.owner.as_deref().copied(),
             operation: pending.operation,
             errno,
             local_addr: Addr(fact.local_addr),
@@ -836,9 +850,8 @@ impl Ledger {
         old: Option<TcpState>,
         sink: &mut impl Sink,
     ) {
-        let at = Instant(fact.time_ns);
-        let Entry { lease, attempt, .. } = &self.leases[index as usize];
-        let (lease, attempt) = (*lease, *attempt);
+        let at = Instant::from_ns(fact.time_ns);
+        let lease = self.leases[index as usize].lease.clone();
         let (operation, errno) = match old {
             Some(TcpState::SynSent) => (Operation::Connect, libc::EADDRNOTAVAIL),
             Some(TcpState::Listen) => (Operation::Listen, libc::EADDRINUSE),
@@ -848,7 +861,7 @@ impl Ledger {
             (Operation::Connect, Some(peer)) => self
                 .leases_on(lease.netns, lease.local_port)
                 .find(|other| other.id != lease.id && other.peer == Some(peer))
-                .copied(),
+                .cloned(),
             _ => self
                 .holder(
                     lease.netns,
@@ -856,14 +869,14 @@ impl Ledger {
                     Claim { addr: lease.local_addr, v6_only: lease.v6_only },
                     lease.cookie,
                 )
-                .map(|index| self.leases[index as usize].lease),
+                .map(|index| self.leases[index as usize].lease.clone()),
         };
         sink.failure(Failure {
             at,
             netns: lease.netns,
             cookie: lease.cookie,
             family: lease.family,
-            owner: lease.owner,
+            owner: lease.owner.as_deref().copied(),
             operation,
             errno,
             local_addr: lease.local_addr,
@@ -875,20 +888,23 @@ impl Ledger {
             room: None,
             own_range: None,
             is_of_range: self.usage.is_of_range(lease.netns, lease.local_port),
-            search_ns: attempt
+            search_ns: lease
+                .timer_armed
                 .filter(|_| operation == Operation::Connect)
                 .map(|attempt| at.since(attempt)),
         });
     }
 
     /// The lease of a socket that a fact shows to hold a port already, found or made.
-    fn bound_lease(&mut self, fact: &Fact, owner: Option<Owner>) -> Option<u32> {
+    fn bound_lease(&mut self, fact: &Fact, owner: Option<Arc<Owner>>) -> Option<u32> {
         let index = match self.socket_lease(Cookie(fact.cookie)) {
             Some(index) => index,
             None => self.discover(fact, Phase::Bound)?,
         };
         let lease = &mut self.leases[index as usize].lease;
-        lease.owner = lease.owner.or(owner);
+        if lease.owner.is_none() {
+            lease.owner = owner;
+        }
         Some(index)
     }
 
@@ -908,7 +924,7 @@ impl Ledger {
 // Facts of TIME_WAITs.
 impl Ledger {
     fn time_wait_start(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let cookie = Cookie(fact.cookie);
         let substate = substate(fact);
         let Some(tuple) = time_wait_tuple(fact) else { return };
@@ -967,7 +983,7 @@ impl Ledger {
     }
 
     fn time_wait_cancel(&mut self, fact: &Fact) {
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let Some(tuple) = time_wait_tuple(fact) else { return };
         let cookie = Cookie(fact.cookie);
         let Some(index) = self.time_wait_lease(cookie, &tuple) else {
@@ -980,7 +996,7 @@ impl Ledger {
         let is_netns_dying = fact.flags & flags::NETNS_DYING != 0;
         let reason = if is_netns_dying { Reason::NetnsGone } else { Reason::TimeWaitKilled };
         let entry = &mut self.leases[index as usize];
-        entry.cancel = Some(Cancel { at, reason });
+        entry.is_cancelled = true;
         let deadline = Deadline { at, index, id: entry.lease.id };
         if self.cancelled.len() > self.leases.len() {
             // A loss can leave an entry behind.
@@ -988,6 +1004,7 @@ impl Ledger {
             self.cancelled.retain(|tuple, index| is_cancelled(leases, *index, tuple));
         }
         self.cancelled.insert(tuple, index);
+        self.cancels.insert(index, Cancel { at, reason });
         if is_due && !is_netns_dying {
             self.expiry_due.push_back(deadline);
         } else {
@@ -996,7 +1013,7 @@ impl Ledger {
     }
 
     fn time_wait_expire(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant(fact.time_ns);
+        let at = Instant::from_ns(fact.time_ns);
         let Some(tuple) = time_wait_tuple(fact) else { return };
         let cookie = Cookie(fact.cookie);
         match self.time_wait_lease(cookie, &tuple) {
@@ -1014,17 +1031,17 @@ impl Ledger {
     fn take_over(&mut self, fact: &Fact, sink: &mut impl Sink) -> Option<Reuse> {
         let tuple = tuple(fact)?;
         let index = *self.cancelled.get(&tuple)?;
-        let entry = self.leases.get(index as usize)?;
         if !is_cancelled(&self.leases, index, &tuple) {
             return None;
         }
-        let (previous, cancel) = (entry.lease.id, entry.cancel?);
+        let previous = self.leases[index as usize].lease.id;
+        let cancel = *self.cancels.get(&index)?;
         self.end_time_wait(index, cancel.at, Reason::TimeWaitReused, sink);
         Some(Reuse { previous, idle_ns: 0, from_time_wait: true })
     }
 
     fn end_cancelled(&mut self, deadline: Deadline, sink: &mut impl Sink) {
-        let cancel = self.live(deadline).and_then(|entry| entry.cancel);
+        let cancel = self.live(deadline).and_then(|_| self.cancels.get(&deadline.index).copied());
         if let Some(cancel) = cancel.filter(|cancel| cancel.at == deadline.at) {
             self.end_time_wait(deadline.index, cancel.at, cancel.reason, sink);
         }
@@ -1034,9 +1051,9 @@ impl Ledger {
     /// killed, and has not ended yet: the kernel ends a TIME_WAIT that it reuses in the middle of
     /// the call (`__inet_check_established`, net/ipv4/inet_hashtables.c).
     fn is_contested(&self, deadline: Deadline) -> bool {
-        let Some(Entry { lease, cancel: Some(cancel), .. }) = self.live(deadline) else {
-            return false;
-        };
+        let Some(entry) = self.live(deadline) else { return false };
+        let Some(cancel) = self.cancels.get(&deadline.index) else { return false };
+        let lease = &entry.lease;
         if cancel.reason != Reason::TimeWaitKilled {
             return false;
         }
@@ -1047,7 +1064,9 @@ impl Ledger {
                 && pending.operation == Operation::Connect
         };
         let is_bound_rival = |entry: &Entry| {
-            entry.unconfirmed && entry.lease.peer == lease.peer && entry.attempt <= Some(cancel.at)
+            entry.unconfirmed
+                && entry.lease.peer == lease.peer
+                && entry.lease.timer_armed <= Some(cancel.at)
         };
         let first = self.ports.get(lease.netns, lease.local_port).first;
         self.pending.values().any(is_rival)
@@ -1056,9 +1075,11 @@ impl Ledger {
 
     fn uncancel(&mut self, index: u32) {
         let entry = &mut self.leases[index as usize];
-        if entry.cancel.take().is_some()
-            && let Some(tuple) = lease_tuple(&entry.lease)
-        {
+        if !std::mem::take(&mut entry.is_cancelled) {
+            return;
+        }
+        self.cancels.remove(&index);
+        if let Some(tuple) = lease_tuple(&entry.lease) {
             self.cancelled.remove(&tuple);
         }
     }
@@ -1079,8 +1100,8 @@ impl Ledger {
             // Any other socket let go when its TIME_WAIT began, even if that fact was lost.
             entry.held_by_socket = false;
             // What was cancelled is known to have ended only later: the socket may have been last.
-            let last = entry.socket_end.filter(|(socket_at, _)| *socket_at > at);
-            let (at, reason) = last.unwrap_or((at, reason));
+            let last = entry.socket_end.filter(|socket_end| *socket_end > at);
+            let (at, reason) = last.zip(entry.close_reason).unwrap_or((at, reason));
             self.release(index, at, reason, sink);
         }
     }
@@ -1088,8 +1109,10 @@ impl Ledger {
     /// Leaves the lease to its TIME_WAIT and gives the socket, which holds the port as well, one
     /// of its own.
     fn part(&mut self, index: u32, at: Instant, sink: &mut impl Sink) -> u32 {
-        let Lease { cookie, netns, family, v6_only, local_addr, local_port, kind, owner, .. } =
-            self.leases[index as usize].lease;
+        let Lease {
+            cookie, netns, family, v6_only, local_addr, local_port, kind, ref owner, ..
+        } = self.leases[index as usize].lease;
+        let owner = owner.clone();
         self.drop_socket_hold(index, at, Reason::Closed, sink);
         let new = NewLease {
             cookie,
@@ -1151,23 +1174,23 @@ impl Ledger {
             held_by_time_wait: by_time_wait,
             unconfirmed: false,
             unannounced: false,
+            is_cancelled: false,
             close_reason: None,
             socket_end: None,
-            cancel: None,
-            attempt: None,
             address_class: BucketClass::Connect,
             destination: NONE,
             counted_time_wait: false,
             changed: self.epoch,
-            seen_socket: 0,
-            seen_time_wait: 0,
+            seen: 0,
+            seen_socket: false,
+            seen_time_wait: false,
             next_of_cookie: NONE,
             next_of_port: first_of_port,
             previous_of_port: NONE,
         };
         let index = u32::try_from(self.leases.insert(entry)).unwrap_or(NONE);
-        let next_of_cookie = self.by_cookie.insert(cookie, index).unwrap_or(NONE);
-        self.leases[index as usize].next_of_cookie = next_of_cookie;
+        let next_of_cookie = self.by_cookie.put_first(cookie, index, cookie_of(&self.leases));
+        self.leases[index as usize].next_of_cookie = next_of_cookie.unwrap_or(NONE);
         if let Some(next) = self.leases.get_mut(first_of_port as usize) {
             next.previous_of_port = index;
         }
@@ -1191,7 +1214,7 @@ impl Ledger {
             ended.insert(Hold::Socket(entry.lease.cookie));
         }
         if entry.held_by_time_wait {
-            entry.socket_end = Some((at, reason));
+            (entry.socket_end, entry.close_reason) = (Some(at), Some(reason));
         } else {
             self.release(index, at, reason, sink);
         }
@@ -1201,29 +1224,10 @@ impl Ledger {
         self.tell(index, at, Change::Release { reason }, sink);
         self.unlist(index);
         self.uncount(index, at);
-        let Entry { lease, next_of_cookie, next_of_port, previous_of_port, .. } =
+        self.uncancel(index);
+        self.leave_cookie(index);
+        let Entry { lease, next_of_port, previous_of_port, .. } =
             self.leases.remove(index as usize);
-        // Out of the chain of its cookie, which is as good as always of length one.
-        match self.by_cookie.get_mut(&lease.cookie) {
-            Some(first) if *first == index => {
-                if next_of_cookie == NONE {
-                    self.by_cookie.remove(&lease.cookie);
-                } else {
-                    *first = next_of_cookie;
-                }
-            }
-            Some(first) => {
-                let mut before = *first;
-                while let Some(entry) = self.leases.get_mut(before as usize) {
-                    if entry.next_of_cookie == index {
-                        entry.next_of_cookie = next_of_cookie;
-                        break;
-                    }
-                    before = entry.next_of_cookie;
-                }
-            }
-            None => {}
-        }
         if let Some(next) = self.leases.get_mut(next_of_port as usize) {
             next.previous_of_port = previous_of_port;
         }
@@ -1244,6 +1248,25 @@ impl Ledger {
             self.usage.free_port(netns, local_port, held_ns);
         } else {
             self.leave_bucket(netns, local_port, local_addr);
+        }
+    }
+
+    /// Takes a lease out of the chain of its cookie, which is as good as always of length one.
+    fn leave_cookie(&mut self, index: u32) {
+        let Entry { lease: Lease { cookie, .. }, next_of_cookie, .. } = self.leases[index as usize];
+        let first = self.by_cookie.first(cookie, cookie_of(&self.leases));
+        if first == Some(index) {
+            let next = (next_of_cookie != NONE).then_some(next_of_cookie);
+            self.by_cookie.replace_first(cookie, index, next);
+            return;
+        }
+        let mut before = first.unwrap_or(NONE);
+        while let Some(entry) = self.leases.get_mut(before as usize) {
+            if entry.next_of_cookie == index {
+                entry.next_of_cookie = next_of_cookie;
+                break;
+            }
+            before = entry.next_of_cookie;
         }
     }
 
@@ -1282,13 +1305,13 @@ impl Ledger {
         if !std::mem::take(&mut entry.unannounced) {
             return;
         }
-        let lease = entry.lease;
+        let lease = &self.leases[index as usize].lease;
         let listener = self
             .listener(lease.netns, lease.local_port, lease.family, lease.local_addr)
             .map(|listener| self.leases[listener as usize].lease.cookie);
         sink.lease(LeaseEvent {
-            at: lease.acquired.unwrap_or(Instant(0)),
-            lease: &lease,
+            at: lease.acquired.unwrap_or(Instant::BOOT),
+            lease,
             change: Change::Accept { listener },
         });
     }
@@ -1345,7 +1368,7 @@ impl Ledger {
     }
 
     fn reuse(&self, netns: Netns, port: Port, at: Instant) -> Option<Reuse> {
-        let LastUse { lease, released } = self.ports.get(netns, port).last_use?;
+        let LastUse { lease, released } = self.ports.last_use(netns, port)?;
         Some(Reuse { previous: lease, idle_ns: at.since(released), from_time_wait: false })
     }
 
@@ -1369,17 +1392,20 @@ impl Ledger {
     }
 
     fn socket_lease(&self, cookie: Cookie) -> Option<u32> {
-        self.chain(*self.by_cookie.get(&cookie)?, |entry| entry.next_of_cookie)
-            .find(|(_, entry)| entry.held_by_socket)
-            .map(|(index, _)| index)
+        self.of_cookie(cookie).find(|(_, entry)| entry.held_by_socket).map(|(index, _)| index)
     }
 
     fn time_wait_lease(&self, cookie: Cookie, tuple: &Tuple) -> Option<u32> {
-        self.chain(*self.by_cookie.get(&cookie)?, |entry| entry.next_of_cookie)
+        self.of_cookie(cookie)
             .find(|(_, entry)| {
                 entry.held_by_time_wait && lease_tuple(&entry.lease).as_ref() == Some(tuple)
             })
             .map(|(index, _)| index)
+    }
+
+    fn of_cookie(&self, cookie: Cookie) -> impl Iterator<Item = (u32, &Entry)> {
+        let first = self.by_cookie.first(cookie, cookie_of(&self.leases));
+        self.chain(first.unwrap_or(NONE), |entry| entry.next_of_cookie)
     }
 
     fn live(&self, deadline: Deadline) -> Option<&Entry> {
@@ -1397,10 +1423,14 @@ impl Ledger {
     }
 }
 
+fn cookie_of(leases: &Slab<Entry>) -> impl Fn(u32) -> Cookie {
+    |index| leases[index as usize].lease.cookie
+}
+
 /// True if this is the lease of a TIME_WAIT of this connection, whose timer is cancelled.
 fn is_cancelled(leases: &Slab<Entry>, index: u32, tuple: &Tuple) -> bool {
     leases.get(index as usize).is_some_and(|entry| {
-        entry.cancel.is_some() && lease_tuple(&entry.lease).as_ref() == Some(tuple)
+        entry.is_cancelled && lease_tuple(&entry.lease).as_ref() == Some(tuple)
     })
 }
 
@@ -1504,12 +1534,12 @@ mod tests {
             accepts: true,
             marks_connect: true,
             bound_idle: true,
-            since: Instant(0),
+            since: Instant::BOOT,
         };
         let mut ledger = Ledger::new(sight);
         let mut most = 0;
         for call in 0..1_000_000_u64 {
-            let began = Instant(call * 10_000_000);
+            let began = Instant::from_ns(call * 10_000_000);
             let pending = Pending {
                 began,
                 netns: Netns(1),

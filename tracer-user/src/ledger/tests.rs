@@ -19,7 +19,7 @@ const SIGHT: Sight = Sight {
     accepts: true,
     marks_connect: true,
     bound_idle: true,
-    since: Instant(0),
+    since: Instant::BOOT,
 };
 /// Between two operations: enough for a killed TIME_WAIT to be settled.
 const STEP_NS: u64 = 50_000_000;
@@ -333,7 +333,7 @@ fn apply(ledger: &mut Ledger, facts: &[Fact], sink: &mut impl Sink) {
     for fact in facts {
         let kind = FactKind::from_u8(fact.kind).expect("the model knows its kinds");
         let owner = Owner { pid: 1, ..Owner::default() };
-        ledger.settle(Instant(fact.time_ns), sink);
+        ledger.settle(Instant::from_ns(fact.time_ns), sink);
         ledger.apply(kind, fact, Some(owner), sink);
     }
 }
@@ -358,7 +358,7 @@ proptest! {
             kernel.step(operation, choice);
             failures += usize::from(operation == 4);
             apply(&mut ledger, &kernel.facts[seen..], &mut lives);
-            ledger.settle(Instant(kernel.now + STEP_NS), &mut lives);
+            ledger.settle(Instant::from_ns(kernel.now + STEP_NS), &mut lives);
             prop_assert_eq!(holds(&ledger), kernel.holds());
             for lease in ledger.leases() {
                 let mut on_port = ledger.leases_on(lease.netns, lease.local_port);
@@ -366,7 +366,7 @@ proptest! {
             }
         }
         prop_assert_eq!(lives.failures, failures);
-        ledger.settle(Instant(u64::MAX), &mut lives);
+        ledger.settle(Instant::from_ns(u64::MAX), &mut lives);
         prop_assert!(!ledger.is_unsettled());
     }
 
@@ -387,7 +387,7 @@ proptest! {
         let mut snapshot = Vec::new();
         for at in 0..=steps.len() {
             if at == began {
-                ledger = Ledger::new(Sight { since: Instant(kernel.now + 1), ..SIGHT });
+                ledger = Ledger::new(Sight { since: Instant::from_ns(kernel.now + 1), ..SIGHT });
                 ledger.begin_snapshot();
                 let attached = kernel.facts.iter().zip(is_attached.iter().cycle());
                 let early: Vec<_> =
@@ -408,7 +408,7 @@ proptest! {
                 apply(&mut ledger, &kernel.facts[seen..], &mut lives);
             }
         }
-        ledger.settle(Instant(kernel.now + STEP_NS), &mut lives);
+        ledger.settle(Instant::from_ns(kernel.now + STEP_NS), &mut lives);
         prop_assert_eq!(holds(&ledger), kernel.holds());
     }
 }
@@ -433,8 +433,8 @@ proptest! {
         let mut ledger = Ledger::new(SIGHT);
         let mut lives = Lives::default();
         apply(&mut ledger, &kept, &mut lives);
-        let now = Instant(kernel.now + 10 * STEP_NS);
-        ledger.settle(Instant(u64::MAX), &mut lives);
+        let now = Instant::from_ns(kernel.now + 10 * STEP_NS);
+        ledger.settle(Instant::from_ns(u64::MAX), &mut lives);
         let whole = whole();
         for _ in 0..2 {
             ledger.begin_snapshot();
@@ -490,7 +490,7 @@ proptest! {
             let seen = kernel.facts.len();
             kernel.step(*operation, *choice);
             apply(&mut ledger, &kernel.facts[seen..], &mut lives);
-            ledger.settle(Instant(kernel.now + STEP_NS), &mut lives);
+            ledger.settle(Instant::from_ns(kernel.now + STEP_NS), &mut lives);
         }
     }
 }
@@ -523,15 +523,15 @@ fn a_lease_whose_time_wait_was_missed_goes_on() {
     kernel.step(2, 0);
     let (mut ledger, mut lives) = (Ledger::new(SIGHT), Lives::default());
     apply(&mut ledger, &kernel.facts, &mut lives);
-    let before = *ledger.leases().next().expect("it connected");
+    let before = ledger.leases().next().expect("it connected").clone();
     // Nobody tells of this.
     kernel.step(8, 0);
     ledger.begin_snapshot();
     let differences = ledger.compare(&kernel.snapshot(), &whole(), Unknown::Believed);
     assert_eq!((differences.missing(), differences.extra()), (1, 1));
-    ledger.heal(&differences, Instant(kernel.now), &mut lives);
+    ledger.heal(&differences, Instant::from_ns(kernel.now), &mut lives);
     ledger.end_snapshot();
-    let after = *ledger.leases().next().expect("it waits");
+    let after = ledger.leases().next().expect("it waits");
     assert_eq!((ledger.len(), after.id, lives.reasons.len()), (1, before.id, 0));
     assert!(matches!(after.phase, Phase::TimeWait(_)) && after.owner == before.owner);
     ledger.begin_snapshot();

@@ -3,6 +3,8 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU64,
+    sync::Arc,
 };
 
 use tracer_ebpf::{Address, Owner};
@@ -22,15 +24,40 @@ pub struct Port(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cookie(pub u64);
 
-/// Nanoseconds of `CLOCK_MONOTONIC`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Instant(pub u64);
+/// Nanoseconds of `CLOCK_MONOTONIC`, from the first one on: so an instant that may be unknown takes
+/// no more memory than one that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Instant(NonZeroU64);
 
 impl Instant {
+    /// The first.
+    pub const BOOT: Self = Self(NonZeroU64::MIN);
+
+    /// So many nanoseconds after the clock began.
+    #[must_use]
+    pub const fn from_ns(ns: u64) -> Self {
+        match NonZeroU64::new(ns) {
+            Some(ns) => Self(ns),
+            None => Self::BOOT,
+        }
+    }
+
+    /// Nanoseconds since the clock began.
+    #[must_use]
+    pub const fn ns(self) -> u64 {
+        self.0.get()
+    }
+
     /// Nanoseconds from `earlier` to this instant; 0 if it is the later one.
     #[must_use]
     pub fn since(self, earlier: Self) -> u64 {
-        self.0.saturating_sub(earlier.0)
+        self.ns().saturating_sub(earlier.ns())
+    }
+}
+
+impl Default for Instant {
+    fn default() -> Self {
+        Self::BOOT
     }
 }
 
@@ -204,7 +231,7 @@ pub enum BucketClass {
 }
 
 /// What the user sees of a lease's holder.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Lease {
     /// Unique in the run.
     pub id: LeaseId,
@@ -227,7 +254,7 @@ pub struct Lease {
     /// What the holder does.
     pub phase: Phase,
     /// The process that acquired the port, where it could be seen.
-    pub owner: Option<Owner>,
+    pub owner: Option<Arc<Owner>>,
     /// When the port was acquired, unless that was before the tracer started.
     pub acquired: Option<Instant>,
     /// When the handshake of the present connection was done, if it was seen.
@@ -238,8 +265,9 @@ pub struct Lease {
     pub closed_by: Option<Side>,
     /// When the TIME_WAIT began.
     pub time_wait: Option<Instant>,
-    /// When the TIME_WAIT's timer was armed last: it runs for `tcp_fin_timeout` in FIN_WAIT2, for
-    /// 60 s and the rounding of the timer wheel after that.
+    /// When the timer of the present phase was armed. In TIME_WAIT, where that is the last time, it
+    /// runs for `tcp_fin_timeout` in FIN_WAIT2, for 60 s and the rounding of the timer wheel after
+    /// that. While connecting it is when the attempt began, which arms the first SYN's.
     pub timer_armed: Option<Instant>,
 }
 

@@ -2,7 +2,10 @@
 //! come and go, so that the answer costs the same whether a connect() fails once an hour or ten
 //! thousand times a second.
 
-use rustc_hash::FxHashMap;
+use std::hash::BuildHasher as _;
+
+use hashbrown::{HashTable, hash_table::Entry};
+use rustc_hash::{FxBuildHasher, FxHashMap};
 use slab::Slab;
 
 use super::{
@@ -147,7 +150,8 @@ const LEAST_SHARE: u32 = 10;
 #[derive(Debug, Default)]
 pub struct Usage {
     namespaces: FxHashMap<Netns, Namespace>,
-    places: FxHashMap<Destination, u32>,
+    /// By destination, which the counts know.
+    places: HashTable<u32>,
     destinations: Slab<Counted>,
     crossed: Vec<Pressure>,
     now: Instant,
@@ -175,6 +179,23 @@ struct Counted {
     load: Load,
 }
 
+impl Counted {
+    fn none(destination: Destination) -> Self {
+        Self {
+            destination,
+            used: 0,
+            used_locked: 0,
+            time_waits: 0,
+            young: Young::default(),
+            load: Load::default(),
+        }
+    }
+}
+
+fn hash(destination: &Destination) -> u64 {
+    FxBuildHasher.hash_one(destination)
+}
+
 /// TIME_WAITs that are too young to be taken over: those of the present interval and those of the
 /// one before, each of the length of the delay. So none that is too young is left out.
 #[derive(Clone, Copy, Debug, Default)]
@@ -186,7 +207,7 @@ struct Young {
 
 impl Young {
     fn at(self, now: Instant, delay_ns: u64) -> Self {
-        let interval = now.0 / delay_ns.max(1);
+        let interval = now.ns() / delay_ns.max(1);
         match interval.saturating_sub(self.interval) {
             0 => self,
             1 => Self { interval, present: 0, before: self.present },
@@ -312,17 +333,21 @@ impl Usage {
         if !namespace.window.ports.get(port) {
             return NONE;
         }
-        let place = *places.entry(destination).or_insert_with(|| {
-            let counted = Counted {
-                destination,
-                used: 0,
-                used_locked: 0,
-                time_waits: 0,
-                young: Young::default(),
-                load: Load::default(),
-            };
-            u32::try_from(destinations.insert(counted)).unwrap_or(NONE)
-        });
+        let entry = places.entry(
+            hash(&destination),
+            |place| destinations[*place as usize].destination == destination,
+            |place| hash(&destinations[*place as usize].destination),
+        );
+        let place = match entry {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(vacant) => {
+                // Fewer than leases.
+                let place = u32::try_from(destinations.vacant_key()).unwrap_or(NONE);
+                vacant.insert(place);
+                destinations.insert(Counted::none(destination));
+                place
+            }
+        };
         if let Some(counted) = destinations.get_mut(place as usize) {
             counted.used += 1;
             counted.used_locked += u32::from(namespace.locked.get(port));
@@ -372,8 +397,8 @@ impl Usage {
     #[must_use]
     pub fn room(&self, destination: &Destination) -> Option<Room> {
         let namespace = self.namespaces.get(&destination.netns)?;
-        let counted =
-            self.places.get(destination).and_then(|place| self.destinations.get(*place as usize));
+        let place = self.place(destination);
+        let counted = place.and_then(|place| self.destinations.get(place as usize));
         Some(namespace.room_of(destination, counted, self.now))
     }
 
@@ -407,7 +432,8 @@ impl Usage {
     /// Where a destination is counted.
     #[must_use]
     pub fn place(&self, destination: &Destination) -> Option<u32> {
-        self.places.get(destination).copied()
+        let is_it = |place: &u32| self.destinations[*place as usize].destination == *destination;
+        self.places.find(hash(destination), is_it).copied()
     }
 
     /// True if the port is one that connect() leaves out because somebody bound it.
@@ -465,8 +491,11 @@ impl Usage {
             }
         }
         if counted.used == 0 {
+            let found = places.find_entry(hash(&destination), |known| *known as usize == place);
+            if let Ok(found) = found {
+                found.remove();
+            }
             destinations.remove(place);
-            places.remove(&destination);
         }
     }
 }
@@ -676,7 +705,7 @@ mod tests {
         let mut usage = usage(20);
         let mut place = NONE;
         for port in 0..20 {
-            usage.set_now(Instant(u64::from(port) * 1_000_000_000));
+            usage.set_now(Instant::from_ns(u64::from(port) * 1_000_000_000));
             place = usage.count(destination(80), Port(1000 + port));
         }
         assert_eq!(levels(&mut usage), [(true, 70), (true, 90), (true, 100)]);
@@ -732,12 +761,12 @@ mod tests {
             usage.set_time_wait(place, true);
         }
         assert_eq!(headroom(&usage), 0);
-        usage.set_now(Instant(DELAY_NS));
+        usage.set_now(Instant::from_ns(DELAY_NS));
         usage.set_time_wait(place, true);
         assert_eq!(headroom(&usage), 0);
-        usage.set_now(Instant(2 * DELAY_NS));
+        usage.set_now(Instant::from_ns(2 * DELAY_NS));
         assert_eq!(headroom(&usage), 4);
-        usage.set_now(Instant(3 * DELAY_NS));
+        usage.set_now(Instant::from_ns(3 * DELAY_NS));
         assert_eq!(headroom(&usage), 5);
         usage.set_time_wait(place, false);
         assert_eq!(headroom(&usage), 4);
@@ -748,7 +777,7 @@ mod tests {
         let mut usage = usage(1000);
         // A hundred a second for twenty seconds, each held for a second.
         for tick in 0..2000_u64 {
-            usage.set_now(Instant(tick * 10_000_000));
+            usage.set_now(Instant::from_ns(tick * 10_000_000));
             let place = usage.count(destination(80), Port(1000));
             if tick >= 100 {
                 usage.uncount(place, Port(1000), false, Some(1_000_000_000));

@@ -49,10 +49,10 @@ impl Json {
         netns: Option<u32>,
         rest: D,
     ) {
-        let time = jiff::Timestamp::from_nanosecond(i128::from(at.0) + self.realtime_offset_ns)
+        let time = jiff::Timestamp::from_nanosecond(i128::from(at.ns()) + self.realtime_offset_ns)
             .unwrap_or_default();
         let record =
-            Record { v: 1, kind, time: format_args!("{time:.9}"), mono_ns: at.0, netns, rest };
+            Record { v: 1, kind, time: format_args!("{time:.9}"), mono_ns: at.ns(), netns, rest };
         // Writing to memory cannot fail, and the records are made of what JSON can say.
         if serde_json::to_writer(&mut self.buffer, &record).is_ok() {
             self.buffer.push(b'\n');
@@ -72,8 +72,8 @@ impl Json {
         buffer.extend_from_slice(b"{\"v\":1");
         append!(buffer, "type": Name(kind));
         buffer.extend_from_slice(b",\"time\":");
-        time.append(i128::from(at.0) + *realtime_offset_ns, buffer);
-        append!(buffer, "mono_ns": at.0, "netns": netns.0);
+        time.append(i128::from(at.ns()) + *realtime_offset_ns, buffer);
+        append!(buffer, "mono_ns": at.ns(), "netns": netns.0);
         let Who {
             lease,
             cookie,
@@ -452,7 +452,7 @@ impl<'a> Who<'a> {
             local_port: Some(lease.local_port.0),
             peer_addr: lease.peer.map(|(addr, _)| addr),
             peer_port: lease.peer.map(|(_, port)| port.0),
-            process: Process { owner: lease.owner.as_ref(), cgroup },
+            process: Process { owner: lease.owner.as_deref(), cgroup },
         }
     }
 }

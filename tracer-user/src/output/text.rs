@@ -44,7 +44,7 @@ impl Text {
 
     fn line(&mut self, line: &Line<'_>) {
         let Line { at, event, netns, owner, local, peer, held_s, detail } = line;
-        let time = Timestamp::from_nanosecond(i128::from(at.0) + self.realtime_offset_ns)
+        let time = Timestamp::from_nanosecond(i128::from(at.ns()) + self.realtime_offset_ns)
             .unwrap_or_default()
             .to_zoned(self.zone.clone());
         let clock = time.strftime("%H:%M:%S%.3f");
@@ -71,7 +71,7 @@ impl Text {
             at,
             event,
             netns: lease.netns.0,
-            owner: lease.owner.as_ref(),
+            owner: lease.owner.as_deref(),
             local: endpoint(lease.local_addr, Some(lease.local_port)),
             peer: peer(lease.peer),
             held_s: lease.acquired.map(|acquired| seconds(at.since(acquired))),

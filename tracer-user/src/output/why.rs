@@ -28,7 +28,7 @@ pub struct Answer<'a> {
 
 impl Answer<'_> {
     fn cgroup(&self, lease: &Lease) -> Option<Cgroup> {
-        (self.cgroup_of)(lease.owner?.cgroup_id)
+        (self.cgroup_of)(lease.owner.as_ref()?.cgroup_id)
     }
 }
 

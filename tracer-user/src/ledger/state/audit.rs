@@ -123,32 +123,35 @@ impl Ledger {
                 continue;
             };
             if let Some(holder) = held.owner {
-                let owner = self.leases[index as usize].lease.owner;
+                let owner = &self.leases[index as usize].lease.owner;
                 let holders =
                     holders.entry(index).or_insert(Holders { first: holder, has_owner: false });
-                holders.has_owner |= owner.is_some_and(|owner| owner.pid == holder.pid);
+                holders.has_owner |= owner.as_ref().is_some_and(|owner| owner.pid == holder.pid);
             }
             let entry = &mut self.leases[index as usize];
-            let is_known =
-                entry.seen_socket == self.comparison || entry.seen_time_wait == self.comparison;
+            let is_known = mem::replace(&mut entry.seen, self.comparison) == self.comparison;
+            if !is_known {
+                (entry.seen_socket, entry.seen_time_wait) = (false, false);
+            }
             let seen = match hold {
                 Hold::Socket(_) => &mut entry.seen_socket,
                 Hold::TimeWait(..) => &mut entry.seen_time_wait,
             };
-            if mem::replace(seen, self.comparison) == self.comparison {
+            if mem::replace(seen, true) {
                 // Listed twice: as an open file, and by the kernel.
                 continue;
             }
             matched += usize::from(!is_known);
             if !self.agrees(index, held) {
                 differences.missing.insert(hold, *held);
-                differences.extra.insert(hold, self.leases[index as usize].lease);
+                differences.extra.insert(hold, self.leases[index as usize].lease.clone());
             }
         }
         differences.kernel = matched + differences.missing.len() - differences.extra.len();
         for (index, Holders { first, has_owner }) in holders {
             if !has_owner {
-                self.leases[index as usize].lease.owner = Some(first);
+                let owner = self.owners.share(first);
+                self.leases[index as usize].lease.owner = Some(owner);
             }
         }
         for (_, entry) in &self.leases {
@@ -163,15 +166,16 @@ impl Ledger {
             // What no snapshot can show is believed to last until a fact ends it.
             let is_idle = matches!(lease.phase, Phase::Bound | Phase::TimeWait(_));
             let is_listed = self.sight.bound_idle && !of.lacks_files || !is_idle;
-            if entry.held_by_socket && is_listed && entry.seen_socket != self.comparison {
-                differences.extra.insert(Hold::Socket(lease.cookie), *lease);
+            let is_seen = entry.seen == self.comparison;
+            if entry.held_by_socket && is_listed && !(is_seen && entry.seen_socket) {
+                differences.extra.insert(Hold::Socket(lease.cookie), lease.clone());
             }
             if entry.held_by_time_wait
-                && entry.cancel.is_none()
-                && entry.seen_time_wait != self.comparison
+                && !entry.is_cancelled
+                && !(is_seen && entry.seen_time_wait)
                 && let Some(tuple) = lease_tuple(lease)
             {
-                differences.extra.insert(Hold::TimeWait(lease.cookie, tuple), *lease);
+                differences.extra.insert(Hold::TimeWait(lease.cookie, tuple), lease.clone());
             }
         }
         differences
@@ -270,6 +274,7 @@ impl Ledger {
                 && socket.local_port == held.local_port
             {
                 // When it began is not known.
+                self.leases[index as usize].lease.timer_armed = None;
                 self.enter_time_wait(index, tuple, substate, at, sink);
                 turned.insert(*hold);
             }

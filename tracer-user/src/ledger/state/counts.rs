@@ -218,7 +218,7 @@ impl Ledger {
         for port in locked {
             if let Some((index, serves)) = self.binder(netns, port) {
                 let lease = &self.leases[index as usize].lease;
-                let pid = lease.owner.map_or(0, |owner| owner.pid);
+                let pid = lease.owner.as_ref().map_or(0, |owner| owner.pid);
                 tally.entry((serves, pid)).or_insert((0, index)).0 += 1;
             }
         }

@@ -1,6 +1,9 @@
 //! The records that are put together by hand against what serde makes of the same.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use proptest::{option, prelude::*, sample::select};
 use tracer_ebpf::{Owner, mapped};
@@ -39,7 +42,7 @@ impl<'a> Identity<'a> {
             (lease.cookie.0, names::kind(lease.kind), names::family(lease.family)),
             (lease.local_addr, lease.peer),
             (Some(lease.id.0), Some(lease.local_port.0)),
-            (lease.owner.as_ref(), cgroup),
+            (lease.owner.as_deref(), cgroup),
         )
     }
 
@@ -294,7 +297,7 @@ fn families() -> impl Strategy<Value = Family> {
 
 fn instants() -> impl Strategy<Value = Instant> {
     // A time of day within the same seconds, or anything.
-    prop_oneof![0..3_000_000_000_u64, any::<u64>()].prop_map(Instant)
+    prop_oneof![0..3_000_000_000_u64, any::<u64>()].prop_map(Instant::from_ns)
 }
 
 fn leases() -> impl Strategy<Value = Lease> {
@@ -326,7 +329,7 @@ fn leases() -> impl Strategy<Value = Lease> {
                 local_port,
                 peer,
                 phase,
-                owner,
+                owner: owner.map(Arc::new),
                 acquired,
                 established,
                 closing,
@@ -456,7 +459,7 @@ const RECORDS: [Both; 3] = [
             netns: lease.netns,
             cookie: lease.cookie,
             family: lease.family,
-            owner: lease.owner,
+            owner: lease.owner.as_deref().copied(),
             operation: call.operation,
             errno: call.errno,
             local_addr: lease.local_addr,
