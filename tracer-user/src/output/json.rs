@@ -219,13 +219,13 @@ impl Output for Json {
                 append!(buffer, "substate": Name(names::substate(substate)));
             }
             Change::Release { reason } => {
-                let Times { held_s, established_s, time_wait_s } = Times::of(lease, at);
+                let Times { held_ns, established_ns, time_wait_ns } = Times::of(lease, at);
                 append!(
                     buffer,
                     "reason": Name(names::reason(reason)),
-                    "held_s": held_s,
-                    "established_s": established_s,
-                    "time_wait_s": time_wait_s,
+                    "held_s": held_ns.map(seconds),
+                    "established_s": established_ns.map(seconds),
+                    "time_wait_s": time_wait_ns.map(seconds),
                     "closed_by": lease.closed_by.map(names::side).map(Name),
                 );
             }

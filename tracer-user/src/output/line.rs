@@ -70,25 +70,33 @@ impl Value for Addr {
         if self.0 != mapped(v4) {
             return AsSerde(self.ip()).append(bytes);
         }
-        let mut text = *b"\"255.255.255.255\"";
-        let mut end = 1;
-        let mut push = |byte| {
-            text[end] = byte;
-            end += 1;
-        };
-        for octet in v4.to_ne_bytes() {
-            if octet >= 100 {
-                push(b'0' + octet / 100);
-            }
-            if octet >= 10 {
-                push(b'0' + octet / 10 % 10);
-            }
-            push(b'0' + octet % 10);
-            push(b'.');
-        }
-        text[end - 1] = b'"';
-        bytes.extend_from_slice(&text[..end]);
+        bytes.push(b'"');
+        append_ipv4(v4, bytes);
+        bytes.push(b'"');
     }
+}
+
+/// Appends the IPv4 address that is kept in this word.
+#[inline]
+pub(super) fn append_ipv4(word: u32, bytes: &mut Vec<u8>) {
+    let mut text = *b"255.255.255.255.";
+    let mut end = 0;
+    let mut push = |byte| {
+        text[end] = byte;
+        end += 1;
+    };
+    for octet in word.to_ne_bytes() {
+        if octet >= 100 {
+            push(b'0' + octet / 100);
+        }
+        if octet >= 10 {
+            push(b'0' + octet / 10 % 10);
+        }
+        push(b'0' + octet % 10);
+        push(b'.');
+    }
+    // Without the last point.
+    bytes.extend_from_slice(&text[..end - 1]);
 }
 
 impl<V: Value> Value for Option<V> {
@@ -101,41 +109,44 @@ impl<V: Value> Value for Option<V> {
     }
 }
 
-/// The time of day as RFC 3339 has it, with nanoseconds. The text of a second is kept while it
-/// lasts.
-#[derive(Debug)]
-pub(super) struct TimeOfDay {
-    /// The present second's beginning, nanoseconds since 1970.
-    began_ns: i128,
-    /// Up to the second, after a quote.
+/// A second, as text while it lasts.
+#[derive(Debug, Default)]
+pub(super) struct Second {
+    /// When it began, nanoseconds since 1970.
+    began_ns: Option<i128>,
     text: String,
 }
 
 const SECOND_NS: u32 = 1_000_000_000;
 
-impl Default for TimeOfDay {
-    fn default() -> Self {
-        Self::of_second(0)
-    }
-}
-
-impl TimeOfDay {
-    fn of_second(began_ns: i128) -> Self {
-        let began = Timestamp::from_nanosecond(began_ns).unwrap_or_default();
-        Self { began_ns, text: format!("\"{began:.0}").trim_end_matches('Z').to_owned() }
-    }
-
-    /// Appends the time so many nanoseconds after 1970 began. A year beyond the calendar's 9999 is
-    /// written as 1970.
-    pub fn append(&mut self, ns: i128, bytes: &mut Vec<u8>) {
-        let since = |began_ns: i128| u32::try_from(ns - began_ns).ok().filter(|ns| *ns < SECOND_NS);
-        let fraction_ns = since(self.began_ns).unwrap_or_else(|| {
+impl Second {
+    /// The second so many nanoseconds after 1970 began, and the nanoseconds since it began.
+    pub fn of(&mut self, ns: i128, text_of: impl FnOnce(Timestamp) -> String) -> (&str, u32) {
+        let lasts = |began_ns: i128| u32::try_from(ns - began_ns).ok().filter(|ns| *ns < SECOND_NS);
+        let fraction_ns = self.began_ns.and_then(lasts).unwrap_or_else(|| {
             let fraction_ns = ns.rem_euclid(SECOND_NS.into());
-            *self = Self::of_second(ns - fraction_ns);
+            let began_ns = ns - fraction_ns;
+            self.began_ns = Some(began_ns);
+            self.text = text_of(Timestamp::from_nanosecond(began_ns).unwrap_or_default());
             // Less than a second.
             fraction_ns as u32
         });
-        bytes.extend_from_slice(self.text.as_bytes());
+        (&self.text, fraction_ns)
+    }
+}
+
+/// The time of day as RFC 3339 has it, with nanoseconds.
+#[derive(Debug, Default)]
+pub(super) struct TimeOfDay(Second);
+
+impl TimeOfDay {
+    /// Appends the time so many nanoseconds after 1970 began. A year beyond the calendar's 9999 is
+    /// written as 1970.
+    pub fn append(&mut self, ns: i128, bytes: &mut Vec<u8>) {
+        let up_to_the_second =
+            |began: Timestamp| format!("\"{began:.0}").trim_end_matches('Z').to_owned();
+        let (text, fraction_ns) = self.0.of(ns, up_to_the_second);
+        bytes.extend_from_slice(text.as_bytes());
         // The digit before the nine of the fraction makes room for the point.
         let point = bytes.len();
         (SECOND_NS + fraction_ns).append(bytes);

@@ -6,6 +6,8 @@ pub mod check;
 pub mod json;
 mod line;
 pub mod names;
+#[cfg(test)]
+mod samples;
 pub mod text;
 pub mod why;
 pub mod writer;
@@ -177,24 +179,23 @@ fn comm(bytes: &[u8; 16]) -> std::borrow::Cow<'_, str> {
     String::from_utf8_lossy(&bytes[..end])
 }
 
-/// The times of a lease that has ended, in seconds; `None` where the beginning was not seen.
+/// The times of a lease that has ended, in nanoseconds; `None` where the beginning was not seen.
 struct Times {
-    held_s: Option<f64>,
-    established_s: Option<f64>,
-    time_wait_s: Option<f64>,
+    held_ns: Option<u64>,
+    established_ns: Option<u64>,
+    time_wait_ns: Option<u64>,
 }
 
 impl Times {
     fn of(lease: &Lease, end: Instant) -> Self {
-        let since =
-            |begin: Option<Instant>, end: Instant| begin.map(|begin| seconds(end.since(begin)));
+        let since = |begin: Option<Instant>, end: Instant| begin.map(|begin| end.since(begin));
         Self {
-            held_s: since(lease.acquired, end),
-            established_s: since(
+            held_ns: since(lease.acquired, end),
+            established_ns: since(
                 lease.established,
                 lease.closing.or(lease.time_wait).unwrap_or(end),
             ),
-            time_wait_s: since(lease.time_wait, end),
+            time_wait_ns: since(lease.time_wait, end),
         }
     }
 }

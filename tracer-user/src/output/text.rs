@@ -1,16 +1,20 @@
 //! Text for people: one line a record, fixed columns.
 
-use std::{collections::HashSet, fmt::Write as _, net::IpAddr};
+use std::collections::HashSet;
 
-use jiff::{Timestamp, tz::TimeZone};
-use tracer_ebpf::Owner;
+use jiff::tz::TimeZone;
+use tracer_ebpf::{Owner, mapped};
 
-use super::{Cgroup, Loss, Output, Place, Start, Summary, Times, Verbosity, comm, names, seconds};
+use super::{
+    Cgroup, Loss, Output, Place, Start, Summary, Times, Verbosity, comm,
+    line::{Second, Value as _, append_ipv4},
+    names,
+};
 use crate::{
     exhaustion::{Advice, Forecast, Settings, advice_on, cause_of, free_in_s},
     ledger::{
         Addr, Change, Differences, Failure, Instant, Lease, LeaseEvent, Netns, Phase, Port,
-        Pressure, Reuse, Room,
+        Pressure, Reuse, Room, Side,
     },
     scans::Scan,
 };
@@ -22,6 +26,8 @@ pub struct Text {
     zone: TimeZone,
     colour: bool,
     verbosity: Verbosity,
+    /// The present second, in that zone.
+    second: Second,
     /// Advice that was given: the same with every failure would hide them.
     given: HashSet<Advice>,
     buffer: Vec<u8>,
@@ -35,6 +41,7 @@ impl Text {
         Self {
             realtime_offset_ns,
             zone,
+            second: Second::default(),
             colour,
             verbosity,
             given: HashSet::new(),
@@ -42,53 +49,152 @@ impl Text {
         }
     }
 
-    fn line(&mut self, line: &Line<'_>) {
-        let Line { at, event, netns, owner, local, peer, held_s, detail } = line;
-        let time = Timestamp::from_nanosecond(i128::from(at.ns()) + self.realtime_offset_ns)
-            .unwrap_or_default()
-            .to_zoned(self.zone.clone());
-        let clock = time.strftime("%H:%M:%S%.3f");
-        let (pid, name) = match owner {
-            Some(owner) => (owner.pid.to_string(), comm(&owner.comm)),
-            None => ("-".to_owned(), "-".into()),
-        };
-        let held = held_s.map_or_else(|| "-".to_owned(), duration);
-        let colour = self.colour.then(|| colour_of(event)).flatten();
-        let (on, off) = colour.map_or(("", ""), |code| (code, "\x1b[0m"));
-        let mut text = String::with_capacity(160);
-        // Writing to a String cannot fail.
-        let _ = write!(
-            text,
-            "{clock} {on}{event:<11}{off} {netns:<10} {pid:>7} {name:<15} {local:<21} \
-             {peer:<21} {held:>8} {detail}",
-        );
-        self.buffer.extend_from_slice(text.trim_end().as_bytes());
-        self.buffer.push(b'\n');
+    /// Writes a line. `detail` appends what the columns do not show.
+    fn line(&mut self, line: &Line<'_>, detail: impl FnOnce(&mut Details<'_>)) {
+        let Self { realtime_offset_ns, zone, second, colour, buffer, .. } = self;
+        let Line { at, event, netns, owner, local, peer, held_ns } = *line;
+        let (clock, fraction_ns) = second.of(i128::from(at.ns()) + *realtime_offset_ns, |began| {
+            began.to_zoned(zone.clone()).strftime("%H:%M:%S").to_string()
+        });
+        buffer.extend_from_slice(clock.as_bytes());
+        // The first digit makes room for the point.
+        let point = buffer.len();
+        (1000 + fraction_ns / 1_000_000).append(buffer);
+        buffer[point] = b'.';
+        buffer.push(b' ');
+        let colour = colour.then(|| colour_of(event)).flatten();
+        buffer.extend_from_slice(colour.unwrap_or_default().as_bytes());
+        left(buffer, 11, |column| column.extend_from_slice(event.as_bytes()));
+        if colour.is_some() {
+            buffer.extend_from_slice(b"\x1b[0m");
+        }
+        buffer.push(b' ');
+        left(buffer, 10, |column| netns.append(column));
+        buffer.push(b' ');
+        match owner {
+            Some(owner) => {
+                right(buffer, 7, |column| owner.pid.append(column));
+                buffer.push(b' ');
+                left(buffer, 15, |column| append_name(owner, column));
+            }
+            None => buffer.extend_from_slice(b"      - -              "),
+        }
+        buffer.push(b' ');
+        left(buffer, 21, |column| local.append(column));
+        buffer.push(b' ');
+        left(buffer, 21, |column| peer.append(column));
+        buffer.push(b' ');
+        right(buffer, 8, |column| match held_ns {
+            Some(held_ns) => append_duration(held_ns, column),
+            None => column.push(b'-'),
+        });
+        detail(&mut Details { buffer, is_first: true });
+        buffer.push(b'\n');
     }
 
-    fn of_lease<'a>(lease: &'a Lease, at: Instant, event: &'a str, detail: String) -> Line<'a> {
+    fn of_lease<'a>(lease: &'a Lease, at: Instant, event: &'a str) -> Line<'a> {
         Line {
             at,
             event,
             netns: lease.netns.0,
             owner: lease.owner.as_deref(),
-            local: endpoint(lease.local_addr, Some(lease.local_port)),
-            peer: peer(lease.peer),
-            held_s: lease.acquired.map(|acquired| seconds(at.since(acquired))),
-            detail,
+            local: End::At(lease.local_addr, Some(lease.local_port)),
+            peer: End::of_peer(lease.peer),
+            held_ns: lease.acquired.map(|acquired| at.since(acquired)),
         }
     }
 }
 
+/// The columns of a line.
+#[derive(Clone, Copy)]
 struct Line<'a> {
     at: Instant,
     event: &'a str,
     netns: u32,
     owner: Option<&'a Owner>,
-    local: String,
-    peer: String,
-    held_s: Option<f64>,
-    detail: String,
+    local: End<'a>,
+    peer: End<'a>,
+    held_ns: Option<u64>,
+}
+
+/// An end of a connection, or what stands in its place.
+#[derive(Clone, Copy)]
+enum End<'a> {
+    At(Addr, Option<Port>),
+    Text(&'a str),
+}
+
+impl End<'_> {
+    const NONE: Self = Self::Text("-");
+    const ANY: Self = Self::Text("*:*");
+
+    fn of_peer(peer: Option<(Addr, Port)>) -> Self {
+        peer.map_or(Self::NONE, |(addr, port)| Self::At(addr, Some(port)))
+    }
+
+    fn append(self, bytes: &mut Vec<u8>) {
+        let (addr, port) = match self {
+            Self::At(addr, port) => (addr, port),
+            Self::Text(text) => return bytes.extend_from_slice(text.as_bytes()),
+        };
+        let [.., v4] = addr.0;
+        if addr.is_unspecified() {
+            bytes.push(b'*');
+        } else if addr.0 == mapped(v4) {
+            append_ipv4(v4, bytes);
+        } else {
+            bytes.extend_from_slice(format!("[{addr}]").as_bytes());
+        }
+        bytes.push(b':');
+        match port {
+            Some(port) => port.0.append(bytes),
+            None => bytes.push(b'*'),
+        }
+    }
+}
+
+/// What the columns of a line do not show, a part after the other.
+struct Details<'a> {
+    buffer: &'a mut Vec<u8>,
+    is_first: bool,
+}
+
+impl Details<'_> {
+    fn part(&mut self, text: impl AsRef<str>) {
+        if !text.as_ref().is_empty() {
+            self.begin().extend_from_slice(text.as_ref().as_bytes());
+        }
+    }
+
+    /// A name of records, as words.
+    fn words(&mut self, name: &str) {
+        let letters = name.bytes().map(|letter| if letter == b'_' { b' ' } else { letter });
+        self.begin().extend(letters);
+    }
+
+    /// A duration, and what it is of.
+    fn duration(&mut self, of: &str, ns: Option<u64>) {
+        if let Some(ns) = ns {
+            let buffer = self.begin();
+            buffer.extend_from_slice(of.as_bytes());
+            buffer.push(b' ');
+            append_duration(ns, buffer);
+        }
+    }
+
+    fn reuse(&mut self, reuse: Option<Reuse>) {
+        match reuse {
+            None => {}
+            Some(Reuse { from_time_wait: true, .. }) => self.part("reuses a TIME-WAIT"),
+            Some(Reuse { idle_ns, .. }) => self.duration("idle", Some(idle_ns)),
+        }
+    }
+
+    fn begin(&mut self) -> &mut Vec<u8> {
+        let separator: &[u8] = if std::mem::take(&mut self.is_first) { b" " } else { b", " };
+        self.buffer.extend_from_slice(separator);
+        self.buffer
+    }
 }
 
 impl Output for Text {
@@ -114,55 +220,63 @@ impl Output for Text {
         let (low, high) = (settings.range.low().0, settings.range.high().0);
         let reserved = settings.reserved.count_within(settings.range);
         let reserved = (reserved > 0).then(|| format!("{reserved} reserved"));
-        self.line(&Line {
+        let line = Line {
             at,
             event: "namespace",
             netns: netns.0,
             owner: None,
-            local: format!("*:{low}-{high}"),
-            peer: "-".to_owned(),
-            held_s: None,
-            detail: join(&[format!("{} ports", settings.capacity()), reserved.unwrap_or_default()]),
+            local: End::Text(&format!("*:{low}-{high}")),
+            peer: End::NONE,
+            held_ns: None,
+        };
+        self.line(&line, |details| {
+            details.part(format!("{} ports", settings.capacity()));
+            details.part(reserved.unwrap_or_default());
         });
     }
 
     fn held(&mut self, at: Instant, lease: &Lease, _cgroup: Option<&Cgroup>) {
-        let state = names::ss_state(lease.phase, lease.closed_by).to_owned();
-        self.line(&Self::of_lease(lease, at, "held", state));
+        self.line(&Self::of_lease(lease, at, "held"), |details| {
+            details.part(names::ss_state(lease.phase, lease.closed_by));
+        });
     }
 
     fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
         let LeaseEvent { at, lease, change } = *event;
-        let mut detail = match change {
-            Change::Bind { requested_port, reuse } => {
-                let asked = if requested_port == 0 { "any port" } else { "" };
-                join(&[asked.to_owned(), reused(reuse)])
+        self.line(&Self::of_lease(lease, at, names::change(&change)), |details| {
+            match change {
+                Change::Bind { requested_port, reuse } => {
+                    details.part(if requested_port == 0 { "any port" } else { "" });
+                    details.reuse(reuse);
+                }
+                Change::Connect { search_ns, reuse } => {
+                    details.duration("search", search_ns);
+                    details.reuse(reuse);
+                }
+                Change::Established { handshake_ns } => {
+                    details.duration("handshake", handshake_ns);
+                }
+                Change::Accept { .. } | Change::Listen => {}
+                Change::Closing { by } => details.part(match by {
+                    Side::Local => "by local",
+                    Side::Peer => "by peer",
+                }),
+                Change::TimeWait(substate) => {
+                    details.part(names::ss_state(Phase::TimeWait(substate), None));
+                }
+                Change::Release { reason } => {
+                    let Times { established_ns, time_wait_ns, .. } = Times::of(lease, at);
+                    details.words(names::reason(reason));
+                    details.duration("estab", established_ns);
+                    details.duration("tw", time_wait_ns);
+                }
             }
-            Change::Connect { search_ns, reuse } => join(&[
-                search_ns.map(|ns| format!("search {}", duration(seconds(ns)))).unwrap_or_default(),
-                reused(reuse),
-            ]),
-            Change::Established { handshake_ns } => handshake_ns
-                .map(|ns| format!("handshake {}", duration(seconds(ns))))
-                .unwrap_or_default(),
-            Change::Accept { .. } | Change::Listen => String::new(),
-            Change::Closing { by } => format!("by {}", names::side(by)),
-            Change::TimeWait(substate) => {
-                names::ss_state(Phase::TimeWait(substate), None).to_owned()
+            if let Some(container) = cgroup.and_then(|cgroup| cgroup.container.as_deref()) {
+                let buffer = details.begin();
+                buffer.extend_from_slice(b"container ");
+                buffer.extend_from_slice(container.as_bytes());
             }
-            Change::Release { reason } => {
-                let Times { established_s, time_wait_s, .. } = Times::of(lease, at);
-                join(&[
-                    names::reason(reason).replace('_', " "),
-                    established_s.map(|s| format!("estab {}", duration(s))).unwrap_or_default(),
-                    time_wait_s.map(|s| format!("tw {}", duration(s))).unwrap_or_default(),
-                ])
-            }
-        };
-        if let Some(container) = cgroup.and_then(|cgroup| cgroup.container.as_deref()) {
-            detail = join(&[detail, format!("container {container}")]);
-        }
-        self.line(&Self::of_lease(lease, at, names::change(&change), detail));
+        });
     }
 
     fn failure(
@@ -199,25 +313,24 @@ impl Output for Text {
             let state = names::ss_state(holder.phase, holder.closed_by);
             format!("by {who} {state}{ports}{free}")
         });
-        let detail = join(&[
-            format!("{} {}", names::operation(failure.operation), names::errno(failure.errno)),
-            cause.unwrap_or_default(),
-            range.unwrap_or_default(),
-            holder.unwrap_or_default(),
-            advice.map(str::to_owned).unwrap_or_default(),
-        ]);
-        self.line(&Line {
+        let port = (failure.local_port != 0).then_some(Port(failure.local_port));
+        let line = Line {
             at: failure.at,
             event: "FAIL",
             netns: failure.netns.0,
             owner: failure.owner.as_ref(),
-            local: endpoint(
-                failure.local_addr,
-                (failure.local_port != 0).then_some(Port(failure.local_port)),
-            ),
-            peer: peer(failure.peer),
-            held_s: None,
-            detail,
+            local: End::At(failure.local_addr, port),
+            peer: End::of_peer(failure.peer),
+            held_ns: None,
+        };
+        self.line(&line, |details| {
+            let (operation, errno) =
+                (names::operation(failure.operation), names::errno(failure.errno));
+            details.part(format!("{operation} {errno}"));
+            details.part(cause.unwrap_or_default());
+            details.part(range.unwrap_or_default());
+            details.part(holder.unwrap_or_default());
+            details.part(advice.unwrap_or_default());
         });
     }
 
@@ -228,47 +341,41 @@ impl Output for Text {
             0 => "falls back".to_owned(),
             level => format!("{verb} {level}%"),
         };
-        let detail = join(&[
-            level,
-            format!("{} of {} ports used", room.used, room.capacity),
-            format!("{} left", room.headroom()),
-            format!("{:.1}/s", rates.taken_per_s),
-            forecast
-                .eta_s
-                .filter(|eta_s| *eta_s > 0.0)
-                .map(|eta_s| format!("none left in {}", duration(eta_s)))
-                .unwrap_or_default(),
-        ]);
-        let local = destination
-            .map_or_else(|| "*:*".to_owned(), |destination| endpoint(destination.source, None));
-        self.line(&Line {
+        let line = Line {
             at,
             event: "pressure",
             netns: netns.0,
             owner: None,
-            local,
-            peer: peer(destination.map(|destination| destination.peer)),
-            held_s: None,
-            detail,
+            local: destination.map_or(End::ANY, |destination| End::At(destination.source, None)),
+            peer: End::of_peer(destination.map(|destination| destination.peer)),
+            held_ns: None,
+        };
+        self.line(&line, |details| {
+            details.part(level);
+            details.part(format!("{} of {} ports used", room.used, room.capacity));
+            details.part(format!("{} left", room.headroom()));
+            details.part(format!("{:.1}/s", rates.taken_per_s));
+            if let Some(eta_s) = forecast.eta_s.filter(|eta_s| *eta_s > 0.0) {
+                details.part(format!("none left in {}", duration(eta_s)));
+            }
         });
     }
 
     fn scan(&mut self, at: Instant, scan: &Scan) {
         let Scan { netns, source, ports, port_low, port_high, tries, first, last } = *scan;
-        let detail = join(&[
-            format!("{ports} closed ports ({}-{})", port_low.0, port_high.0),
-            format!("{tries} tries in {}", duration(seconds(last.since(first)))),
-            scan.rate_per_s().map(|rate| format!("{rate:.1}/s")).unwrap_or_default(),
-        ]);
-        self.line(&Line {
+        let line = Line {
             at,
             event: "scan",
             netns: netns.0,
             owner: None,
-            local: "*:*".to_owned(),
-            peer: endpoint(source, None),
-            held_s: None,
-            detail,
+            local: End::ANY,
+            peer: End::At(source, None),
+            held_ns: None,
+        };
+        self.line(&line, |details| {
+            details.part(format!("{ports} closed ports ({}-{})", port_low.0, port_high.0));
+            details.duration(&format!("{tries} tries in"), Some(last.since(first)));
+            details.part(scan.rate_per_s().map(|rate| format!("{rate:.1}/s")).unwrap_or_default());
         });
     }
 
@@ -332,38 +439,91 @@ fn colour_of(event: &str) -> Option<&'static str> {
 }
 
 pub(super) fn endpoint(addr: Addr, port: Option<Port>) -> String {
-    let port = port.map_or_else(|| "*".to_owned(), |port| port.0.to_string());
-    match addr.ip() {
-        ip if ip.is_unspecified() => format!("*:{port}"),
-        IpAddr::V4(ip) => format!("{ip}:{port}"),
-        IpAddr::V6(ip) => format!("[{ip}]:{port}"),
-    }
+    let mut bytes = Vec::new();
+    End::At(addr, port).append(&mut bytes);
+    String::from_utf8(bytes).unwrap_or_default()
 }
 
 pub(super) fn peer(peer: Option<(Addr, Port)>) -> String {
     peer.map_or_else(|| "-".to_owned(), |(addr, port)| endpoint(addr, Some(port)))
 }
 
-fn reused(reuse: Option<Reuse>) -> String {
-    match reuse {
-        None => String::new(),
-        Some(Reuse { from_time_wait: true, .. }) => "reuses a TIME-WAIT".to_owned(),
-        Some(Reuse { idle_ns, .. }) => format!("idle {}", duration(seconds(idle_ns))),
+/// A duration in the unit that shows it best, in at most eight characters.
+pub(super) fn duration(seconds: f64) -> String {
+    let mut bytes = Vec::new();
+    // What is negative is none, and what is longer than centuries is that.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the cast stops at both ends"
+    )]
+    append_duration((seconds * 1e9).round() as u64, &mut bytes);
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+fn append_duration(ns: u64, bytes: &mut Vec<u8>) {
+    /// So many of the unit, rounded, to so many digits after the point.
+    fn append(ns: u64, unit_ns: u64, digits: u32, unit: &str, bytes: &mut Vec<u8>) {
+        let parts = 10_u64.pow(digits);
+        let step_ns = unit_ns / parts;
+        let rounded = ns.saturating_add(step_ns / 2) / step_ns;
+        (rounded / parts).append(bytes);
+        if digits > 0 {
+            // The first digit makes room for the point.
+            let point = bytes.len();
+            (parts + rounded % parts).append(bytes);
+            bytes[point] = b'.';
+        }
+        bytes.extend_from_slice(unit.as_bytes());
+    }
+    const SECOND_NS: u64 = 1_000_000_000;
+    match ns {
+        ns if ns < 1_000_000 => append(ns, 1000, 0, "us", bytes),
+        ns if ns < SECOND_NS => append(ns, 1_000_000, 1, "ms", bytes),
+        ns if ns < 100 * SECOND_NS => append(ns, SECOND_NS, 2, "s", bytes),
+        ns if ns < 6000 * SECOND_NS => append(ns, SECOND_NS, 0, "s", bytes),
+        ns => append(ns, 60 * SECOND_NS, 0, "min", bytes),
     }
 }
 
-/// A duration in the unit that shows it best, in at most eight characters.
-pub(super) fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 0.001 => format!("{:.0}us", s * 1e6),
-        s if s < 1.0 => format!("{:.1}ms", s * 1e3),
-        s if s < 100.0 => format!("{s:.2}s"),
-        s if s < 6000.0 => format!("{s:.0}s"),
-        s => format!("{:.0}min", s / 60.0),
+/// Appends a process's name. What would not stay in its column or its line is replaced.
+fn append_name(owner: &Owner, bytes: &mut Vec<u8>) {
+    let name = comm(&owner.comm);
+    if name.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return bytes.extend_from_slice(name.as_bytes());
     }
+    let shown = name.chars().map(|letter| if letter.is_control() { '?' } else { letter });
+    bytes.extend_from_slice(shown.collect::<String>().as_bytes());
+}
+
+/// Writes a column of at least this width, its text to the left.
+fn left(bytes: &mut Vec<u8>, width: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = bytes.len();
+    write(bytes);
+    let missing = width.saturating_sub(characters(&bytes[start..]));
+    bytes.resize(bytes.len() + missing, b' ');
+}
+
+/// Writes a column of at least this width, its text, which is ASCII, to the right.
+fn right(bytes: &mut Vec<u8>, width: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = bytes.len();
+    write(bytes);
+    let length = bytes.len() - start;
+    if length < width {
+        bytes.resize(start + width, b' ');
+        bytes[start..].rotate_right(width - length);
+    }
+}
+
+/// Characters of UTF-8: all bytes but those that go on with one.
+fn characters(text: &[u8]) -> usize {
+    text.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
 }
 
 pub(super) fn join(parts: &[String]) -> String {
     let parts: Vec<_> = parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
     parts.join(", ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,15 +1,15 @@
 //! The records that are put together by hand against what serde makes of the same.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-};
+use std::net::IpAddr;
 
 use proptest::{option, prelude::*, sample::select};
-use tracer_ebpf::{Owner, mapped};
+use tracer_ebpf::Owner;
 
-use super::*;
-use crate::ledger::{Cause, Cookie, Family, LeaseId, Port, Reason, Side, Substate};
+use super::{
+    super::samples::{cgroups, changes, instants, leases, ports},
+    *,
+};
+use crate::ledger::{Cause, Port};
 
 #[derive(Serialize)]
 struct Subject<'a, D> {
@@ -136,12 +136,12 @@ impl Details {
             Change::Closing { by } => Self::Closing { by: names::side(by) },
             Change::TimeWait(substate) => Self::TimeWait { substate: names::substate(substate) },
             Change::Release { reason } => {
-                let Times { held_s, established_s, time_wait_s } = Times::of(lease, *at);
+                let Times { held_ns, established_ns, time_wait_ns } = Times::of(lease, *at);
                 Self::Release {
                     reason: names::reason(reason),
-                    held_s,
-                    established_s,
-                    time_wait_s,
+                    held_s: held_ns.map(seconds),
+                    established_s: established_ns.map(seconds),
+                    time_wait_s: time_wait_ns.map(seconds),
                     closed_by: lease.closed_by.map(names::side),
                 }
             }
@@ -237,147 +237,6 @@ fn failure_by_serde(
         (failure.owner.as_ref(), cgroup),
     );
     json.write("fail", failure.at, Some(failure.netns.0), Subject { who, rest });
-}
-
-fn addrs() -> impl Strategy<Value = Addr> {
-    prop_oneof![
-        any::<[u8; 4]>().prop_map(|octets| Addr::from(Ipv4Addr::from(octets))),
-        // Any number of digits.
-        prop::array::uniform4(select(vec![0, 9, 10, 99, 100, 255]))
-            .prop_map(|octets| Addr::from(Ipv4Addr::from(octets))),
-        any::<[u32; 4]>().prop_map(Addr),
-        // Like the mapped form, but for a bit or two.
-        any::<(u32, u32)>().prop_map(|(v4, odd)| {
-            let [first, second, third, fourth] = mapped(v4);
-            Addr([first, second, third ^ (odd & 0x0101_0101), fourth])
-        }),
-        select(vec![Addr([0; 4]), Addr([0, 0, 0, 1_u32.to_be()])]),
-    ]
-}
-
-fn ports() -> impl Strategy<Value = Port> {
-    (1..=u16::MAX).prop_map(Port)
-}
-
-fn owners() -> impl Strategy<Value = Owner> {
-    let comm = prop_oneof![
-        any::<[u8; 16]>(),
-        prop::array::uniform16(32_u8..127),
-        select(vec![
-            *b"nginx\0\0\0\0\0\0\0\0\0\0\0",
-            *b"a \"\\\n\t\x01\x7f\xff\xc3\xa9\0\0\0\0\0",
-            [0; 16]
-        ]),
-    ];
-    // Few enough for some to be met again, and some to share a place.
-    (select(vec![0, 1, 2, 257, 258, u32::MAX]), any::<u32>(), any::<u64>(), comm)
-        .prop_map(|(pid, uid, cgroup_id, comm)| Owner { pid, uid, cgroup_id, comm })
-}
-
-fn cgroups() -> impl Strategy<Value = Cgroup> {
-    let path = prop_oneof![any::<String>(), Just("/system.slice/ssh.service".to_owned())];
-    (path, option::of(any::<String>())).prop_map(|(path, container)| Cgroup { path, container })
-}
-
-fn kinds() -> impl Strategy<Value = Kind> {
-    select(vec![Kind::Connect, Kind::Bind, Kind::BindAuto, Kind::Listen, Kind::Accept])
-}
-
-fn substates() -> impl Strategy<Value = Substate> {
-    select(vec![Substate::TimeWait, Substate::FinWait2])
-}
-
-fn sides() -> impl Strategy<Value = Side> {
-    select(vec![Side::Local, Side::Peer])
-}
-
-fn families() -> impl Strategy<Value = Family> {
-    select(vec![Family::Ipv4, Family::Ipv6])
-}
-
-fn instants() -> impl Strategy<Value = Instant> {
-    // A time of day within the same seconds, or anything.
-    prop_oneof![0..3_000_000_000_u64, any::<u64>()].prop_map(Instant::from_ns)
-}
-
-fn leases() -> impl Strategy<Value = Lease> {
-    let phase = prop_oneof![
-        select(vec![
-            Phase::Bound,
-            Phase::Listen,
-            Phase::Connecting,
-            Phase::Established,
-            Phase::Closing,
-        ]),
-        substates().prop_map(Phase::TimeWait),
-    ];
-    let identity = (any::<(u64, u64, u32)>(), kinds(), families(), option::of(owners()));
-    let ends = (addrs(), ports(), option::of((addrs(), ports())));
-    let times = prop::array::uniform5(option::of(instants()));
-    (identity, ends, phase, times, option::of(sides())).prop_map(
-        |(identity, (local_addr, local_port, peer), phase, times, closed_by)| {
-            let ((id, cookie, netns), kind, family, owner) = identity;
-            let [acquired, established, closing, time_wait, timer_armed] = times;
-            Lease {
-                id: LeaseId(id),
-                cookie: Cookie(cookie),
-                netns: Netns(netns),
-                kind,
-                family,
-                v6_only: false,
-                local_addr,
-                local_port,
-                peer,
-                phase,
-                owner: owner.map(Arc::new),
-                acquired,
-                established,
-                closing,
-                closed_by,
-                time_wait,
-                timer_armed,
-            }
-        },
-    )
-}
-
-fn reuses() -> impl Strategy<Value = Option<Reuse>> {
-    option::of(any::<(u64, u64, bool)>().prop_map(|(previous, idle_ns, from_time_wait)| Reuse {
-        previous: LeaseId(previous),
-        idle_ns,
-        from_time_wait,
-    }))
-}
-
-fn changes() -> impl Strategy<Value = Change> {
-    let reasons = select(vec![
-        Reason::Closed,
-        Reason::ResetIn,
-        Reason::ResetOut,
-        Reason::Refused,
-        Reason::TimedOut,
-        Reason::Aborted,
-        Reason::Disconnected,
-        Reason::TimeWaitExpired,
-        Reason::TimeWaitReused,
-        Reason::TimeWaitKilled,
-        Reason::TimeWaitOverflow,
-        Reason::NetnsGone,
-        Reason::Failed,
-        Reason::Unseen,
-    ]);
-    let durations = || option::of(prop_oneof![0..10_000_000_000_u64, any::<u64>()]);
-    prop_oneof![
-        (any::<u16>(), reuses())
-            .prop_map(|(requested_port, reuse)| Change::Bind { requested_port, reuse }),
-        (durations(), reuses()).prop_map(|(search_ns, reuse)| Change::Connect { search_ns, reuse }),
-        durations().prop_map(|handshake_ns| Change::Established { handshake_ns }),
-        option::of(any::<u64>().prop_map(Cookie)).prop_map(|listener| Change::Accept { listener }),
-        Just(Change::Listen),
-        sides().prop_map(|by| Change::Closing { by }),
-        substates().prop_map(Change::TimeWait),
-        reasons.prop_map(|reason| Change::Release { reason }),
-    ]
 }
 
 #[derive(Clone, Debug)]
