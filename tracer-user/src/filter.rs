@@ -66,7 +66,7 @@ impl<'a> Subject<'a> {
             family: Some(lease.family),
             kind: lease.kind,
             local_port: lease.local_port.0,
-            peer: lease.peer,
+            peer: lease.peer.get(),
             owner: lease.owner.as_deref(),
             cgroup,
         }

@@ -181,7 +181,7 @@ impl Tables {
                 time_wait_left_ms: timed
                     .iter()
                     .filter(|_| matches!(lease.phase, Phase::TimeWait(_)))
-                    .filter(|timed| is_of(timed, lease.cookie.0, lease.peer.is_some()))
+                    .filter(|timed| is_of(timed, lease.cookie.0, lease.peer.get().is_some()))
                     .find_map(|timed| timed.time_wait_left_ms),
                 bucket: buckets
                     .iter()

@@ -8,6 +8,7 @@
 
 mod cookies;
 mod held;
+mod marks;
 mod owners;
 mod ports;
 mod state;
@@ -21,6 +22,6 @@ pub use held::{Coverage, Held, HeldBy, Unknown};
 pub use state::{Differences, Ledger, Sight};
 pub use types::{
     Addr, BucketClass, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent,
-    LeaseId, Netns, Operation, Phase, Port, Reason, Reuse, Side, Sink, Substate,
+    LeaseId, Netns, Operation, Peer, Phase, Port, Reason, Reuse, Side, Sink, Substate,
 };
 pub use usage::{Destination, Pressure, Rates, Room, TakeOver, Window};

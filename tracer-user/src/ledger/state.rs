@@ -15,11 +15,13 @@ use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags};
 use super::{
     cookies::ByCookie,
     held::{Held, HeldBy, port},
+    marks::{Mark, Marks},
     owners::Owners,
     ports::{Incarnation, LastUse, NONE, Ports},
     types::{
         Addr, BucketClass, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease,
-        LeaseEvent, LeaseId, Netns, Operation, Phase, Port, Reason, Reuse, Side, Sink, Substate,
+        LeaseEvent, LeaseId, Netns, Operation, Peer, Phase, Port, Reason, Reuse, Side, Sink,
+        Substate,
     },
     usage::{Destination, Usage},
 };
@@ -94,14 +96,7 @@ const ACCEPT_SETTLES_NS: u64 = 60_000_000;
 #[derive(Debug)]
 struct Entry {
     lease: Lease,
-    held_by_socket: bool,
-    held_by_time_wait: bool,
-    /// The present connect() or listen() has not been confirmed yet.
-    unconfirmed: bool,
-    /// The `accept` record waits for the accepting process.
-    unannounced: bool,
-    /// It is among [`Ledger::cancels`].
-    is_cancelled: bool,
+    marks: Marks,
     /// Why the socket went to CLOSE while it kept its port, or let go while the TIME_WAIT held on.
     close_reason: Option<Reason>,
     /// When it let go.
@@ -110,21 +105,17 @@ struct Entry {
     address_class: BucketClass,
     /// Where the connection is counted, or [`NONE`].
     destination: u32,
-    /// It is counted there as a TIME_WAIT.
-    counted_time_wait: bool,
-    /// The epoch of the latest change of holder or phase. Epochs and comparisons come around again
-    /// after days, which costs the lease one comparison.
+    /// The epoch of the latest change of holder or phase. Epochs and comparisons begin anew after
+    /// 65,536 of them, which at worst leaves the lease out of one comparison.
     changed: u16,
-    /// The latest comparison in which the kernel had a hold of this lease, and which it had.
+    /// The latest comparison in which the kernel had a hold of this lease.
     seen: u16,
-    seen_socket: bool,
-    seen_time_wait: bool,
     next_of_cookie: u32,
     next_of_port: u32,
     previous_of_port: u32,
 }
 
-const _: () = assert!(size_of::<Entry>() <= 160);
+const _: () = assert!(size_of::<Entry>() <= 144);
 
 /// A TIME_WAIT's timer was cancelled.
 #[derive(Clone, Copy, Debug)]
@@ -352,7 +343,7 @@ impl Ledger {
     pub fn begin_telling(&mut self) {
         self.accept_due.clear();
         for (_, entry) in &mut self.leases {
-            entry.unannounced = false;
+            entry.marks.set(Mark::Unannounced, false);
         }
     }
 
@@ -542,7 +533,7 @@ impl Ledger {
             return;
         }
         let Some(mut index) = self.bound_lease(fact, owner) else { return };
-        if self.leases[index as usize].held_by_time_wait {
+        if self.leases[index as usize].marks.has(Mark::HeldByTimeWait) {
             // The socket left a TIME_WAIT on its port and connects elsewhere: from here on the
             // two holders go separate ways.
             index = self.part(index, at, sink);
@@ -551,13 +542,13 @@ impl Ledger {
         let entry = &mut self.leases[index as usize];
         entry.changed = self.epoch;
         entry.lease.phase = Phase::Connecting;
-        entry.lease.peer = peer(fact);
+        entry.lease.peer = peer(fact).into();
         entry.lease.established = None;
         entry.lease.closing = None;
         entry.lease.closed_by = None;
         entry.close_reason = None;
         entry.lease.timer_armed = Some(at);
-        entry.unconfirmed = true;
+        entry.marks.set(Mark::Unconfirmed, true);
         self.recount(index);
     }
 
@@ -569,7 +560,7 @@ impl Ledger {
         if let Some(index) = self.socket_lease(cookie) {
             self.pending.remove(&cookie);
             let entry = &mut self.leases[index as usize];
-            entry.unconfirmed = false;
+            entry.marks.set(Mark::Unconfirmed, false);
             entry.lease.timer_armed = Some(at);
             return;
         }
@@ -597,8 +588,8 @@ impl Ledger {
             }
             entry.lease.phase = Phase::Established;
             entry.lease.established = Some(at);
-            entry.lease.peer = peer(fact);
-            entry.unconfirmed = false;
+            entry.lease.peer = peer(fact).into();
+            entry.marks.set(Mark::Unconfirmed, false);
             let attempt = entry.lease.timer_armed.take();
             let handshake_ns = attempt.map(|attempt| at.since(attempt));
             self.move_in_bucket(index, Addr(fact.local_addr));
@@ -638,7 +629,7 @@ impl Ledger {
         let index = self.insert(NewLease { owner, acquired: Some(at), ..new }, true, false);
         let entry = &mut self.leases[index as usize];
         entry.lease.established = Some(at);
-        entry.unannounced = true;
+        entry.marks.set(Mark::Unannounced, true);
         if self.sight.accepts {
             let id = entry.lease.id;
             self.accept_due.push_back(Deadline { at, index, id });
@@ -670,7 +661,7 @@ impl Ledger {
             return;
         }
         let Some(index) = self.bound_lease(fact, owner) else { return };
-        self.leases[index as usize].unconfirmed = true;
+        self.leases[index as usize].marks.set(Mark::Unconfirmed, true);
         if !self.sight.ports_chosen {
             self.listens(index, at, sink);
         }
@@ -695,12 +686,12 @@ impl Ledger {
 
     fn listens(&mut self, index: u32, at: Instant, sink: &mut impl Sink) {
         let entry = &mut self.leases[index as usize];
-        entry.unconfirmed = false;
+        entry.marks.set(Mark::Unconfirmed, false);
         if entry.lease.phase == Phase::Listen {
             return;
         }
         entry.lease.phase = Phase::Listen;
-        entry.lease.peer = None;
+        entry.lease.peer = Peer::NONE;
         let key = (entry.lease.netns, entry.lease.local_port);
         self.listeners.entry(key).or_default().push(index);
         self.bind_bucket(index);
@@ -749,7 +740,7 @@ impl Ledger {
         let reason = close_reason(fact, old);
         let entry = &mut self.leases[index as usize];
         let is_failure = fact.detail == 0 && fact.flags & flags::SHUTDOWN_BOTH == 0;
-        if std::mem::take(&mut entry.unconfirmed) && self.sight.ports_chosen && is_failure {
+        if entry.marks.take(Mark::Unconfirmed) && self.sight.ports_chosen && is_failure {
             self.unconfirmed_failed(index, fact, old, sink);
         }
         if old == Some(TcpState::Listen) {
@@ -761,7 +752,7 @@ impl Ledger {
         }
         let entry = &mut self.leases[index as usize];
         entry.changed = self.epoch;
-        if !entry.held_by_time_wait {
+        if !entry.marks.has(Mark::HeldByTimeWait) {
             entry.close_reason = Some(reason);
             entry.lease.phase = Phase::Bound;
             entry.lease.closing = entry.lease.closing.or(entry.lease.established.map(|_| at));
@@ -857,10 +848,10 @@ impl Ledger {
             Some(TcpState::Listen) => (Operation::Listen, libc::EADDRINUSE),
             _ => return,
         };
-        let holder = match (operation, lease.peer) {
+        let holder = match (operation, lease.peer.get()) {
             (Operation::Connect, Some(peer)) => self
                 .leases_on(lease.netns, lease.local_port)
-                .find(|other| other.id != lease.id && other.peer == Some(peer))
+                .find(|other| other.id != lease.id && other.peer.get() == Some(peer))
                 .cloned(),
             _ => self
                 .holder(
@@ -881,7 +872,7 @@ impl Ledger {
             errno,
             local_addr: lease.local_addr,
             local_port: lease.local_port.0,
-            peer: if operation == Operation::Connect { lease.peer } else { None },
+            peer: if operation == Operation::Connect { lease.peer.get() } else { None },
             cause: Some(Cause::PortHeld),
             holder: holder.as_ref(),
             holder_ports: None,
@@ -974,9 +965,9 @@ impl Ledger {
         sink: &mut impl Sink,
     ) {
         let entry = &mut self.leases[index as usize];
-        entry.held_by_time_wait = true;
+        entry.marks.set(Mark::HeldByTimeWait, true);
         entry.lease.phase = Phase::TimeWait(substate);
-        entry.lease.peer = Some(tuple.peer);
+        entry.lease.peer = tuple.peer.into();
         self.move_in_bucket(index, tuple.local.0);
         self.recount(index);
         self.tell(index, at, Change::TimeWait(substate), sink);
@@ -996,7 +987,7 @@ impl Ledger {
         let is_netns_dying = fact.flags & flags::NETNS_DYING != 0;
         let reason = if is_netns_dying { Reason::NetnsGone } else { Reason::TimeWaitKilled };
         let entry = &mut self.leases[index as usize];
-        entry.is_cancelled = true;
+        entry.marks.set(Mark::Cancelled, true);
         let deadline = Deadline { at, index, id: entry.lease.id };
         if self.cancelled.len() > self.leases.len() {
             // A loss can leave an entry behind.
@@ -1059,12 +1050,12 @@ impl Ledger {
         }
         let is_rival = |pending: &Pending| {
             pending.netns == lease.netns
-                && pending.peer == lease.peer
+                && pending.peer == lease.peer.get()
                 && pending.began <= cancel.at
                 && pending.operation == Operation::Connect
         };
         let is_bound_rival = |entry: &Entry| {
-            entry.unconfirmed
+            entry.marks.has(Mark::Unconfirmed)
                 && entry.lease.peer == lease.peer
                 && entry.lease.timer_armed <= Some(cancel.at)
         };
@@ -1075,7 +1066,7 @@ impl Ledger {
 
     fn uncancel(&mut self, index: u32) {
         let entry = &mut self.leases[index as usize];
-        if !std::mem::take(&mut entry.is_cancelled) {
+        if !entry.marks.take(Mark::Cancelled) {
             return;
         }
         self.cancels.remove(&index);
@@ -1088,17 +1079,17 @@ impl Ledger {
         self.uncancel(index);
         let entry = &mut self.leases[index as usize];
         entry.changed = self.epoch;
-        entry.held_by_time_wait = false;
+        entry.marks.set(Mark::HeldByTimeWait, false);
         if let (Some(ended), Some(tuple)) = (&mut self.ended, lease_tuple(&entry.lease)) {
             ended.insert(Hold::TimeWait(entry.lease.cookie, tuple));
         }
-        if entry.held_by_socket && entry.lease.kind == Kind::Bind {
+        if entry.marks.has(Mark::HeldBySocket) && entry.lease.kind == Kind::Bind {
             // The socket is still open, and bound to the port.
             entry.lease.phase = Phase::Bound;
             self.recount(index);
         } else {
             // Any other socket let go when its TIME_WAIT began, even if that fact was lost.
-            entry.held_by_socket = false;
+            entry.marks.set(Mark::HeldBySocket, false);
             // What was cancelled is known to have ended only later: the socket may have been last.
             let last = entry.socket_end.filter(|socket_end| *socket_end > at);
             let (at, reason) = last.zip(entry.close_reason).unwrap_or((at, reason));
@@ -1150,6 +1141,9 @@ impl Ledger {
         let id = LeaseId(self.next_id);
         self.next_id += 1;
         let first_of_port = self.ports.get(netns, local_port).first;
+        let mut marks = Marks::default();
+        marks.set(Mark::HeldBySocket, by_socket);
+        marks.set(Mark::HeldByTimeWait, by_time_wait);
         let entry = Entry {
             lease: Lease {
                 id,
@@ -1160,7 +1154,7 @@ impl Ledger {
                 v6_only,
                 local_addr,
                 local_port,
-                peer,
+                peer: peer.into(),
                 phase,
                 owner,
                 acquired,
@@ -1170,20 +1164,13 @@ impl Ledger {
                 time_wait: None,
                 timer_armed: None,
             },
-            held_by_socket: by_socket,
-            held_by_time_wait: by_time_wait,
-            unconfirmed: false,
-            unannounced: false,
-            is_cancelled: false,
+            marks,
             close_reason: None,
             socket_end: None,
             address_class: BucketClass::Connect,
             destination: NONE,
-            counted_time_wait: false,
             changed: self.epoch,
             seen: 0,
-            seen_socket: false,
-            seen_time_wait: false,
             next_of_cookie: NONE,
             next_of_port: first_of_port,
             previous_of_port: NONE,
@@ -1209,11 +1196,11 @@ impl Ledger {
     fn drop_socket_hold(&mut self, index: u32, at: Instant, reason: Reason, sink: &mut impl Sink) {
         let entry = &mut self.leases[index as usize];
         entry.changed = self.epoch;
-        entry.held_by_socket = false;
+        entry.marks.set(Mark::HeldBySocket, false);
         if let Some(ended) = &mut self.ended {
             ended.insert(Hold::Socket(entry.lease.cookie));
         }
-        if entry.held_by_time_wait {
+        if entry.marks.has(Mark::HeldByTimeWait) {
             (entry.socket_end, entry.close_reason) = (Some(at), Some(reason));
         } else {
             self.release(index, at, reason, sink);
@@ -1302,7 +1289,7 @@ impl Ledger {
     /// Tells of an accepted connection, if that has waited for the accepting process.
     fn announce(&mut self, index: u32, sink: &mut impl Sink) {
         let entry = &mut self.leases[index as usize];
-        if !std::mem::take(&mut entry.unannounced) {
+        if !entry.marks.take(Mark::Unannounced) {
             return;
         }
         let lease = &self.leases[index as usize].lease;
@@ -1392,13 +1379,16 @@ impl Ledger {
     }
 
     fn socket_lease(&self, cookie: Cookie) -> Option<u32> {
-        self.of_cookie(cookie).find(|(_, entry)| entry.held_by_socket).map(|(index, _)| index)
+        self.of_cookie(cookie)
+            .find(|(_, entry)| entry.marks.has(Mark::HeldBySocket))
+            .map(|(index, _)| index)
     }
 
     fn time_wait_lease(&self, cookie: Cookie, tuple: &Tuple) -> Option<u32> {
         self.of_cookie(cookie)
             .find(|(_, entry)| {
-                entry.held_by_time_wait && lease_tuple(&entry.lease).as_ref() == Some(tuple)
+                entry.marks.has(Mark::HeldByTimeWait)
+                    && lease_tuple(&entry.lease).as_ref() == Some(tuple)
             })
             .map(|(index, _)| index)
     }
@@ -1430,7 +1420,7 @@ fn cookie_of(leases: &Slab<Entry>) -> impl Fn(u32) -> Cookie {
 /// True if this is the lease of a TIME_WAIT of this connection, whose timer is cancelled.
 fn is_cancelled(leases: &Slab<Entry>, index: u32, tuple: &Tuple) -> bool {
     leases.get(index as usize).is_some_and(|entry| {
-        entry.is_cancelled && lease_tuple(&entry.lease).as_ref() == Some(tuple)
+        entry.marks.has(Mark::Cancelled) && lease_tuple(&entry.lease).as_ref() == Some(tuple)
     })
 }
 
@@ -1519,7 +1509,7 @@ fn lease_tuple(lease: &Lease) -> Option<Tuple> {
     Some(Tuple {
         netns: lease.netns,
         local: (lease.local_addr, lease.local_port),
-        peer: lease.peer?,
+        peer: lease.peer.get()?,
     })
 }
 

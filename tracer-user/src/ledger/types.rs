@@ -230,6 +230,37 @@ pub enum BucketClass {
     Bind,
 }
 
+/// Whom a socket is connected to, or goes to, if anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    addr: Addr,
+    /// 0 if there is none, so that there being one takes no memory.
+    port: u16,
+}
+
+impl Peer {
+    /// There is none.
+    pub const NONE: Self = Self { addr: Addr([0; 4]), port: 0 };
+
+    /// Its address and port.
+    #[must_use]
+    pub fn get(self) -> Option<(Addr, Port)> {
+        (self.port != 0).then_some((self.addr, Port(self.port)))
+    }
+}
+
+impl From<(Addr, Port)> for Peer {
+    fn from((addr, port): (Addr, Port)) -> Self {
+        Self { addr, port: port.0 }
+    }
+}
+
+impl From<Option<(Addr, Port)>> for Peer {
+    fn from(peer: Option<(Addr, Port)>) -> Self {
+        peer.map_or(Self::NONE, Self::from)
+    }
+}
+
 /// What the user sees of a lease's holder.
 #[derive(Clone, Debug)]
 pub struct Lease {
@@ -250,7 +281,7 @@ pub struct Lease {
     /// The held port.
     pub local_port: Port,
     /// Peer, once there is one.
-    pub peer: Option<(Addr, Port)>,
+    pub peer: Peer,
     /// What the holder does.
     pub phase: Phase,
     /// The process that acquired the port, where it could be seen.

@@ -450,8 +450,8 @@ impl<'a> Who<'a> {
             family: names::family(lease.family),
             local_addr: lease.local_addr,
             local_port: Some(lease.local_port.0),
-            peer_addr: lease.peer.map(|(addr, _)| addr),
-            peer_port: lease.peer.map(|(_, port)| port.0),
+            peer_addr: lease.peer.get().map(|(addr, _)| addr),
+            peer_port: lease.peer.get().map(|(_, port)| port.0),
             process: Process { owner: lease.owner.as_deref(), cgroup },
         }
     }

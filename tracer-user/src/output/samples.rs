@@ -99,7 +99,7 @@ pub(super) fn leases() -> impl Strategy<Value = Lease> {
                 v6_only: false,
                 local_addr,
                 local_port,
-                peer,
+                peer: peer.into(),
                 phase,
                 owner: owner.map(Arc::new),
                 acquired,

@@ -99,7 +99,7 @@ impl Text {
             netns: lease.netns.0,
             owner: lease.owner.as_deref(),
             local: End::At(lease.local_addr, Some(lease.local_port)),
-            peer: End::of_peer(lease.peer),
+            peer: End::of_peer(lease.peer.get()),
             held_ns: lease.acquired.map(|acquired| at.since(acquired)),
         }
     }

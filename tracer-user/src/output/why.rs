@@ -196,7 +196,7 @@ fn occupant_line(answer: &Answer<'_>, namespace: &Occupancy, occupant: &Occupant
         "{:<10} {:<21} {:<21} {:<9} {who}{place}{since}{until}",
         names::ss_state(lease.phase, lease.closed_by),
         endpoint(lease.local_addr, Some(lease.local_port)),
-        peer(lease.peer),
+        peer(lease.peer.get()),
         names::kind(lease.kind),
     )
     .trim_end()

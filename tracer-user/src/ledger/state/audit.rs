@@ -12,6 +12,7 @@ use tracer_ebpf::Owner;
 use super::{Hold, Ledger, held_tuple, lease_tuple, phase_of};
 use crate::ledger::{
     held::{Coverage, Held, HeldBy, Unknown},
+    marks::Mark,
     types::{BucketClass, Instant, Lease, Netns, Phase, Port, Reason, Sink},
 };
 
@@ -131,13 +132,14 @@ impl Ledger {
             let entry = &mut self.leases[index as usize];
             let is_known = mem::replace(&mut entry.seen, self.comparison) == self.comparison;
             if !is_known {
-                (entry.seen_socket, entry.seen_time_wait) = (false, false);
+                entry.marks.take(Mark::SeenSocket);
+                entry.marks.take(Mark::SeenTimeWait);
             }
             let seen = match hold {
-                Hold::Socket(_) => &mut entry.seen_socket,
-                Hold::TimeWait(..) => &mut entry.seen_time_wait,
+                Hold::Socket(_) => Mark::SeenSocket,
+                Hold::TimeWait(..) => Mark::SeenTimeWait,
             };
-            if mem::replace(seen, true) {
+            if entry.marks.replace(seen, true) {
                 // Listed twice: as an open file, and by the kernel.
                 continue;
             }
@@ -167,12 +169,15 @@ impl Ledger {
             let is_idle = matches!(lease.phase, Phase::Bound | Phase::TimeWait(_));
             let is_listed = self.sight.bound_idle && !of.lacks_files || !is_idle;
             let is_seen = entry.seen == self.comparison;
-            if entry.held_by_socket && is_listed && !(is_seen && entry.seen_socket) {
+            if entry.marks.has(Mark::HeldBySocket)
+                && is_listed
+                && !(is_seen && entry.marks.has(Mark::SeenSocket))
+            {
                 differences.extra.insert(Hold::Socket(lease.cookie), lease.clone());
             }
-            if entry.held_by_time_wait
-                && !entry.is_cancelled
-                && !(is_seen && entry.seen_time_wait)
+            if entry.marks.has(Mark::HeldByTimeWait)
+                && !entry.marks.has(Mark::Cancelled)
+                && !(is_seen && entry.marks.has(Mark::SeenTimeWait))
                 && let Some(tuple) = lease_tuple(lease)
             {
                 differences.extra.insert(Hold::TimeWait(lease.cookie, tuple), lease.clone());
@@ -270,7 +275,7 @@ impl Ledger {
                 && !differences.missing.contains_key(&Hold::Socket(*cookie))
                 && let Some(index) = self.socket_lease(*cookie)
                 && self.leases[index as usize].lease.id == socket.id
-                && !self.leases[index as usize].held_by_time_wait
+                && !self.leases[index as usize].marks.has(Mark::HeldByTimeWait)
                 && socket.local_port == held.local_port
             {
                 // When it began is not known.
@@ -291,7 +296,11 @@ impl Ledger {
         match held.by {
             // The change of the substate can pass without an event.
             HeldBy::TimeWait(_) => true,
-            HeldBy::Socket(_) if entry.held_by_time_wait || entry.changed == self.epoch => true,
+            HeldBy::Socket(_)
+                if entry.marks.has(Mark::HeldByTimeWait) || entry.changed == self.epoch =>
+            {
+                true
+            }
             HeldBy::Socket(state) => phase_of(state) == entry.lease.phase,
         }
     }
@@ -300,7 +309,7 @@ impl Ledger {
         let key = (held.netns, held.local_port);
         self.unlist(index);
         let entry = &mut self.leases[index as usize];
-        entry.lease.peer = held.peer.or(entry.lease.peer);
+        entry.lease.peer = held.peer.map_or(entry.lease.peer, Into::into);
         entry.lease.phase = match held.by {
             HeldBy::Socket(state) => phase_of(state),
             HeldBy::TimeWait(substate) => Phase::TimeWait(substate),

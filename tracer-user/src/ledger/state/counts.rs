@@ -4,6 +4,7 @@ use rustc_hash::FxHashMap;
 
 use super::Ledger;
 use crate::ledger::{
+    marks::Mark,
     ports::NONE,
     types::{BucketClass, Instant, Kind, Lease, LeaseId, Netns, Phase, Port, Sink, Substate},
     usage::{Destination, Rates, Room, Window},
@@ -54,7 +55,8 @@ impl Ledger {
             .collect();
         for index in &of_it {
             let entry = &mut self.leases[*index as usize];
-            (entry.destination, entry.counted_time_wait) = (NONE, false);
+            entry.destination = NONE;
+            entry.marks.take(Mark::CountedTimeWait);
             let port = entry.lease.local_port;
             self.usage.take_port(netns, port);
             let is_locked = self.ports.get(netns, port).class == BucketClass::Bind;
@@ -109,9 +111,10 @@ impl Ledger {
             && entry.lease.phase == Phase::TimeWait(Substate::TimeWait);
         let place = entry.destination;
         if place != NONE && self.usage.destination(place) != wanted.as_ref() {
-            self.usage.uncount(place, port, entry.counted_time_wait, None);
+            self.usage.uncount(place, port, entry.marks.has(Mark::CountedTimeWait), None);
             let entry = &mut self.leases[index as usize];
-            (entry.destination, entry.counted_time_wait) = (NONE, false);
+            entry.destination = NONE;
+            entry.marks.take(Mark::CountedTimeWait);
         }
         if let Some(wanted) = wanted
             && self.leases[index as usize].destination == NONE
@@ -120,8 +123,8 @@ impl Ledger {
             self.leases[index as usize].destination = place;
         }
         let entry = &mut self.leases[index as usize];
-        if entry.destination != NONE && entry.counted_time_wait != is_time_wait {
-            entry.counted_time_wait = is_time_wait;
+        if entry.destination != NONE && entry.marks.has(Mark::CountedTimeWait) != is_time_wait {
+            entry.marks.set(Mark::CountedTimeWait, is_time_wait);
             self.usage.set_time_wait(entry.destination, is_time_wait);
         }
     }
@@ -133,7 +136,7 @@ impl Ledger {
         if place != NONE {
             let held_ns = entry.lease.acquired.map(|acquired| at.since(acquired));
             let port = entry.lease.local_port;
-            self.usage.uncount(place, port, entry.counted_time_wait, held_ns);
+            self.usage.uncount(place, port, entry.marks.has(Mark::CountedTimeWait), held_ns);
         }
     }
 
@@ -255,6 +258,6 @@ fn destination_of(lease: &Lease) -> Option<Destination> {
         Phase::Bound | Phase::Listen => false,
         Phase::Connecting | Phase::Established | Phase::Closing | Phase::TimeWait(_) => true,
     };
-    let peer = lease.peer.filter(|_| is_connection && lease.kind != Kind::Accept)?;
+    let peer = lease.peer.get().filter(|_| is_connection && lease.kind != Kind::Accept)?;
     Some(Destination { netns: lease.netns, source: lease.local_addr, peer })
 }

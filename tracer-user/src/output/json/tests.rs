@@ -40,7 +40,7 @@ impl<'a> Identity<'a> {
     fn of(lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Self {
         Self::with(
             (lease.cookie.0, names::kind(lease.kind), names::family(lease.family)),
-            (lease.local_addr, lease.peer),
+            (lease.local_addr, lease.peer.get()),
             (Some(lease.id.0), Some(lease.local_port.0)),
             (lease.owner.as_deref(), cgroup),
         )
@@ -323,7 +323,7 @@ const RECORDS: [Both; 3] = [
             errno: call.errno,
             local_addr: lease.local_addr,
             local_port,
-            peer: lease.peer,
+            peer: lease.peer.get(),
             cause: call.cause,
             holder: call.holder.as_ref(),
             holder_ports,

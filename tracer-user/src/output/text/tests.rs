@@ -68,7 +68,7 @@ fn by_format(offset_ns: i128, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) -
         parts.push(format!("container {container}"));
     }
     parts.retain(|part| !part.is_empty());
-    let (local, peer) = (end((lease.local_addr, lease.local_port)), lease.peer.map(end));
+    let (local, peer) = (end((lease.local_addr, lease.local_port)), lease.peer.get().map(end));
     let columns = format!(
         "{clock} {:<11} {:<10} {pid:>7} {name:<15} {local:<21} {:<21} {held:>8}",
         names::change(change),
