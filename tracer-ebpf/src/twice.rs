@@ -88,7 +88,9 @@ impl Copy for Again {
         unsafe {
             let is_done = (*handled)[0] == firing[0] && (*handled)[1] == firing[1];
             if is_done {
-                *handled = [0; 2];
+                // No firing begins with a zero. Both words at once would be a call of `memset`, which
+                // goes byte by byte.
+                (*handled)[0] = 0;
             }
             !is_done
         }
