@@ -7,7 +7,7 @@ use tracer_ebpf::Owner;
 
 use super::{
     Cgroup, Loss, Output, Start, Summary, Times, Verbosity, comm,
-    line::{AsSerde, Name, Owners, TimeOfDay, Value, append},
+    line::{AsSerde, Microseconds, Name, Owners, Seconds, TimeOfDay, Value, append},
     names, seconds,
 };
 use crate::{
@@ -192,7 +192,7 @@ impl Output for Json {
                 "phase": Name(names::phase(lease.phase)),
                 "substate": substate.map(Name),
                 "closed_by": lease.closed_by.map(names::side).map(Name),
-                "age_s": lease.acquired.map(|acquired| seconds(at.since(acquired))),
+                "age_s": lease.acquired.map(|acquired| Seconds(at.since(acquired))),
             );
         });
     }
@@ -205,10 +205,10 @@ impl Output for Json {
                 append!(buffer, "requested_port": requested_port, "reuse": reuse);
             }
             Change::Connect { search_ns, reuse } => {
-                append!(buffer, "search_us": search_ns.map(microseconds), "reuse": reuse);
+                append!(buffer, "search_us": search_ns.map(Microseconds), "reuse": reuse);
             }
             Change::Established { handshake_ns } => {
-                append!(buffer, "handshake_us": handshake_ns.map(microseconds));
+                append!(buffer, "handshake_us": handshake_ns.map(Microseconds));
             }
             Change::Accept { listener } => {
                 append!(buffer, "listener": listener.map(|cookie| cookie.0));
@@ -223,9 +223,9 @@ impl Output for Json {
                 append!(
                     buffer,
                     "reason": Name(names::reason(reason)),
-                    "held_s": held_ns.map(seconds),
-                    "established_s": established_ns.map(seconds),
-                    "time_wait_s": time_wait_ns.map(seconds),
+                    "held_s": held_ns.map(Seconds),
+                    "established_s": established_ns.map(Seconds),
+                    "time_wait_s": time_wait_ns.map(Seconds),
                     "closed_by": lease.closed_by.map(names::side).map(Name),
                 );
             }
@@ -291,7 +291,7 @@ impl Output for Json {
                 "range": room.map(|room| AsSerde(Range::from(room))),
                 "own_range": own_range.map(|(low, high)| AsSerde([low.0, high.0])),
                 "advice": advice.map(names::advice).map(Name),
-                "search_us": search_ns.map(microseconds),
+                "search_us": search_ns.map(Microseconds),
             );
         });
     }
@@ -520,14 +520,9 @@ impl Value for Reuse {
         let Self { previous: LeaseId(lease), idle_ns, from_time_wait } = self;
         bytes.extend_from_slice(b"{\"lease\":");
         lease.append(bytes);
-        append!(bytes, "idle_s": seconds(idle_ns), "from_time_wait": from_time_wait);
+        append!(bytes, "idle_s": Seconds(idle_ns), "from_time_wait": from_time_wait);
         bytes.push(b'}');
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "the precision suffices for a duration")]
-fn microseconds(ns: u64) -> f64 {
-    ns as f64 / 1e3
 }
 
 #[cfg(test)]

@@ -1,14 +1,21 @@
 //! JSON without serde's maps, for the records of which there are thousands a second: keys are
 //! copied as they are, and what repeats from record to record is kept as text.
 //!
-//! What serde_json would escape or how it would write a number is left to serde_json, so that every
-//! record has the same form.
+//! What serde_json would escape is left to serde_json, and numbers are written as it would, so that
+//! every record has the same form.
 
 use jiff::Timestamp;
 use serde::Serialize;
 use tracer_ebpf::{Owner, mapped};
 
-use super::{Cgroup, comm};
+use super::{
+    Cgroup, comm,
+    digits::{
+        append_billionths, append_decimal, append_fraction, append_ipv4, append_short,
+        append_start, append_thousandths,
+    },
+    microseconds, seconds,
+};
 use crate::ledger::Addr;
 
 /// Appends `,"key":value` for each pair.
@@ -49,7 +56,53 @@ macro_rules! as_serde_json_does {
         })+
     };
 }
-as_serde_json_does!(u16 u32 u64 i32 f64 bool);
+as_serde_json_does!(i32 f64 bool);
+
+macro_rules! as_decimal {
+    ($($number:ty)+) => {
+        $(impl Value for $number {
+            #[inline]
+            fn append(self, bytes: &mut Vec<u8>) {
+                append_decimal(self.into(), bytes);
+            }
+        })+
+    };
+}
+as_decimal!(u16 u32 u64);
+
+/// Nanoseconds, written as [`seconds`].
+pub(super) struct Seconds(pub u64);
+
+/// Nanoseconds, written as [`microseconds`].
+pub(super) struct Microseconds(pub u64);
+
+/// Below this a number and its thousandths and billionths have fifteen digits at most, and no two
+/// such are nearest to the same `f64`: the shortest text that is nearest to it is the number itself.
+const EXACT_BELOW: u64 = 1_000_000_000_000_000;
+
+impl Value for Seconds {
+    #[inline]
+    fn append(self, bytes: &mut Vec<u8>) {
+        // What is shorter is written with an exponent.
+        const SHORTEST_NS: u64 = 10_000;
+        if matches!(self.0, 0 | SHORTEST_NS..EXACT_BELOW) {
+            append_billionths(self.0, bytes);
+        } else {
+            seconds(self.0).append(bytes);
+        }
+    }
+}
+
+impl Value for Microseconds {
+    #[inline]
+    fn append(self, bytes: &mut Vec<u8>) {
+        if self.0 < EXACT_BELOW {
+            append_thousandths(self.0, bytes);
+        } else {
+            microseconds(self.0).append(bytes);
+        }
+    }
+}
 
 /// A string without anything to escape: one of [`names`](super::names).
 pub(super) struct Name(pub &'static str);
@@ -58,7 +111,7 @@ impl Value for Name {
     #[inline]
     fn append(self, bytes: &mut Vec<u8>) {
         bytes.push(b'"');
-        bytes.extend_from_slice(self.0.as_bytes());
+        append_short(self.0.as_bytes(), bytes);
         bytes.push(b'"');
     }
 }
@@ -74,29 +127,6 @@ impl Value for Addr {
         append_ipv4(v4, bytes);
         bytes.push(b'"');
     }
-}
-
-/// Appends the IPv4 address that is kept in this word.
-#[inline]
-pub(super) fn append_ipv4(word: u32, bytes: &mut Vec<u8>) {
-    let mut text = *b"255.255.255.255.";
-    let mut end = 0;
-    let mut push = |byte| {
-        text[end] = byte;
-        end += 1;
-    };
-    for octet in word.to_ne_bytes() {
-        if octet >= 100 {
-            push(b'0' + octet / 100);
-        }
-        if octet >= 10 {
-            push(b'0' + octet / 10 % 10);
-        }
-        push(b'0' + octet % 10);
-        push(b'.');
-    }
-    // Without the last point.
-    bytes.extend_from_slice(&text[..end - 1]);
 }
 
 impl<V: Value> Value for Option<V> {
@@ -143,14 +173,15 @@ impl TimeOfDay {
     /// Appends the time so many nanoseconds after 1970 began. A year beyond the calendar's 9999 is
     /// written as 1970.
     pub fn append(&mut self, ns: i128, bytes: &mut Vec<u8>) {
+        const UP_TO_THE_SECOND: usize = "\"2038-01-19T03:14:07".len();
         let up_to_the_second =
             |began: Timestamp| format!("\"{began:.0}").trim_end_matches('Z').to_owned();
         let (text, fraction_ns) = self.0.of(ns, up_to_the_second);
-        bytes.extend_from_slice(text.as_bytes());
-        // The digit before the nine of the fraction makes room for the point.
-        let point = bytes.len();
-        (SECOND_NS + fraction_ns).append(bytes);
-        bytes[point] = b'.';
+        match text.as_bytes().first_chunk::<UP_TO_THE_SECOND>() {
+            Some(text) => append_start(text, UP_TO_THE_SECOND, bytes),
+            None => bytes.extend_from_slice(text.as_bytes()),
+        }
+        append_fraction(fraction_ns, bytes);
         bytes.extend_from_slice(b"Z\"");
     }
 }
@@ -207,5 +238,38 @@ impl Known {
             "cgroup": AsSerde(cgroup.map(|cgroup| &cgroup.path)),
             "container": AsSerde(cgroup.and_then(|cgroup| cgroup.container.as_ref())),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(value: impl Value) -> String {
+        let mut bytes = Vec::new();
+        value.append(&mut bytes);
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn is_written_as_serde_does(ns: u64) -> bool {
+        text(Seconds(ns)) == text(seconds(ns)) && text(Microseconds(ns)) == text(microseconds(ns))
+    }
+
+    #[test]
+    fn short_durations_are_written_as_serde_does() {
+        assert!((0..200_000).all(is_written_as_serde_does));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        #[test]
+        fn durations_are_written_as_serde_does(ns: u64, shift in 0..64_u32, zeros in 0..12_u32) {
+            let unit = 10_u64.pow(zeros);
+            let ns = (ns >> shift) / unit * unit;
+            prop_assert!(is_written_as_serde_does(ns), "{ns}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: outputs consume lease events and views only; they know nothing of the kernel.
 
 pub mod check;
+mod digits;
 pub mod json;
 mod line;
 pub mod names;
@@ -171,6 +172,12 @@ impl Start {
 #[expect(clippy::cast_precision_loss, reason = "nanosecond precision is lost after 104 days")]
 fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
+}
+
+/// Microseconds of some nanoseconds.
+#[expect(clippy::cast_precision_loss, reason = "the precision suffices for a duration")]
+fn microseconds(ns: u64) -> f64 {
+    ns as f64 / 1e3
 }
 
 /// The name of a process, without its padding.

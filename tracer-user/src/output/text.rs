@@ -7,7 +7,8 @@ use tracer_ebpf::{Owner, mapped};
 
 use super::{
     Cgroup, Loss, Output, Place, Start, Summary, Times, Verbosity, comm,
-    line::{Second, Value as _, append_ipv4},
+    digits::append_ipv4,
+    line::{Second, Value as _},
     names,
 };
 use crate::{

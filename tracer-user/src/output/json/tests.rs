@@ -6,7 +6,10 @@ use proptest::{option, prelude::*, sample::select};
 use tracer_ebpf::Owner;
 
 use super::{
-    super::samples::{cgroups, changes, instants, leases, ports},
+    super::{
+        microseconds,
+        samples::{cgroups, changes, instants, leases, ports},
+    },
     *,
 };
 use crate::ledger::{Cause, Port};
