@@ -376,7 +376,7 @@ impl Session<'_> {
         self.report_losses(at, false);
         self.reporter.output.summary(&Summary {
             at,
-            totals: std::mem::take(&mut self.reporter.totals),
+            totals: self.reporter.totals.by_name(),
             facts_seen: counters.seen,
             facts_filtered: counters.filtered,
             facts_received: self.probes.ring.received(),

@@ -6,7 +6,7 @@ use tracer_ebpf::Owner;
 
 use crate::{
     ledger::{Addr, Family, Kind, Lease, Netns, Port},
-    output::{Cgroup, names},
+    output::{Cgroup, RecordType},
 };
 
 /// A conjunction of conditions, each of which holds if any of its alternatives does, or if it has
@@ -30,7 +30,7 @@ pub struct Filter {
     /// How leases began.
     pub kinds: Vec<KindFilter>,
     /// Types of records.
-    pub types: Vec<String>,
+    pub types: Vec<RecordType>,
     /// Only calls that got no port.
     pub failures_only: bool,
 }
@@ -39,7 +39,7 @@ pub struct Filter {
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// The record's type.
-    pub record: &'static str,
+    pub record: RecordType,
     /// Where.
     pub netns: Netns,
     /// The socket's family; `None` if the record is of both.
@@ -59,7 +59,7 @@ pub struct Subject<'a> {
 impl<'a> Subject<'a> {
     /// A record of this type about a lease.
     #[must_use]
-    pub fn of(record: &'static str, lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Self {
+    pub fn of(record: RecordType, lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Self {
         Self {
             record,
             netns: lease.netns,
@@ -102,15 +102,14 @@ impl Filter {
             })
             && any(families, |family| subject.family.is_none_or(|of_it| *family == of_it))
             && any(kinds, |kind| kind.matches(subject.kind))
-            && any(types, |wanted| wanted == subject.record)
-            && (!failures_only || subject.record == "fail")
+            && any(types, |wanted| *wanted == subject.record)
+            && (!failures_only || subject.record == RecordType::Fail)
     }
 
     /// True if the settings of the namespaces that are shown are to be shown, too.
     #[must_use]
     pub fn admits_settings(&self) -> bool {
-        let is_wanted = |wanted: &String| wanted == "namespace";
-        !self.failures_only && (self.types.is_empty() || self.types.iter().any(is_wanted))
+        !self.failures_only && any(&self.types, |wanted| *wanted == RecordType::Namespace)
     }
 
     /// True if the scan is to be shown. It has no lease, and no process of this host: whoever asks
@@ -139,7 +138,7 @@ impl Filter {
             && any(ports, |range| range.0.start() <= tried.end() && tried.start() <= range.0.end())
             && any(namespaces, |wanted| *wanted == netns)
             && any(families, |wanted| *wanted == family)
-            && any(types, |wanted| wanted == "scan")
+            && any(types, |wanted| *wanted == RecordType::Scan)
     }
 
     /// True if some condition asks for a cgroup's name.
@@ -285,17 +284,6 @@ impl KindFilter {
             Self::Accept => kind == Kind::Accept,
         }
     }
-}
-
-/// A record type by its name.
-///
-/// # Errors
-/// If there is no such type.
-pub fn record_type(text: &str) -> Result<String, String> {
-    if names::TYPES.contains(&text) {
-        return Ok(text.to_owned());
-    }
-    Err(format!("there is no type `{text}`; there are {}", names::TYPES.join(", ")))
 }
 
 #[cfg(test)]

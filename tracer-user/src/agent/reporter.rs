@@ -16,7 +16,7 @@ use crate::{
     ledger::{
         Failure, Family, Instant, Kind, Lease, LeaseEvent, Ledger, Netns, Operation, Pressure, Sink,
     },
-    output::{Cgroup, HookReport, Output, Start, names, writer::Writer},
+    output::{Cgroup, HookReport, Output, RecordType, Start, Totals, writer::Writer},
     scans::Scan,
 };
 
@@ -31,7 +31,7 @@ pub(super) struct Reporter<'a> {
     cgroups: CgroupNames,
     namespaces: Namespaces,
     /// Records shown, by type.
-    pub totals: BTreeMap<&'static str, u64>,
+    pub totals: Totals,
 }
 
 impl<'a> Reporter<'a> {
@@ -49,7 +49,7 @@ impl<'a> Reporter<'a> {
             filter,
             cgroups: CgroupNames { root: cgroups, known: FxHashMap::default() },
             namespaces,
-            totals: BTreeMap::new(),
+            totals: Totals::default(),
         })
     }
 
@@ -89,9 +89,7 @@ impl<'a> Reporter<'a> {
         for lease in &held {
             output.held(at, lease, cgroups.of_lease(lease));
         }
-        if !held.is_empty() {
-            totals.insert("held", held.len() as u64);
-        }
+        totals.add(RecordType::Held, held.len() as u64);
     }
 
     /// The leases that the filter admits to those that are held.
@@ -101,7 +99,7 @@ impl<'a> Reporter<'a> {
             .leases()
             .filter(|lease| {
                 let cgroup = filter.needs_cgroup().then(|| cgroups.of_lease(lease)).flatten();
-                filter.admits(&Subject::of("held", lease, cgroup))
+                filter.admits(&Subject::of(RecordType::Held, lease, cgroup))
             })
             .collect()
     }
@@ -119,7 +117,7 @@ impl<'a> Reporter<'a> {
         let Self { output, filter, totals, .. } = self;
         let tried = scan.port_low.0..=scan.port_high.0;
         if filter.admits_scan(scan.netns, scan.source.ip(), &tried) {
-            *totals.entry("scan").or_default() += 1;
+            totals.add(RecordType::Scan, 1);
             output.scan(Instant::from_ns(clock::monotonic_ns()), scan);
         }
     }
@@ -168,25 +166,25 @@ impl Sink for Reporter<'_> {
     fn found(&mut self, at: Instant, lease: &Lease) {
         let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let cgroup = cgroups.of_lease(lease);
-        if filter.admits(&Subject::of("held", lease, cgroup)) {
+        if filter.admits(&Subject::of(RecordType::Held, lease, cgroup)) {
             if let Some(settings) = namespaces.untold(lease.netns) {
                 tell_settings(*output, filter, totals, at, lease.netns, &settings);
             }
-            *totals.entry("held").or_default() += 1;
+            totals.add(RecordType::Held, 1);
             output.held(at, lease, cgroup);
         }
     }
 
     fn lease(&mut self, event: LeaseEvent<'_>) {
         let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
-        let record = names::change(&event.change);
+        let record = RecordType::of(&event.change);
         let cgroup = cgroups.of_lease(event.lease);
         if filter.admits(&Subject::of(record, event.lease, cgroup)) {
             let LeaseEvent { at, lease, .. } = event;
             if let Some(settings) = namespaces.untold(lease.netns) {
                 tell_settings(*output, filter, totals, at, lease.netns, &settings);
             }
-            *totals.entry(record).or_default() += 1;
+            totals.add(record, 1);
             output.lease(&event, cgroup);
         }
     }
@@ -195,7 +193,7 @@ impl Sink for Reporter<'_> {
         let Self { output, filter, cgroups: _, namespaces: _, totals, writer: _ } = self;
         let destination = pressure.destination;
         let subject = Subject {
-            record: "pressure",
+            record: RecordType::Pressure,
             netns: pressure.netns,
             // A range is that of both.
             family: destination.map(|destination| match destination.peer.0.is_ipv4() {
@@ -209,7 +207,7 @@ impl Sink for Reporter<'_> {
             cgroup: None,
         };
         if filter.admits(&subject) {
-            *totals.entry("pressure").or_default() += 1;
+            totals.add(RecordType::Pressure, 1);
             output.pressure(&pressure, &Forecast::of(&pressure.room, &pressure.rates));
         }
     }
@@ -220,7 +218,7 @@ impl Sink for Reporter<'_> {
         let holder_cgroup = failure.holder.and_then(|holder| cgroups.of_lease(holder)).cloned();
         let cgroup = failure.owner.and_then(|owner| cgroups.get(owner.cgroup_id));
         let subject = Subject {
-            record: "fail",
+            record: RecordType::Fail,
             netns: failure.netns,
             family: Some(failure.family),
             kind: match failure.operation {
@@ -238,7 +236,7 @@ impl Sink for Reporter<'_> {
             if let Some(settings) = namespaces.untold(netns) {
                 tell_settings(*output, filter, totals, at, netns, &settings);
             }
-            *totals.entry("fail").or_default() += 1;
+            totals.add(RecordType::Fail, 1);
             output.failure(&failure, cgroup, holder_cgroup.as_ref());
         }
     }
@@ -248,13 +246,13 @@ impl Sink for Reporter<'_> {
 fn tell_settings(
     output: &mut dyn Output,
     filter: &Filter,
-    totals: &mut BTreeMap<&'static str, u64>,
+    totals: &mut Totals,
     at: Instant,
     netns: Netns,
     settings: &Settings,
 ) {
     if filter.admits_settings() {
-        *totals.entry("namespace").or_default() += 1;
+        totals.add(RecordType::Namespace, 1);
         output.namespace(at, netns, settings);
     }
 }

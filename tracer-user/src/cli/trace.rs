@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use super::Form;
 use crate::{
     agent::{self, Options},
-    filter::{self, Destination, Filter, KindFilter, PortRange},
+    filter::{Destination, Filter, KindFilter, PortRange},
     kernel::{
         clock,
         loader::{HookFamily, LoadOptions},
@@ -19,7 +19,7 @@ use crate::{
         scope::Scope,
     },
     ledger::{Family, Netns},
-    output::{Output, Verbosity, json::Json, text::Text},
+    output::{Output, RecordType, Verbosity, json::Json, text::Text},
 };
 
 /// A value on the command line that parses but means nothing here.
@@ -89,8 +89,8 @@ pub struct FilterArgs {
     #[arg(long = "kind", value_enum, value_name = "KIND")]
     kinds: Vec<KindFilter>,
     /// Only records of this type
-    #[arg(short = 'e', long = "event", value_name = "TYPE", value_parser = filter::record_type)]
-    types: Vec<String>,
+    #[arg(short = 'e', long = "event", value_name = "TYPE")]
+    types: Vec<RecordType>,
     /// Only failures
     #[arg(short = 'x', long)]
     failures: bool,

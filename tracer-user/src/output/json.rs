@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use tracer_ebpf::Owner;
 
 use super::{
-    Cgroup, Loss, Output, Start, Summary, Times, Verbosity, comm,
+    Cgroup, Loss, Output, RecordType, Start, Summary, Times, Verbosity, comm,
     line::{AsSerde, Microseconds, Name, Owners, Seconds, TimeOfDay, Value, append},
     names, seconds,
 };
@@ -199,7 +199,7 @@ impl Output for Json {
 
     fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
         let LeaseEvent { at, lease, change } = *event;
-        let kind = names::change(&change);
+        let kind = RecordType::of(&change).name();
         self.write_fast(kind, at, lease.netns, &Who::of(lease, cgroup), |buffer| match change {
             Change::Bind { requested_port, reuse } => {
                 append!(buffer, "requested_port": requested_port, "reuse": reuse);

@@ -7,6 +7,7 @@ mod digits;
 pub mod json;
 mod line;
 pub mod names;
+mod record_type;
 #[cfg(test)]
 mod samples;
 pub mod text;
@@ -14,6 +15,8 @@ pub mod why;
 pub mod writer;
 
 use std::collections::BTreeMap;
+
+pub use record_type::{RecordType, Totals};
 
 use crate::{
     exhaustion::{Forecast, Settings},

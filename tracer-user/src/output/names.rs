@@ -4,39 +4,7 @@ use std::borrow::Cow;
 
 use super::Place;
 use crate::exhaustion::Advice;
-use crate::ledger::{Cause, Change, Family, Kind, Operation, Phase, Reason, Side, Substate};
-
-/// The `type` of a change's record.
-#[must_use]
-pub fn change(change: &Change) -> &'static str {
-    match change {
-        Change::Bind { .. } => "bind",
-        Change::Connect { .. } => "connect",
-        Change::Established { .. } => "established",
-        Change::Accept { .. } => "accept",
-        Change::Listen => "listen",
-        Change::Closing { .. } => "closing",
-        Change::TimeWait(_) => "time_wait",
-        Change::Release { .. } => "release",
-    }
-}
-
-/// The `type`s that can be asked for.
-pub const TYPES: [&str; 13] = [
-    "namespace",
-    "held",
-    "bind",
-    "connect",
-    "established",
-    "accept",
-    "listen",
-    "closing",
-    "time_wait",
-    "release",
-    "fail",
-    "pressure",
-    "scan",
-];
+use crate::ledger::{Cause, Family, Kind, Operation, Phase, Reason, Side, Substate};
 
 /// `kind` in JSON.
 #[must_use]

@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 use tracer_ebpf::{Owner, mapped};
 
 use super::{
-    Cgroup, Loss, Output, Place, Start, Summary, Times, Verbosity, comm,
+    Cgroup, Loss, Output, Place, RecordType, Start, Summary, Times, Verbosity, comm,
     digits::append_ipv4,
     line::{Second, Value as _},
     names,
@@ -244,7 +244,7 @@ impl Output for Text {
 
     fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
         let LeaseEvent { at, lease, change } = *event;
-        self.line(&Self::of_lease(lease, at, names::change(&change)), |details| {
+        self.line(&Self::of_lease(lease, at, RecordType::of(&change).name()), |details| {
             match change {
                 Change::Bind { requested_port, reuse } => {
                     details.part(if requested_port == 0 { "any port" } else { "" });

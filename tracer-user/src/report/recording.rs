@@ -11,7 +11,7 @@ use super::{
 use crate::{
     filter::{Filter, Subject},
     ledger::{Kind, Operation, Port},
-    output::Cgroup,
+    output::{Cgroup, RecordType},
 };
 
 /// No record is so long; what is, is no recording.
@@ -102,9 +102,9 @@ fn skip_line(input: &mut impl BufRead) -> io::Result<()> {
 
 /// True if the record would have been shown by a tracer with this filter.
 fn admits(filter: &Filter, record: &Record<'_>) -> bool {
-    let (name, who) = match &record.body {
-        Body::Lease(lease) => (event_name(&lease.event), &lease.who),
-        Body::Fail(fail) => ("fail", &fail.who),
+    let (record_type, who) = match &record.body {
+        Body::Lease(lease) => (type_of(&lease.event), &lease.who),
+        Body::Fail(fail) => (RecordType::Fail, &fail.who),
         Body::Namespace(_) => {
             return filter.admits_settings()
                 && (filter.namespaces.is_empty() || filter.namespaces.contains(&record.netns));
@@ -133,7 +133,7 @@ fn admits(filter: &Filter, record: &Record<'_>) -> bool {
         _ => who.local_port.unwrap_or_default(),
     };
     filter.admits(&Subject {
-        record: name,
+        record: record_type,
         netns: record.netns,
         family: Some(who.family),
         kind,
@@ -153,16 +153,16 @@ fn owner_of(who: &Who<'_>) -> Option<Owner> {
     Some(Owner { pid: process.pid, uid: process.uid, comm, cgroup_id: 0 })
 }
 
-fn event_name(event: &Event) -> &'static str {
+fn type_of(event: &Event) -> RecordType {
     match event {
-        Event::Held { .. } => "held",
-        Event::Bind { .. } => "bind",
-        Event::Connect { .. } => "connect",
-        Event::Established => "established",
-        Event::Accept => "accept",
-        Event::Listen => "listen",
-        Event::Closing { .. } => "closing",
-        Event::TimeWait { .. } => "time_wait",
-        Event::Release { .. } => "release",
+        Event::Held { .. } => RecordType::Held,
+        Event::Bind { .. } => RecordType::Bind,
+        Event::Connect { .. } => RecordType::Connect,
+        Event::Established => RecordType::Established,
+        Event::Accept => RecordType::Accept,
+        Event::Listen => RecordType::Listen,
+        Event::Closing { .. } => RecordType::Closing,
+        Event::TimeWait { .. } => RecordType::TimeWait,
+        Event::Release { .. } => RecordType::Release,
     }
 }

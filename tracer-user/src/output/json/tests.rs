@@ -155,7 +155,7 @@ impl Details {
 fn lease_by_serde(json: &mut Json, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
     let LeaseEvent { at, lease, change } = event;
     let subject = Subject { who: Identity::of(lease, cgroup), rest: Details::of(event) };
-    json.write(names::change(change), *at, Some(lease.netns.0), subject);
+    json.write(RecordType::of(change).name(), *at, Some(lease.netns.0), subject);
 }
 
 fn held_by_serde(json: &mut Json, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>) {

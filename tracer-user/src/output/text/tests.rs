@@ -71,7 +71,7 @@ fn by_format(offset_ns: i128, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) -
     let (local, peer) = (end((lease.local_addr, lease.local_port)), lease.peer.get().map(end));
     let columns = format!(
         "{clock} {:<11} {:<10} {pid:>7} {name:<15} {local:<21} {:<21} {held:>8}",
-        names::change(change),
+        RecordType::of(change).name(),
         lease.netns.0,
         peer.as_deref().unwrap_or("-"),
     );
