@@ -2,6 +2,7 @@
 //! interleaved rounds, so that a slow moment of the machine hits all of them alike.
 
 mod contender;
+mod programs;
 mod statistics;
 
 use std::{
@@ -12,14 +13,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use crate::{
     load::{Close, Deed, Family, Lane, Load, Pace, Pairs},
-    workspace::{cargo, execute, is_root, output, root},
+    workspace::{cargo, execute, is_root, root},
 };
 use contender::{Contender, Cost};
+use programs::ProgramCost;
 use statistics::Sample;
 
 #[derive(clap::Args)]
@@ -39,6 +41,12 @@ pub struct Args {
     /// Only contenders whose name contains this, beside the bare load.
     #[arg(long)]
     only: Option<String>,
+}
+
+impl Args {
+    fn family(&self) -> Family {
+        if self.ipv6 { Family::Ipv6 } else { Family::Ipv4 }
+    }
 }
 
 /// How long a tool may take to attach.
@@ -79,9 +87,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let bare = Sample::of(bare);
     println!("{}", table(&bare, &results));
-    let programs = programs()?;
     println!("{}", ratios(&bare, &results));
-    println!("{}", programs_table(&programs));
+    let own = results.iter().find(|(contender, _)| contender.name == contender::PORTLIFE_TO_NULL);
+    let programs = match own {
+        Some((portlife, _)) => programs::measure(portlife, args.family(), SETTLING)?,
+        None => Vec::new(),
+    };
+    println!("{}", programs::table(&programs));
     let file = directory.join("bench.json");
     fs::write(&file, serde_json::to_vec_pretty(&record(args, &bare, &results, &programs))?)?;
     println!("written to {}", file.strip_prefix(root()).unwrap_or(&file).display());
@@ -102,12 +114,11 @@ fn measure(args: &Args, seconds: u64, contender: Option<&Contender>) -> Result<R
         thread::sleep(SETTLING);
     }
     let cpus = thread::available_parallelism().map_or(1, usize::from);
-    let family = if args.ipv6 { Family::Ipv6 } else { Family::Ipv4 };
     let pace = args.rate.map_or(Pace::Saturated, Pace::PerSecond);
     let lanes = (0..cpus).map(|_| Lane {
         name: "connections",
         pace,
-        scene: Box::new(Pairs::of(family, Close::ServerFirst, args.destinations)),
+        scene: Box::new(Pairs::of(args.family(), Close::ServerFirst, args.destinations)),
     });
     let load = Load::start(lanes.collect())?;
     // The first connections open listeners and fill caches.
@@ -208,26 +219,11 @@ fn ratios(bare: &Sample, results: &[(Contender, Vec<Round>)]) -> String {
     lines.join("\n")
 }
 
-/// What the programs cost here, by the kernel's own statistics.
-fn programs() -> Result<Value> {
-    let text = output(Command::new(root().join(PORTLIFE)).args(["check", "-o", "json"]))
-        .context("portlife check does not run")?;
-    let check: Value = serde_json::from_str(&text).context("portlife check wrote no JSON")?;
-    Ok(check["hooks"].clone())
-}
-
-fn programs_table(programs: &Value) -> String {
-    let lines = programs.as_array().into_iter().flatten().filter_map(|hook| {
-        Some(format!("{:<34} {:>6} ns a run", hook["name"].as_str()?, hook["run_ns"].as_u64()?))
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
 fn record(
     args: &Args,
     bare: &Sample,
     results: &[(Contender, Vec<Round>)],
-    programs: &Value,
+    programs: &[ProgramCost],
 ) -> Value {
     let contenders: Vec<_> = results
         .iter()
@@ -250,7 +246,7 @@ fn record(
         "ipv6": args.ipv6,
         "bare_us_per_connection": bare.values,
         "contenders": contenders,
-        "programs": programs,
+        "programs": programs::to_json(programs),
     })
 }
 

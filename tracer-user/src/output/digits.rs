@@ -95,7 +95,7 @@ type Digits = u64;
 /// reciprocals of 100 and 10 stay within their part of the word.
 #[inline(always)]
 const fn digits_of(number: u64) -> Digits {
-    let fours = number / 10_000 | number % 10_000 << 32;
+    let fours = (number / 10_000) | ((number % 10_000) << 32);
     let hundreds = (fours * 10_486) >> 20 & 0x0000_007f_0000_007f;
     let twos = hundreds | (fours - hundreds * 100) << 16;
     let tens = (twos * 103) >> 10 & 0x000f_000f_000f_000f;

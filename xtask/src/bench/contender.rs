@@ -145,6 +145,10 @@ pub struct Running<'a> {
 }
 
 impl Running<'_> {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn stop(mut self) -> Result<Cost> {
         let spent = self.usage.cpu().saturating_sub(self.cpu);
         let cpu_percent = spent.as_secs_f64() / self.began.elapsed().as_secs_f64() * 100.0;

@@ -1,0 +1,117 @@
+//! What each program costs a run, by the kernel's own statistics, while connections of every sort
+//! are made: with and without bind(), closed by either side or reset.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    programs::loaded_programs,
+    sys::{Stats, enable_stats},
+};
+use serde_json::{Value, json};
+
+use super::contender::Contender;
+use crate::load::{Family, Lane, Load, Pace, Pairs};
+
+const LOAD: Duration = Duration::from_secs(3);
+const MOST_TIME_WAITS: u32 = 5000;
+
+/// What a program cost.
+pub struct ProgramCost {
+    /// As much of its name as the kernel keeps; of the second copy with a word behind it.
+    name: String,
+    runs: u64,
+    /// Of a run, with what keeping statistics takes: some tens of nanoseconds.
+    mean_ns: u64,
+}
+
+/// Measures the programs of this tracer.
+///
+/// # Errors
+/// If it cannot be started, or the kernel keeps no statistics.
+pub fn measure(
+    portlife: &Contender,
+    family: Family,
+    settling: Duration,
+) -> Result<Vec<ProgramCost>> {
+    let running = portlife.start()?;
+    thread::sleep(settling);
+    let ids = programs_of(running.pid())?;
+    let statistics = enable_stats(Stats::RunTime).context("the kernel keeps no statistics")?;
+    let before = spent(&ids)?;
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let lanes = (0..cpus as u64).map(|seed| Lane {
+        name: "connections",
+        pace: Pace::Saturated,
+        scene: Box::new(Pairs::mixed(family, MOST_TIME_WAITS, seed)),
+    });
+    let load = Load::start(lanes.collect())?;
+    thread::sleep(LOAD);
+    load.stop()?;
+    let after = spent(&ids)?;
+    drop(statistics);
+    running.stop()?;
+    let mut names = BTreeSet::new();
+    let costs = after.into_iter().filter_map(|(id, Spent { name, runs, ns })| {
+        let (runs_before, ns_before) =
+            before.get(&id).map_or((0, 0), |spent| (spent.runs, spent.ns));
+        // Loaded later, and so with a greater number.
+        let is_copy = !names.insert(name.clone());
+        let runs = runs - runs_before;
+        let mean_ns = (ns - ns_before).checked_div(runs)?;
+        Some(ProgramCost { name: if is_copy { name + " (again)" } else { name }, runs, mean_ns })
+    });
+    Ok(costs.collect())
+}
+
+/// A line for each.
+pub fn table(costs: &[ProgramCost]) -> String {
+    let lines = costs.iter().map(|ProgramCost { name, runs, mean_ns }| {
+        format!("{name:<34} {mean_ns:>6} ns a run {runs:>12} runs")
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+pub fn to_json(costs: &[ProgramCost]) -> Value {
+    costs
+        .iter()
+        .map(|ProgramCost { name, runs, mean_ns }| {
+            json!({ "name": name, "runs": runs, "mean_ns": mean_ns })
+        })
+        .collect()
+}
+
+struct Spent {
+    name: String,
+    runs: u64,
+    ns: u64,
+}
+
+fn spent(ids: &BTreeSet<u32>) -> Result<BTreeMap<u32, Spent>> {
+    let mut spent = BTreeMap::new();
+    for program in loaded_programs() {
+        let program = program.context("the kernel does not list its programs")?;
+        if ids.contains(&program.id()) {
+            let name = program.name_as_str().unwrap_or("?").to_owned();
+            let ns = u64::try_from(program.run_time().as_nanos())?;
+            spent.insert(program.id(), Spent { name, runs: program.run_count(), ns });
+        }
+    }
+    Ok(spent)
+}
+
+/// The numbers of the programs that a process holds.
+fn programs_of(pid: u32) -> Result<BTreeSet<u32>> {
+    let mut ids = BTreeSet::new();
+    for file in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        // It may be closed by now.
+        let info = fs::read_to_string(file?.path()).unwrap_or_default();
+        let id = info.lines().find_map(|line| line.strip_prefix("prog_id:"));
+        ids.extend(id.and_then(|id| id.trim().parse::<u32>().ok()));
+    }
+    Ok(ids)
+}
