@@ -356,7 +356,7 @@ impl Host {
             for end in drained {
                 let (kind, fact, owner) =
                     decode(&self.ring[began..*end]).ok().context("no fact")?;
-                ledger.apply(kind, &fact, owner, sink);
+                ledger.apply(kind, fact, owner, sink);
                 (began, now) = (*end, Instant::from_ns(fact.time_ns));
             }
             ledger.settle(now, sink);

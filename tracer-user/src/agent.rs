@@ -421,8 +421,8 @@ fn enter(
 ) {
     match decode(record) {
         Ok((kind, fact, owner)) => {
-            audience.namespaces().prepare(kind, &fact, owner.as_ref(), ledger);
-            ledger.apply(kind, &fact, owner, audience);
+            audience.namespaces().prepare(kind, fact, owner, ledger);
+            ledger.apply(kind, fact, owner, audience);
         }
         Err(error) => *foreign = Some(error),
     }

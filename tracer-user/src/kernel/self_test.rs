@@ -109,7 +109,7 @@ fn count(probes: &mut Probes) -> io::Result<Told> {
     let mut told = Told::default();
     let mut foreign = None;
     probes.ring.drain_all(|record| match decode(record) {
-        Ok((kind, fact, owner)) => ledger.apply(kind, &fact, owner, &mut told),
+        Ok((kind, fact, owner)) => ledger.apply(kind, fact, owner, &mut told),
         Err(error) => foreign = Some(error),
     })?;
     // Nothing more comes that could decide what is undecided.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use tracer_ebpf::{FactKind, OwnedFact, decode};
+use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use super::{
     holders::HolderLists,
@@ -112,7 +113,9 @@ pub(super) fn read_files(
     found: &mut Found,
 ) -> io::Result<()> {
     const RECORD: usize = size_of::<OwnedFact>();
-    let mut buffer = vec![0; RECORD * 512];
+    // Aligned as the records want it.
+    let mut buffer = vec![OwnedFact::new_zeroed(); 512];
+    let buffer = buffer.as_mut_bytes();
     let mut filled = 0;
     loop {
         let read = match files.read(&mut buffer[filled..]) {
@@ -129,7 +132,7 @@ pub(super) fn read_files(
                 found.files.push(NamespaceFile { pid, fd, inode: fact.netns });
             } else if scope.contains(Netns(fact.netns)) {
                 found.sockets.entry(fact.netns).or_insert(SocketFile { pid, fd });
-                held.extend(Held::from_fact(&fact, Some(owner)));
+                held.extend(Held::from_fact(fact, Some(*owner)));
             }
         }
         buffer.copy_within(whole..filled, 0);

@@ -17,11 +17,11 @@ impl Owners {
     const MOST: usize = 256;
 
     /// This owner, shared with whoever has it already.
-    pub fn share(&mut self, owner: Owner) -> Arc<Owner> {
+    pub fn share(&mut self, owner: &Owner) -> Arc<Owner> {
         let known = &mut self.known[owner.pid as usize % Self::MOST];
         match known {
-            Some(known) if **known == owner => Arc::clone(known),
-            _ => Arc::clone(known.insert(Arc::new(owner))),
+            Some(known) if **known == *owner => Arc::clone(known),
+            _ => Arc::clone(known.insert(Arc::new(*owner))),
         }
     }
 }
@@ -40,12 +40,12 @@ mod tests {
     fn who_is_the_same_is_shared() {
         let mut owners = Owners::default();
         let worker = |pid| Owner { pid, uid: 1000, ..Owner::default() };
-        let first = owners.share(worker(7));
-        assert!(Arc::ptr_eq(&first, &owners.share(worker(7))));
+        let first = owners.share(&worker(7));
+        assert!(Arc::ptr_eq(&first, &owners.share(&worker(7))));
         // After an execve(), or another process of the same number.
         let renamed = Owner { comm: *b"renamed\0\0\0\0\0\0\0\0\0", ..worker(7) };
-        assert_eq!(*owners.share(renamed), renamed);
-        let other = owners.share(worker(7 + 256));
+        assert_eq!(*owners.share(&renamed), renamed);
+        let other = owners.share(&worker(7 + 256));
         assert_eq!((first.pid, other.pid), (7, 263));
         assert_eq!(Arc::strong_count(&first), 1, "nothing is kept for ever");
     }

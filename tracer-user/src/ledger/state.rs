@@ -254,7 +254,7 @@ impl Ledger {
         &mut self,
         kind: FactKind,
         fact: &Fact,
-        owner: Option<Owner>,
+        owner: Option<&Owner>,
         sink: &mut impl Sink,
     ) {
         if fact.time_ns < self.sight.since.ns() {
@@ -376,7 +376,7 @@ impl Ledger {
         if let Some(index) = known {
             let lease = &mut self.leases[index as usize].lease;
             if lease.owner.is_none() {
-                lease.owner = held.owner.map(|owner| self.owners.share(owner));
+                lease.owner = held.owner.map(|owner| self.owners.share(&owner));
             }
             return None;
         }
@@ -399,7 +399,7 @@ impl Ledger {
             peer: held.peer,
             kind: self.guess_kind(held, phase),
             phase,
-            owner: held.owner.map(|owner| self.owners.share(owner)),
+            owner: held.owner.map(|owner| self.owners.share(&owner)),
             acquired: None,
         };
         let index = self.insert(new, by_socket, !by_socket);

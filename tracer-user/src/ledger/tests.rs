@@ -334,7 +334,7 @@ fn apply(ledger: &mut Ledger, facts: &[Fact], sink: &mut impl Sink) {
         let kind = FactKind::from_u8(fact.kind).expect("the model knows its kinds");
         let owner = Owner { pid: 1, ..Owner::default() };
         ledger.settle(Instant::from_ns(fact.time_ns), sink);
-        ledger.apply(kind, fact, Some(owner), sink);
+        ledger.apply(kind, fact, Some(&owner), sink);
     }
 }
 

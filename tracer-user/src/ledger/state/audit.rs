@@ -152,7 +152,7 @@ impl Ledger {
         differences.kernel = matched + differences.missing.len() - differences.extra.len();
         for (index, Holders { first, has_owner }) in holders {
             if !has_owner {
-                let owner = self.owners.share(first);
+                let owner = self.owners.share(&first);
                 self.leases[index as usize].lease.owner = Some(owner);
             }
         }
