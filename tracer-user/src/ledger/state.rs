@@ -81,8 +81,10 @@ pub struct Ledger {
 }
 
 /// A TIME_WAIT timer that was cancelled before it was due is armed again at once, under the same
-/// lock; the reuse by a connect() is known microseconds later, by the port's choice.
-const KILL_SETTLES_NS: u64 = 20_000_000;
+/// lock; the reuse by a connect() is known microseconds later, by the port's choice, and that by a
+/// client that comes back a round trip later, when its handshake is done. A client further away
+/// than this is not waited for: a record is to be told within a tenth of a second.
+const KILL_SETTLES_NS: u64 = 40_000_000;
 /// A timer that was due expires at once, unless its CPU is taken away (a virtual machine's may).
 const EXPIRY_SETTLES_NS: u64 = 1_000_000_000;
 /// A connect() or listen() that has had no result for so long had it in a fact that was lost (the
