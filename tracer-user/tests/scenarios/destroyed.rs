@@ -145,14 +145,15 @@ fn a_namespace_that_ends_with_its_last_sockets_holds_nothing() {
     assert_eq!(listener, ["bind", "listen", "release:closed"]);
     assert_eq!(client.first().map(String::as_str), Some("connect"));
     assert_eq!(server, ["accept", "closing:peer", "release:closed"]);
-    let in_it = story.records.iter().filter(|record| record["netns"] == netns.0);
+    let in_it: Vec<_> = story.records.iter().filter(|record| record["netns"] == netns.0).collect();
     let [begun, ended] = [&["bind", "connect", "accept"][..], &["release"]].map(|types| {
-        in_it
-            .clone()
-            .filter(|record| types.contains(&record["type"].as_str().expect("a type")))
-            .count()
+        let of_types =
+            in_it.iter().filter(|record| types.contains(&record["type"].as_str().expect("a type")));
+        let mut leases: Vec<_> = of_types.map(|record| record["lease"].as_u64()).collect();
+        leases.sort_unstable();
+        leases
     });
-    assert_eq!(begun, ended, "every lease in it has ended");
+    assert_eq!(begun, ended, "every lease in it has ended: {in_it:#?}");
 }
 
 /// Does what `ss -K` does (`SOCK_DESTROY`, sock_diag(7)) in the namespace of the calling thread.
