@@ -4,7 +4,7 @@ use aya_ebpf::{
     EbpfContext,
     helpers::bpf_get_socket_cookie,
     macros::{cgroup_sock, cgroup_sock_addr, fexit, map},
-    maps::LruHashMap,
+    maps::Array,
     programs::{FExitContext, SockAddrContext, SockContext},
 };
 use tracer_ebpf::{Address, Fact, FactKind, Hook, flags, mapped};
@@ -16,10 +16,14 @@ use crate::{
     unpreempted,
 };
 
-/// Sockets, by cookie, whose bind() asked for port 0 and is under way. A failed bind() leaves its
-/// entry behind until the next one of that socket, or until it is the least recently used.
+/// For each place, the socket whose bind() came by last: its cookie, doubled, and one more if it
+/// asked for port 0. Cookies follow one another, so that two sockets in one place at a time are
+/// rare: the agent then takes the bind() for an explicit one until `sk_userlocks`, which later
+/// facts carry, says otherwise.
 #[map]
-static AUTOBINDS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(4096, 0);
+static BINDS: Array<u64> = Array::with_max_entries(BIND_PLACES, 0);
+
+const BIND_PLACES: u32 = 4096;
 
 const ALLOW: i32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -136,10 +140,16 @@ fn before_bind(ctx: &SockAddrContext) -> i32 {
     // Also gives the socket its cookie, which a failed bind() is then reported with.
     // SAFETY: the helper takes this program's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // If the map refuses, the agent takes the bind for an explicit one until sk_userlocks,
-    // which later facts carry, says otherwise.
-    let _ = if port == 0 { AUTOBINDS.insert(cookie, 1, 0) } else { AUTOBINDS.remove(cookie) };
+    if let Some(place) = BINDS.get_ptr_mut(cookie as u32 % BIND_PLACES) {
+        // SAFETY: the place is that of the map; whoever else writes a word to it writes it whole.
+        unsafe { place.write_volatile(note_of(cookie, port == 0)) };
+    }
     ALLOW
+}
+
+#[inline(always)]
+fn note_of(cookie: u64, is_for_any_port: bool) -> u64 {
+    cookie << 1 | u64::from(is_for_any_port)
 }
 
 #[inline(always)]
@@ -150,11 +160,8 @@ fn after_bind(ctx: &SockContext, hook: Hook) -> i32 {
     }
     // SAFETY: the helper takes this program's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: the value is a plain byte, copied out at once.
-    let auto = unsafe { AUTOBINDS.get(cookie) }.is_some();
-    if auto {
-        let _ = AUTOBINDS.remove(cookie);
-    }
+    let note = BINDS.get(cookie as u32 % BIND_PLACES);
+    let auto = note.is_some_and(|note| *note == note_of(cookie, true));
     // The kernel runs these programs with the socket itself as the context
     // (__cgroup_bpf_run_filter_sk, kernel/bpf/cgroup.c), so probed reads reach the fields that
     // `struct bpf_sock` does not have, the namespace above all.
