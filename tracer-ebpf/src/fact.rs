@@ -239,7 +239,7 @@ impl core::fmt::Display for DecodeError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Size(size) => write!(f, "a fact of {size} bytes"),
-            Self::Unaligned => write!(f, "a fact at an odd address"),
+            Self::Unaligned => write!(f, "a fact that is not aligned to eight bytes"),
             Self::Kind(kind) => write!(f, "a fact of the unknown kind {kind}"),
         }
     }
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn foreign_bytes_are_refused() {
-        let bytes = [[0_u64; 9]; 1];
+        let bytes = [0_u64; 9];
         assert_eq!(decode(&bytes.as_bytes()[..63]), Err(DecodeError::Size(63)));
         assert_eq!(decode(&bytes.as_bytes()[1..]), Err(DecodeError::Unaligned));
         assert_eq!(decode(fact(200, 0).as_bytes()), Err(DecodeError::Kind(200)));

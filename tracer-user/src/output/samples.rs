@@ -52,7 +52,7 @@ pub(super) fn cgroups() -> impl Strategy<Value = Cgroup> {
 }
 
 pub(super) fn kinds() -> impl Strategy<Value = Kind> {
-    select(vec![Kind::Connect, Kind::Bind, Kind::BindAuto, Kind::Listen, Kind::Accept])
+    select(Kind::ALL.to_vec())
 }
 
 pub(super) fn substates() -> impl Strategy<Value = Substate> {
@@ -122,22 +122,7 @@ pub(super) fn reuses() -> impl Strategy<Value = Option<Reuse>> {
 }
 
 pub(super) fn changes() -> impl Strategy<Value = Change> {
-    let reasons = select(vec![
-        Reason::Closed,
-        Reason::ResetIn,
-        Reason::ResetOut,
-        Reason::Refused,
-        Reason::TimedOut,
-        Reason::Aborted,
-        Reason::Disconnected,
-        Reason::TimeWaitExpired,
-        Reason::TimeWaitReused,
-        Reason::TimeWaitKilled,
-        Reason::TimeWaitOverflow,
-        Reason::NetnsGone,
-        Reason::Failed,
-        Reason::Unseen,
-    ]);
+    let reasons = select(Reason::ALL.to_vec());
     let durations = || option::of(prop_oneof![0..10_000_000_000_u64, any::<u64>()]);
     prop_oneof![
         (any::<u16>(), reuses())

@@ -382,7 +382,7 @@ impl<'a> LeaseFields<'a> {
                 reason: named(
                     "reason",
                     needed("reason", self.reason.as_deref())?,
-                    &REASONS,
+                    &Reason::ALL,
                     names::reason,
                 )?,
                 held_s: self.held_s,
@@ -418,7 +418,7 @@ impl<'a> LeaseFields<'a> {
             _ => None,
         };
         Ok(Who {
-            kind: named("kind", &self.kind, &KINDS, names::kind)?,
+            kind: named("kind", &self.kind, &Kind::ALL, names::kind)?,
             family: named("family", &self.family, &[Family::Ipv4, Family::Ipv6], names::family)?,
             local_addr: self.local_addr,
             local_port: self.local_port,
@@ -451,25 +451,6 @@ impl<'a> LeaseFields<'a> {
         })
     }
 }
-
-const KINDS: [Kind; 5] = [Kind::Connect, Kind::Bind, Kind::BindAuto, Kind::Listen, Kind::Accept];
-
-const REASONS: [Reason; 14] = [
-    Reason::Closed,
-    Reason::ResetIn,
-    Reason::ResetOut,
-    Reason::Refused,
-    Reason::TimedOut,
-    Reason::Aborted,
-    Reason::Disconnected,
-    Reason::TimeWaitExpired,
-    Reason::TimeWaitReused,
-    Reason::TimeWaitKilled,
-    Reason::TimeWaitOverflow,
-    Reason::NetnsGone,
-    Reason::Failed,
-    Reason::Unseen,
-];
 
 fn side(name: &str) -> Result<Side, String> {
     named("by", name, &[Side::Local, Side::Peer], names::side)
