@@ -126,6 +126,7 @@ pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), Agen
         reporter,
         losses: Losses::default(),
         counted: Deadline::now(),
+        is_uncounted: true,
         verifies: verify.is_some(),
         checks,
         next_check: Deadline::now() + checks.unwrap_or_default(),
@@ -165,6 +166,8 @@ struct Session<'a> {
     losses: Losses,
     /// When the counters were looked at last.
     counted: Deadline,
+    /// Facts have come since.
+    is_uncounted: bool,
     /// Comparisons are reported, each of them.
     verifies: bool,
     /// How often ledger and kernel are compared.
@@ -201,7 +204,9 @@ impl Session<'_> {
                 && !(self.checks.is_some() && self.losses.are_in_doubt());
             if is_idle {
                 // Where nothing happens there is nothing to check, unless it was asked for.
-                let until = self.verifies.then_some(self.next_check);
+                let check = self.verifies.then_some(self.next_check);
+                let count = self.is_uncounted.then_some(self.counted + COUNTERS_INTERVAL);
+                let until = check.into_iter().chain(count).min();
                 self.probes.ring.sleep(until).await.map_err(AgentError::Ring)?;
             }
             tokio::select! {
@@ -218,8 +223,9 @@ impl Session<'_> {
             }
             let drained = self.drain()?;
             idle_drains = if drained == 0 { idle_drains + 1 } else { 0 };
+            self.is_uncounted |= drained > 0;
             // Once more after the last fact, for what was lost with it.
-            if self.counted.elapsed() >= COUNTERS_INTERVAL && idle_drains <= IDLE_DRAINS {
+            if self.is_uncounted && self.counted.elapsed() >= COUNTERS_INTERVAL {
                 self.count_losses()?;
             }
             if self.looked_for_scans.elapsed() >= SCANS_INTERVAL {
@@ -260,6 +266,7 @@ impl Session<'_> {
 
     fn count_losses(&mut self) -> Result<(), AgentError> {
         self.counted = Deadline::now();
+        self.is_uncounted = false;
         let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
         self.losses.count(&ProgramLosses {
             ring_full: counters.ring_full,
