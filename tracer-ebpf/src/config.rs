@@ -109,6 +109,8 @@ pub struct Layout {
     pub tw_timer: u32,
     /// `inet_timewait_sock.tw_substate`.
     pub tw_substate: u32,
+    /// `tcp_timewait_sock.tw_ts_recent_stamp`: its low 32 bits.
+    pub tw_ts_recent_stamp: u32,
     /// `task_struct.tgid`.
     pub task_tgid: u32,
     /// `task_struct.group_leader`.

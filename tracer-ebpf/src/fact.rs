@@ -42,6 +42,8 @@ pub mod flags {
     pub const ORPHAN: u8 = 1 << 5;
     /// Of a bind(): it had asked for port 0.
     pub const ANY_PORT: u8 = 1 << 4;
+    /// Of a TIME_WAIT's start: the peer sent no timestamps.
+    pub const NO_TIMESTAMPS: u8 = 1 << 2;
     /// Of [`BindFailed`](super::FactKind::BindFailed): the socket has no port, or no longer.
     pub const NO_PORT: u8 = 1 << 4;
 }

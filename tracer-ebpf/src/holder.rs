@@ -79,8 +79,6 @@ pub struct HolderLayout {
     pub tw_tb: u32,
     /// `inet_timewait_sock.tw_entry_stamp` (6.14), or absent.
     pub tw_entry_stamp: u32,
-    /// `tcp_timewait_sock.tw_ts_recent_stamp`: its low 32 bits.
-    pub tw_ts_recent_stamp: u32,
     /// `inet_timewait_sock.tw_connect_bind` (6.18); its mask is 0 if it is absent.
     pub tw_connect_bind: BitField,
     /// `inet_bind_bucket.fastreuse`.

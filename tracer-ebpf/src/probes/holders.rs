@@ -103,7 +103,7 @@ fn full_socket(sk: *const u8, record: &mut HolderRecord) {
 
 fn time_wait(tw: *const u8, record: &mut HolderRecord) {
     record.substate = field::<Probed, u8>(tw, layout!(tw_substate));
-    record.ts_recent_stamp_s = field::<Probed, u32>(tw, holder_layout!(tw_ts_recent_stamp));
+    record.ts_recent_stamp_s = field::<Probed, u32>(tw, layout!(tw_ts_recent_stamp));
     if holder_layout!(tw_entry_stamp) != ABSENT {
         record.entry_stamp_ms = field::<Probed, u32>(tw, holder_layout!(tw_entry_stamp));
     }

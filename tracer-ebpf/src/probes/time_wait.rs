@@ -20,7 +20,7 @@ use tracer_ebpf::{FactKind, Hook, flags};
 
 use crate::{
     emit,
-    kernel::{Common, Copied, Memory, Sock, Typed, field, layout},
+    kernel::{Common, Copied, Memory, Probed, Sock, Typed, field, layout},
 };
 
 /// A TIME_WAIT takes its socket's place: `inet_twsk_hashdance_schedule(tw, sk, ..)`, which was
@@ -143,6 +143,12 @@ fn ending(tw: Sock, timer: *const u8) -> u8 {
 fn report<M: Memory>(slot: u32, kind: FactKind, tw: Sock, flags: u8) {
     emit::fact::<M>(slot, kind, tw, |fact| {
         fact.flags |= flags;
+        // `struct tcp_timewait_sock` lies around the structure that a typed load reaches.
+        if kind as u8 == FactKind::TimeWaitStart as u8
+            && field::<Probed, u32>(tw.address, layout!(tw_ts_recent_stamp)) == 0
+        {
+            fact.flags |= flags::NO_TIMESTAMPS;
+        }
         fact.cookie = tw.existing_cookie::<M>();
         fact.state = field::<M, u8>(tw.address, layout!(tw_substate));
     });

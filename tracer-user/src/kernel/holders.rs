@@ -268,9 +268,6 @@ pub(super) fn resolve(btf: &Btf) -> Result<(HolderLayout, Features), BtfError> {
     found.tw_tb = tw.field("tw_tb")?.offset();
     found.tw_connect_bind = bitfield(&tw, "tw_connect_bind").unwrap_or_default();
     found.tw_entry_stamp = scalar(&tw, "tw_entry_stamp", 32).unwrap_or(ABSENT);
-    // A long before 6.x, of which the low half suffices on a little-endian machine.
-    let tcp_tw = btf.structure("tcp_timewait_sock")?;
-    found.tw_ts_recent_stamp = tcp_tw.field("tw_ts_recent_stamp")?.offset();
     let has_entry_stamp = found.tw_entry_stamp != ABSENT;
     let has_bhash2 = tcp_sock.field("inet_conn.icsk_bind2_hash").is_ok();
     let features = Features {

@@ -158,6 +158,9 @@ fn resolve_time_wait(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
     let tw = btf.function_parameter("inet_twsk_put", 0)?;
     layout.tw_timer = tw.field("tw_timer")?.offset();
     layout.tw_substate = scalar(&tw, "tw_substate", 8)?;
+    // A long before 6.x, of which the low half suffices on a little-endian machine.
+    let tcp_tw = btf.structure("tcp_timewait_sock")?;
+    layout.tw_ts_recent_stamp = tcp_tw.field("tw_ts_recent_stamp")?.offset();
     Ok(())
 }
 

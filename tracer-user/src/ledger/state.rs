@@ -922,6 +922,7 @@ impl Ledger {
         let substate = substate(fact);
         let Some(tuple) = time_wait_tuple(fact) else { return };
         let is_rearmed = fact.flags & flags::REARMED != 0;
+        let has_timestamps = Some(fact.flags & flags::NO_TIMESTAMPS == 0);
         if let Some(index) = self.time_wait_lease(cookie, &tuple) {
             // Armed anew: the cancellation was part of it. The function that re-arms cancels
             // nothing, and may run when another CPU has just killed the TIME_WAIT.
@@ -930,9 +931,11 @@ impl Ledger {
             }
             let entry = &mut self.leases[index as usize];
             entry.lease.timer_armed = Some(at);
-            if entry.lease.phase != Phase::TimeWait(substate) {
-                entry.lease.phase = Phase::TimeWait(substate);
-                self.recount(index);
+            entry.lease.has_timestamps = has_timestamps;
+            let is_news = entry.lease.phase != Phase::TimeWait(substate);
+            entry.lease.phase = Phase::TimeWait(substate);
+            self.recount(index);
+            if is_news {
                 self.tell(index, at, Change::TimeWait(substate), sink);
             }
             return;
@@ -954,6 +957,7 @@ impl Ledger {
         };
         let lease = &mut self.leases[index as usize].lease;
         (lease.time_wait, lease.timer_armed) = (Some(at), Some(at));
+        lease.has_timestamps = has_timestamps;
         self.enter_time_wait(index, &tuple, substate, at, sink);
     }
 
@@ -1165,6 +1169,7 @@ impl Ledger {
                 closed_by: None,
                 time_wait: None,
                 timer_armed: None,
+                has_timestamps: None,
             },
             marks,
             close_reason: None,

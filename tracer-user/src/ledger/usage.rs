@@ -93,7 +93,8 @@ pub struct Room {
     /// bind().
     pub bind_locked: u32,
     /// Of those in use: in a TIME_WAIT that a connect() may take over. It may be some more, of
-    /// those that have just become old enough (`tcp_tw_reuse_delay`).
+    /// those that have just become old enough (`tcp_tw_reuse_delay`), and some less, of those that
+    /// were there before us: a connect() may not take them over if their peers sent no timestamps.
     pub reusable: u32,
 }
 

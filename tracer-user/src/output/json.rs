@@ -216,7 +216,11 @@ impl Output for Json {
             Change::Listen => {}
             Change::Closing { by } => append!(buffer, "by": Name(names::side(by))),
             Change::TimeWait(substate) => {
-                append!(buffer, "substate": Name(names::substate(substate)));
+                append!(
+                    buffer,
+                    "substate": Name(names::substate(substate)),
+                    "timestamps": lease.has_timestamps,
+                );
             }
             Change::Release { reason } => {
                 let Times { held_ns, established_ns, time_wait_ns } = Times::of(lease, at);

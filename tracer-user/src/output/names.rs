@@ -147,7 +147,7 @@ pub fn advice(advice: Advice) -> &'static str {
         }
         Advice::SpreadDestination => {
             "use more source or destination addresses, keep connections alive, widen \
-             ip_local_port_range, or set tcp_tw_reuse=1"
+             ip_local_port_range, or set tcp_tw_reuse=1 (of use if the peer sends timestamps)"
         }
         Advice::ReserveLess => {
             "all of ip_local_port_range is in ip_local_reserved_ports: reserve less, or widen it"

@@ -86,8 +86,9 @@ pub(super) fn leases() -> impl Strategy<Value = Lease> {
     let identity = (any::<(u64, u64, u32)>(), kinds(), families(), option::of(owners()));
     let ends = (addrs(), ports(), option::of((addrs(), ports())));
     let times = prop::array::uniform5(option::of(instants()));
-    (identity, ends, phase, times, option::of(sides())).prop_map(
-        |(identity, (local_addr, local_port, peer), phase, times, closed_by)| {
+    let rest = (option::of(sides()), any::<Option<bool>>());
+    (identity, ends, phase, times, rest).prop_map(
+        |(identity, (local_addr, local_port, peer), phase, times, (closed_by, has_timestamps))| {
             let ((id, cookie, netns), kind, family, owner) = identity;
             let [acquired, established, closing, time_wait, timer_armed] = times;
             Lease {
@@ -108,6 +109,7 @@ pub(super) fn leases() -> impl Strategy<Value = Lease> {
                 closed_by,
                 time_wait,
                 timer_armed,
+                has_timestamps,
             }
         },
     )

@@ -264,6 +264,9 @@ impl Output for Text {
                 }),
                 Change::TimeWait(substate) => {
                     details.part(names::ss_state(Phase::TimeWait(substate), None));
+                    if lease.has_timestamps == Some(false) {
+                        details.part("no timestamps");
+                    }
                 }
                 Change::Release { reason } => {
                     let Times { established_ns, time_wait_ns, .. } = Times::of(lease, at);

@@ -206,6 +206,8 @@ pub struct Lease {
     pub began_ns: Option<u64>,
     /// When the present phase began, or was first seen.
     pub phase_since_ns: u64,
+    /// Of a TIME_WAIT: the peer sent no timestamps, so that no connect() takes it over.
+    pub lacks_timestamps: bool,
     /// It was taken while observed.
     pub is_new: bool,
 }
@@ -398,8 +400,11 @@ impl Aggregate {
                     owner.closed_by_peer += 1;
                 }
             }
-            Event::TimeWait { substate } => {
+            Event::TimeWait { substate, timestamps } => {
                 self.enter_phase(now_ns, *id, who, Phase::TimeWait(substate));
+                if let Some(lease) = self.leases.get_mut(id) {
+                    lease.lacks_timestamps = timestamps == Some(false);
+                }
             }
             Event::Release { reason, held_s, time_wait_s } => {
                 if let Some(held_s) = held_s {
@@ -426,7 +431,7 @@ impl Aggregate {
             Event::Established => (Phase::Established, None, None),
             Event::Listen => (Phase::Listen, None, None),
             Event::Closing { by } => (Phase::Closing, Some(by), None),
-            Event::TimeWait { substate } => (Phase::TimeWait(substate), None, None),
+            Event::TimeWait { substate, .. } => (Phase::TimeWait(substate), None, None),
             Event::Release { held_s, .. } => {
                 (Phase::Closing, None, held_s.map(|held_s| earlier(now_ns, held_s)))
             }
@@ -443,6 +448,7 @@ impl Aggregate {
             closed_by,
             began_ns,
             phase_since_ns: now_ns,
+            lacks_timestamps: false,
             is_new,
         };
         let first_ns = self.first.as_ref().map_or(now_ns, |(_, first_ns)| *first_ns);

@@ -248,6 +248,8 @@ pub struct DestinationRow {
     pub bind_locked: u32,
     /// Of those in use.
     pub time_wait: u32,
+    /// Of those in TIME_WAIT: the peer sent no timestamps, so that no connect() takes them over.
+    pub without_timestamps: u32,
     /// Of those in use: a connect() takes them over now.
     pub reusable: u32,
     /// connect()s that will still get a port.

@@ -117,7 +117,7 @@ pub enum Event {
     Accept,
     Listen,
     Closing { by: Side },
-    TimeWait { substate: Substate },
+    TimeWait { substate: Substate, timestamps: Option<bool> },
     Release { reason: Reason, held_s: Option<f64>, time_wait_s: Option<f64> },
 }
 
@@ -344,6 +344,7 @@ struct LeaseFields<'a> {
     closed_by: Option<Cow<'a, str>>,
     #[serde(borrow)]
     reason: Option<Cow<'a, str>>,
+    timestamps: Option<bool>,
     age_s: Option<f64>,
     held_s: Option<f64>,
     time_wait_s: Option<f64>,
@@ -377,6 +378,7 @@ impl<'a> LeaseFields<'a> {
             "closing" => Event::Closing { by: side(needed("by", self.by.as_deref())?)? },
             "time_wait" => Event::TimeWait {
                 substate: substate(needed("substate", self.substate.as_deref())?)?,
+                timestamps: self.timestamps,
             },
             _ => Event::Release {
                 reason: named(

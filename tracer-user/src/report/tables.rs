@@ -107,6 +107,8 @@ impl Kinds {
 #[derive(Default)]
 struct Live {
     time_wait: u32,
+    /// Of those in TIME_WAIT.
+    without_timestamps: u32,
     reusable: u32,
     /// Of those in use, on ports that are also bound.
     bind_locked: u32,
@@ -155,7 +157,7 @@ impl Live {
         let takes_over = namespace.takes_over(destination.source, destination.addr);
         let settings = namespace.settings.as_ref();
         let delay_s = settings
-            .filter(|_| takes_over)
+            .filter(|_| takes_over && !lease.lacks_timestamps)
             .map(|settings| f64::from(settings.time_wait_reuse_delay_ms.unwrap_or(1000)) / 1e3);
         let in_phase_s = lease.phase_age_s(aggregate.last_ns);
         let is_in_range = namespace.may_choose(lease.port);
@@ -168,6 +170,7 @@ impl Live {
             let is_settled = substate == Substate::TimeWait;
             if is_in_range {
                 self.time_wait += 1;
+                self.without_timestamps += u32::from(lease.lacks_timestamps);
                 let is_free = delay_s.is_some_and(|delay_s| in_phase_s > delay_s) && is_settled;
                 self.reusable += u32::from(is_free);
             }
@@ -218,6 +221,7 @@ fn destination_row(
         capacity,
         bind_locked,
         time_wait: live.time_wait,
+        without_timestamps: live.without_timestamps,
         reusable: live.reusable,
         headroom,
         rate_per_s,

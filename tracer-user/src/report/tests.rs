@@ -45,12 +45,16 @@ impl Tape {
     }
 
     fn range(&mut self, low: u16, high: u16, reserved: &str) {
+        self.settings(low, high, reserved, 0);
+    }
+
+    fn settings(&mut self, low: u16, high: u16, reserved: &str, tw_reuse: u32) {
         self.record(
             "namespace",
             json!({
                 "range_low": low, "range_high": high, "reserved": reserved, "capacity": 0,
                 "step_width": null, "autobind_reuse": false, "unprivileged_start": 1024,
-                "tw_reuse": 0, "tw_reuse_delay_ms": 1000, "timestamps": true,
+                "tw_reuse": tw_reuse, "tw_reuse_delay_ms": 1000, "timestamps": true,
                 "max_tw_buckets": 131_072, "fin_timeout_s": 60, "somaxconn": 4096,
             }),
         );
@@ -298,6 +302,37 @@ fn time_waits_set_the_ceiling_and_the_advice_says_what_helps() {
     assert!(reuse.gain.starts_with("from 1.0 to 60.0 connections a second"), "{reuse:?}");
     assert!(report.folklore.iter().any(|line| line.contains("tcp_tw_recycle is gone")));
     assert!(report.folklore.iter().any(|line| line.contains("tcp_fin_timeout does not")));
+}
+
+#[test]
+fn of_time_waits_without_timestamps_none_is_reusable_and_the_peer_is_to_mend_it() {
+    let with = |timestamps: Option<bool>| {
+        let mut tape = Tape::new();
+        tape.settings(50_000, 50_059, "", 1);
+        for port in 50_000..50_060 {
+            let lease = tape.connect(&CLIENT, port);
+            let time_wait =
+                json!({"lease": lease, "substate": "time_wait", "timestamps": timestamps});
+            tape.lease("time_wait", &CLIENT, port, time_wait);
+        }
+        tape.wait(5.0);
+        tape.fail(&CLIENT);
+        tape.report()
+    };
+    for timestamps in [Some(true), None] {
+        let report = with(timestamps);
+        assert_eq!(
+            (report.destinations[0].reusable, report.destinations[0].headroom),
+            (60, Some(60))
+        );
+    }
+    let report = with(Some(false));
+    let row = &report.destinations[0];
+    assert_eq!((row.without_timestamps, row.reusable, row.headroom), (60, 0, Some(0)));
+    let mend = report.advice.iter().find(|one| one.what.contains("timestamps"));
+    let mend = mend.expect("tcp_tw_reuse is on and does nothing");
+    assert!(mend.evidence.starts_with("60 of 60 connections"), "{mend:?}");
+    assert!(!report.advice.iter().any(|one| one.command.contains("tcp_tw_reuse=\"1\"")));
 }
 
 #[test]

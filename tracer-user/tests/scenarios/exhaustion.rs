@@ -1,6 +1,10 @@
 //! Why there is no port left: the cause of every failure, who is to blame, and the warning before.
 
-use std::{io::ErrorKind, time::Instant};
+use std::{
+    io::ErrorKind,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use socket2::Socket;
@@ -214,6 +218,63 @@ fn a_time_wait_in_the_way_says_when_it_will_be_gone() {
         let free_in_s = record["holder"]["free_in_s"].as_f64().expect("it is known");
         assert!((0.0..=60.0).contains(&free_in_s) && free_in_s > 1.0, "{free_in_s}");
         assert!(record["advice"].as_str().is_some_and(|it| it.contains("SO_REUSEADDR")));
+    });
+}
+
+/// tcp_tw_reuse=1 lets connect() have the port of a TIME_WAIT, unless the peer sent no timestamps
+/// (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c).
+#[test]
+fn time_waits_without_timestamps_are_no_room() {
+    for_each_net(|net, sandbox| {
+        range(sandbox, 50_000, 50_009);
+        sandbox.set("ipv4/tcp_tw_reuse", "1").expect("it can be set");
+        if sandbox.set("ipv4/tcp_tw_reuse_delay", "1").is_err() {
+            println!("without tcp_tw_reuse_delay it takes seconds");
+        }
+        sandbox.set("ipv4/tcp_timestamps", "0").expect("it can be set");
+        let mut tracer = Tracer::start(sandbox);
+        let to = listener(net, LISTENER);
+        let leave_time_wait = |client, tracer: &mut Tracer| {
+            let [client, _] = Pair::connect(client, &to).close_client_first(tracer);
+            client
+        };
+        let without: Vec<_> = (0..9).map(|_| leave_time_wait(net.socket(), &mut tracer)).collect();
+        sandbox.set("ipv4/tcp_timestamps", "1").expect("it can be set");
+        // Settings are looked at where something happens.
+        let _bound = net.bound(LISTENER + 1);
+        tracer.wait_for("change", |record| {
+            record["type"] == "namespace" && record["timestamps"] == true
+        });
+        let with = leave_time_wait(net.socket(), &mut tracer);
+        // One port is had again and again, until the other nine would be had as well.
+        let mut takers = Vec::new();
+        let client = loop {
+            let client = net.socket();
+            match client.connect(&addr(&to).into()) {
+                Ok(()) if takers.len() == 3 => break client,
+                Ok(()) => {
+                    let (server, _) = to.accept().expect("it is connected");
+                    takers.push(cookie(&client));
+                    Pair { client, server }.close_client_first(&mut tracer);
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
+                    thread::sleep(Duration::from_millis(10));
+                }
+            }
+        };
+        let (connected, failed) = fill(net, &to);
+        assert_eq!(connected.len(), 0);
+        let failure = failure(&mut tracer, &failed);
+        assert_eq!(failure["cause"], "range_full");
+        assert_eq!(failure["range"], ports(10, 0, 10, 0));
+        let story = tracer.finish();
+        for (cookies, timestamps) in [(&without, false), (&vec![with], true), (&takers, true)] {
+            for cookie in cookies {
+                assert_eq!(story.the(*cookie, "time_wait")["timestamps"], timestamps);
+            }
+        }
+        drop(client);
     });
 }
 

@@ -108,7 +108,8 @@ impl Ledger {
         // One whose socket was bound keeps the port from connect() all the same.
         let is_time_wait = wanted.is_some()
             && entry.lease.kind == Kind::Connect
-            && entry.lease.phase == Phase::TimeWait(Substate::TimeWait);
+            && entry.lease.phase == Phase::TimeWait(Substate::TimeWait)
+            && entry.lease.has_timestamps != Some(false);
         let place = entry.destination;
         if place != NONE && self.usage.destination(place) != wanted.as_ref() {
             self.usage.uncount(place, port, entry.marks.has(Mark::CountedTimeWait), None);

@@ -109,6 +109,7 @@ enum Details {
     },
     TimeWait {
         substate: &'static str,
+        timestamps: Option<bool>,
     },
     Release {
         reason: &'static str,
@@ -137,7 +138,10 @@ impl Details {
             }
             Change::Listen => Self::Listen {},
             Change::Closing { by } => Self::Closing { by: names::side(by) },
-            Change::TimeWait(substate) => Self::TimeWait { substate: names::substate(substate) },
+            Change::TimeWait(substate) => Self::TimeWait {
+                substate: names::substate(substate),
+                timestamps: lease.has_timestamps,
+            },
             Change::Release { reason } => {
                 let Times { held_ns, established_ns, time_wait_ns } = Times::of(lease, *at);
                 Self::Release {

@@ -53,7 +53,8 @@ fn by_format(offset_ns: i128, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) -
         Change::Accept { .. } | Change::Listen => vec![],
         Change::Closing { by } => vec![format!("by {}", names::side(by))],
         Change::TimeWait(substate) => {
-            vec![names::ss_state(Phase::TimeWait(substate), None).to_owned()]
+            let timestamps = if lease.has_timestamps == Some(false) { "no timestamps" } else { "" };
+            vec![names::ss_state(Phase::TimeWait(substate), None).to_owned(), timestamps.to_owned()]
         }
         Change::Release { reason } => {
             let Times { established_ns, time_wait_ns, .. } = Times::of(lease, *at);
