@@ -12,17 +12,23 @@ use aya::{
     programs::loaded_programs,
     sys::{Stats, enable_stats},
 };
+use object::{Object as _, ObjectSymbol as _, SymbolKind};
 use serde_json::{Value, json};
 
 use super::contender::Contender;
-use crate::load::{Family, Lane, Load, Pace, Pairs};
+use crate::{
+    load::{Family, Lane, Load, Pace, Pairs},
+    workspace::root,
+};
+
+/// Characters of a program's name that the kernel keeps (`BPF_OBJ_NAME_LEN`, less the end).
+const KEPT: usize = 15;
 
 const LOAD: Duration = Duration::from_secs(3);
 const MOST_TIME_WAITS: u32 = 5000;
 
 /// What a program cost.
 pub struct ProgramCost {
-    /// As much of its name as the kernel keeps; of the second copy with a word behind it.
     name: String,
     runs: u64,
     /// Of a run, with what keeping statistics takes: some tens of nanoseconds.
@@ -55,15 +61,17 @@ pub fn measure(
     let after = spent(&ids)?;
     drop(statistics);
     running.stop()?;
-    let mut names = BTreeSet::new();
+    let mut names = names()?;
     let costs = after.into_iter().filter_map(|(id, Spent { name, runs, ns })| {
         let (runs_before, ns_before) =
             before.get(&id).map_or((0, 0), |spent| (spent.runs, spent.ns));
-        // Loaded later, and so with a greater number.
-        let is_copy = !names.insert(name.clone());
+        // Second copies are loaded after the first, and have longer names.
+        let is_it = |full: &String| *full == name || name.len() == KEPT && full.starts_with(&name);
+        let full_name = names.iter().position(is_it);
+        let name = full_name.map_or(name, |place| names.remove(place));
         let runs = runs - runs_before;
         let mean_ns = (ns - ns_before).checked_div(runs)?;
-        Some(ProgramCost { name: if is_copy { name + " (again)" } else { name }, runs, mean_ns })
+        Some(ProgramCost { name, runs, mean_ns })
     });
     Ok(costs.collect())
 }
@@ -86,6 +94,7 @@ pub fn to_json(costs: &[ProgramCost]) -> Value {
 }
 
 struct Spent {
+    /// As much of it as the kernel keeps.
     name: String,
     runs: u64,
     ns: u64,
@@ -102,6 +111,18 @@ fn spent(ids: &BTreeSet<u32>) -> Result<BTreeMap<u32, Spent>> {
         }
     }
     Ok(spent)
+}
+
+/// The names of the programs in the object, in order.
+fn names() -> Result<Vec<String>> {
+    let object = fs::read(root().join("tracer-ebpf/prebuilt/portlife.bpf.o"))?;
+    let object = object::File::parse(&*object)?;
+    let functions = object.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text);
+    let mut names = functions
+        .map(|function| Ok(function.name()?.to_owned()))
+        .collect::<Result<Vec<_>, object::Error>>()?;
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// The numbers of the programs that a process holds.
