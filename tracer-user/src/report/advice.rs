@@ -234,7 +234,7 @@ fn reuse_time_waits(row: &DestinationRow, place: &Place<'_>) -> Option<Advice> {
     })
 }
 
-/// `tcp_tw_reuse` does nothing for connections without timestamps, and they are off here or there.
+/// `tcp_tw_reuse` does nothing for connections without timestamps, which this peer does not send.
 fn timestamps_of_peer(row: &DestinationRow) -> Advice {
     Advice {
         what: format!(
