@@ -63,7 +63,10 @@ fn time_wait_due(ctx: FEntryContext) -> i32 {
 #[fentry(function = "inet_twsk_kill")]
 fn time_wait_kill(ctx: FEntryContext) -> i32 {
     let tw = Sock::at(ctx.arg(0));
-    let kind = if takes_due_timer(tw.address.wrapping_add(layout!(tw_timer) as usize)) {
+    let timer = tw.address.wrapping_add(layout!(tw_timer) as usize);
+    // Where the kernel did not run this program for the one before, the mark of that one is still
+    // there, and this one may lie in its memory.
+    let kind = if takes_due_timer(timer) && is_due(timer) {
         FactKind::TimeWaitExpire
     } else {
         FactKind::TimeWaitCancel
@@ -123,14 +126,20 @@ fn timer(timer: *const u8, hook: Hook, kind: FactKind) -> i32 {
     0
 }
 
-/// Why a TIME_WAIT ends, as far as the looks of its timer tell.
+/// True once the timer's time has come.
 #[inline(always)]
-fn ending(tw: Sock, timer: *const u8) -> u8 {
+fn is_due(timer: *const u8) -> bool {
     // SAFETY: no arguments.
     let jiffies = unsafe { bpf_jiffies64() };
     let expires = field::<Typed, u64>(timer, layout!(timer_expires));
+    jiffies.wrapping_sub(expires) as i64 >= 0
+}
+
+/// Why a TIME_WAIT ends, as far as the looks of its timer tell.
+#[inline(always)]
+fn ending(tw: Sock, timer: *const u8) -> u8 {
     let mut ending = 0;
-    if jiffies.wrapping_sub(expires) as i64 >= 0 {
+    if is_due(timer) {
         ending |= flags::TIMER_DUE;
     }
     if tw.is_netns_dying::<Copied>() {
