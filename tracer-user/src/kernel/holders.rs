@@ -5,7 +5,6 @@
 //! is computed from them is as exact as that.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{self, Read as _},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -29,7 +28,7 @@ use super::{
 };
 use crate::{
     exhaustion::{Holder, KernelRules, KernelTime, ReuseRule, SocketRangeRule},
-    ledger::{BucketClass, Netns, Port},
+    ledger::{Netns, Port},
 };
 
 /// The iterators, loaded. They list the holders of any namespace, as often as one likes and from
@@ -158,21 +157,6 @@ impl HolderLists {
             self.read(files.as_fd(), |netns, holder| holders.push((netns, holder)))?;
         }
         Ok(holders)
-    }
-
-    /// The classes of the buckets of the calling thread's namespace that hold more than sockets
-    /// which are bound but idle: whatever those are in is of the class [`BucketClass::Bind`].
-    ///
-    /// # Errors
-    /// If the kernel refuses to list.
-    pub fn classes_of_this_thread(&self) -> io::Result<BTreeMap<Port, BucketClass>> {
-        let holders = self.hashed_of_this_thread()?;
-        // A VRF has buckets of its own, which the ledger does not tell from the others.
-        Ok(holders
-            .iter()
-            .filter(|holder| holder.l3mdev == 0)
-            .map(|holder| (holder.local_port, holder.class))
-            .collect())
     }
 
     fn read(&self, program: BorrowedFd<'_>, mut take: impl FnMut(Netns, Holder)) -> io::Result<()> {

@@ -299,7 +299,8 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
     );
     list(
         "tcp_holders",
-        "that somebody bound a port is known only if that was seen",
+        "that somebody bound a port is known only if that was seen, and TIME_WAITs from before are \
+         believed to have had timestamps",
         lists.as_ref().map(|_| ()).map_err(Clone::clone),
     );
     if let Some(HookStatus { outcome: Outcome::Missing { reason, .. }, .. }) =

@@ -7,6 +7,7 @@ use std::{
     thread,
 };
 
+use rustc_hash::FxHashMap;
 use tracer_ebpf::{FactKind, OwnedFact, decode};
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
@@ -17,7 +18,10 @@ use super::{
     scope::Scope,
     sock_diag,
 };
-use crate::ledger::{BucketClass, Coverage, Held, Netns, Port};
+use crate::{
+    exhaustion::{Holder, HolderBy},
+    ledger::{BucketClass, Cookie, Coverage, Held, HeldBy, Netns, Port},
+};
 
 /// What a snapshot found, and what it could not look at.
 #[derive(Debug, Default)]
@@ -81,9 +85,33 @@ fn list_all(namespaces: &Namespaces, lists: Option<&HolderLists>, snapshot: &mut
         coverage.listed.insert(netns);
         // The kernel goes through the whole host's table for this, too.
         let lists = lists.filter(|_| held.len() > before);
-        if let Some(Ok(found)) = lists.map(HolderLists::classes_of_this_thread) {
-            classes.insert(netns, found);
+        if let Some(Ok(holders)) = lists.map(HolderLists::hashed_of_this_thread) {
+            classes.insert(netns, classes_of(&holders));
+            tell_timestamps(&mut held[before..], &holders);
         }
+    }
+}
+
+/// Whatever bucket a socket that is bound but idle is in is of the class [`BucketClass::Bind`].
+fn classes_of(holders: &[Holder]) -> BTreeMap<Port, BucketClass> {
+    // A VRF has buckets of its own, which the ledger does not tell from the others.
+    let holders = holders.iter().filter(|holder| holder.l3mdev == 0);
+    holders.map(|holder| (holder.local_port, holder.class)).collect()
+}
+
+/// sock_diag, which has given every TIME_WAIT a cookie, does not tell which had timestamps.
+fn tell_timestamps(held: &mut [Held], holders: &[Holder]) {
+    let stamps: FxHashMap<Cookie, u32> = holders
+        .iter()
+        .filter_map(|holder| match holder.by {
+            HolderBy::TimeWait { ts_recent_stamp_s, .. } => {
+                Some((holder.cookie, ts_recent_stamp_s))
+            }
+            HolderBy::Idle | HolderBy::Listener | HolderBy::Connection { .. } => None,
+        })
+        .collect();
+    for held in held.iter_mut().filter(|held| matches!(held.by, HeldBy::TimeWait(_))) {
+        held.has_timestamps = stamps.get(&held.cookie).map(|stamp_s| *stamp_s != 0);
     }
 }
 

@@ -250,6 +250,7 @@ impl Message {
             local_port: port(self.id.local_port)?,
             peer: port(self.id.peer_port).map(|port| (address(self.id.peer_addr), port)),
             by,
+            has_timestamps: None,
             userlocks: None,
             owner: None,
         })

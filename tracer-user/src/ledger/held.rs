@@ -25,6 +25,8 @@ pub struct Held {
     pub peer: Option<(Addr, Port)>,
     /// The holder.
     pub by: HeldBy,
+    /// Of a TIME_WAIT: the peer sent timestamps, if that could be read.
+    pub has_timestamps: Option<bool>,
     /// `sk_userlocks`, if it could be read.
     pub userlocks: Option<u8>,
     /// The process that holds the socket, if one does.
@@ -82,6 +84,7 @@ impl Held {
             local_port: port(fact.local_port)?,
             peer: port(fact.peer_port).map(|port| (Addr(fact.peer_addr), port)),
             by,
+            has_timestamps: None,
             userlocks: Some(fact.userlocks),
             owner: None,
         })

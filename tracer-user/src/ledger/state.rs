@@ -403,6 +403,7 @@ impl Ledger {
             phase,
             owner: held.owner.map(|owner| self.owners.share(&owner)),
             acquired: None,
+            has_timestamps: held.has_timestamps,
         };
         let index = self.insert(new, by_socket, !by_socket);
         self.leases[index as usize].lease.closed_by = match held.by {
@@ -427,6 +428,7 @@ struct NewLease {
     phase: Phase,
     owner: Option<Arc<Owner>>,
     acquired: Option<Instant>,
+    has_timestamps: Option<bool>,
 }
 
 impl NewLease {
@@ -444,6 +446,7 @@ impl NewLease {
             phase,
             owner: None,
             acquired: None,
+            has_timestamps: None,
         })
     }
 }
@@ -1123,6 +1126,7 @@ impl Ledger {
             phase: Phase::Bound,
             owner,
             acquired: Some(at),
+            has_timestamps: None,
         };
         self.insert(new, true, false)
     }
@@ -1143,6 +1147,7 @@ impl Ledger {
             phase,
             owner,
             acquired,
+            has_timestamps,
         } = new;
         let id = LeaseId(self.next_id);
         self.next_id += 1;
@@ -1169,7 +1174,7 @@ impl Ledger {
                 closed_by: None,
                 time_wait: None,
                 timer_armed: None,
-                has_timestamps: None,
+                has_timestamps,
             },
             marks,
             close_reason: None,

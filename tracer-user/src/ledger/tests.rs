@@ -286,6 +286,7 @@ impl Kernel {
             local_port: Port(port),
             peer: (peer != 0).then_some((Addr(mapped(LOCAL)), Port(peer))),
             by,
+            has_timestamps: None,
             userlocks: Some(self.userlocks(cookie)),
             owner: None,
         };

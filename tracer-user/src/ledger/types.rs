@@ -327,7 +327,8 @@ pub struct Lease {
     /// that. While connecting it is when the attempt began, which arms the first SYN's.
     pub timer_armed: Option<Instant>,
     /// Of a TIME_WAIT: the peer sent timestamps (RFC 7323), without which `tcp_tw_reuse` does nothing
-    /// for it (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c). `None` if it was there before us.
+    /// for it (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c). `None` if it was there before us, and the kernel
+    /// has no iterator that tells.
     pub has_timestamps: Option<bool>,
 }
 

@@ -193,6 +193,7 @@ impl Output for Json {
                 "substate": substate.map(Name),
                 "closed_by": lease.closed_by.map(names::side).map(Name),
                 "age_s": lease.acquired.map(|acquired| Seconds(at.since(acquired))),
+                "timestamps": lease.has_timestamps,
             );
         });
     }

@@ -191,6 +191,12 @@ impl Details<'_> {
         }
     }
 
+    fn timestamps(&mut self, lease: &Lease) {
+        if lease.has_timestamps == Some(false) {
+            self.part("no timestamps");
+        }
+    }
+
     fn begin(&mut self) -> &mut Vec<u8> {
         let separator: &[u8] = if std::mem::take(&mut self.is_first) { b" " } else { b", " };
         self.buffer.extend_from_slice(separator);
@@ -239,6 +245,9 @@ impl Output for Text {
     fn held(&mut self, at: Instant, lease: &Lease, _cgroup: Option<&Cgroup>) {
         self.line(&Self::of_lease(lease, at, "held"), |details| {
             details.part(names::ss_state(lease.phase, lease.closed_by));
+            if let Phase::TimeWait(_) = lease.phase {
+                details.timestamps(lease);
+            }
         });
     }
 
@@ -264,9 +273,7 @@ impl Output for Text {
                 }),
                 Change::TimeWait(substate) => {
                     details.part(names::ss_state(Phase::TimeWait(substate), None));
-                    if lease.has_timestamps == Some(false) {
-                        details.part("no timestamps");
-                    }
+                    details.timestamps(lease);
                 }
                 Change::Release { reason } => {
                     let Times { established_ns, time_wait_ns, .. } = Times::of(lease, at);

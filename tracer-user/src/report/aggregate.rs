@@ -422,7 +422,7 @@ impl Aggregate {
     fn begin(&mut self, now_ns: u64, netns: Netns, id: u64, who: &Who<'_>, event: Event) {
         let is_new = matches!(event, Event::Bind { .. } | Event::Connect { .. } | Event::Accept);
         let (phase, closed_by, began_ns) = match event {
-            Event::Held { phase, closed_by, age_s } => {
+            Event::Held { phase, closed_by, age_s, .. } => {
                 (phase, closed_by, age_s.map(|age_s| earlier(now_ns, age_s)))
             }
             Event::Bind { .. } => (Phase::Bound, None, Some(now_ns)),
@@ -448,7 +448,11 @@ impl Aggregate {
             closed_by,
             began_ns,
             phase_since_ns: now_ns,
-            lacks_timestamps: false,
+            lacks_timestamps: matches!(
+                event,
+                Event::Held { timestamps: Some(false), .. }
+                    | Event::TimeWait { timestamps: Some(false), .. }
+            ),
             is_new,
         };
         let first_ns = self.first.as_ref().map_or(now_ns, |(_, first_ns)| *first_ns);

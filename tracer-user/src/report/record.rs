@@ -110,7 +110,7 @@ pub struct Process<'a> {
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "the names are those of the records")]
 pub enum Event {
-    Held { phase: Phase, closed_by: Option<Side>, age_s: Option<f64> },
+    Held { phase: Phase, closed_by: Option<Side>, age_s: Option<f64>, timestamps: Option<bool> },
     Bind { reuse: Option<Reuse> },
     Connect { search_us: Option<f64>, reuse: Option<Reuse> },
     Established,
@@ -369,6 +369,7 @@ impl<'a> LeaseFields<'a> {
                 phase: self.phase()?,
                 closed_by: self.closed_by.as_deref().map(side).transpose()?,
                 age_s: self.age_s,
+                timestamps: self.timestamps,
             },
             "bind" => Event::Bind { reuse: self.reuse },
             "connect" => Event::Connect { search_us: self.search_us, reuse: self.reuse },

@@ -59,6 +59,38 @@ fn what_is_held_at_start_is_told_and_goes_on_as_the_same_lease() {
 }
 
 #[test]
+fn time_waits_from_before_tell_whether_their_peers_sent_timestamps() {
+    for_each_net(|net, sandbox| {
+        let listener = net.listener();
+        let leave_time_wait = |timestamps| {
+            sandbox.set("ipv4/tcp_timestamps", timestamps).expect("it can be set");
+            let Pair { client, server } = Pair::connect(net.socket(), &listener);
+            let client_cookie = cookie(&client);
+            drop(client);
+            read_to_end(&server);
+            drop(server);
+            client_cookie
+        };
+        let waiting = [("0", false), ("1", true)]
+            .map(|(setting, has_timestamps)| (leave_time_wait(setting), has_timestamps));
+        let pair = Pair::connect(net.socket(), &listener);
+        let mut tracer = Tracer::start(sandbox);
+        if !tracer.sees("tcp_holders") {
+            return;
+        }
+        for (waiting, has_timestamps) in waiting {
+            let held = tracer.wait_for("held", |record| record["cookie"] == waiting);
+            assert_eq!(held["phase"], "time_wait");
+            assert_eq!(held["timestamps"], has_timestamps);
+        }
+        let connected = cookie(&pair.client);
+        let held = tracer.wait_for("held", |record| record["cookie"] == connected);
+        assert!(held["timestamps"].is_null());
+        tracer.finish();
+    });
+}
+
+#[test]
 fn a_snapshot_can_be_left_out() {
     let Some(sandbox) = sandbox() else { return };
     let listener = Net::V4.listener();

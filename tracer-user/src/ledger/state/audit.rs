@@ -314,6 +314,7 @@ impl Ledger {
             HeldBy::Socket(state) => phase_of(state),
             HeldBy::TimeWait(substate) => Phase::TimeWait(substate),
         };
+        entry.lease.has_timestamps = held.has_timestamps.or(entry.lease.has_timestamps);
         if entry.lease.phase == Phase::Listen {
             self.listeners.entry(key).or_default().push(index);
             self.bind_bucket(index);

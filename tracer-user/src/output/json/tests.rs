@@ -169,6 +169,7 @@ fn held_by_serde(json: &mut Json, at: Instant, lease: &Lease, cgroup: Option<&Cg
         substate: Option<&'static str>,
         closed_by: Option<&'static str>,
         age_s: Option<f64>,
+        timestamps: Option<bool>,
     }
     let rest = Details {
         phase: names::phase(lease.phase),
@@ -178,6 +179,7 @@ fn held_by_serde(json: &mut Json, at: Instant, lease: &Lease, cgroup: Option<&Cg
         },
         closed_by: lease.closed_by.map(names::side),
         age_s: lease.acquired.map(|acquired| seconds(at.since(acquired))),
+        timestamps: lease.has_timestamps,
     };
     let subject = Subject { who: Identity::of(lease, cgroup), rest };
     json.write("held", at, Some(lease.netns.0), subject);
