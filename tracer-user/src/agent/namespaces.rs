@@ -18,8 +18,15 @@ use crate::{
 /// How old settings may be when a socket binds, connects or listens. Reading them takes some
 /// microseconds.
 const FRESH_NS: u64 = 100_000_000;
-/// When to try again what could not be opened: no process that lives in the namespace was seen.
+/// When to try again what could not be opened, for the sake of a record: no process that lives in
+/// the namespace was seen.
 const RETRY_NS: u64 = 1_000_000_000;
+/// Likewise for what a process does there, if it was tried once; twice as long with each further
+/// time, up to [`FRESH_NS`].
+const FIRST_RETRY_NS: u64 = 1_000_000;
+/// How often, in a second, failures may have it tried sooner: where namespaces come and go, one
+/// has the number of another that could not be opened any more a moment ago.
+const EAGER_RETRIES: u32 = 50;
 /// How often to walk through all threads of the host for one that lives in a namespace, if no
 /// thread of the process does whose socket it is.
 const SEARCH_NS: u64 = 5_000_000_000;
@@ -40,6 +47,26 @@ pub struct Namespaces {
     counted: usize,
     /// When all threads were walked through for a namespace.
     searched_ns: u64,
+    eager: Eager,
+}
+
+/// How many of the [`EAGER_RETRIES`] of a second are used up.
+#[derive(Debug, Default)]
+struct Eager {
+    second: u64,
+    used: u32,
+}
+
+impl Eager {
+    fn take(&mut self, at_ns: u64) -> bool {
+        let second = at_ns / 1_000_000_000;
+        if self.second != second {
+            *self = Self { second, used: 0 };
+        }
+        let is_left = self.used < EAGER_RETRIES;
+        self.used += u32::from(is_left);
+        is_left
+    }
 }
 
 #[derive(Debug, Default)]
@@ -49,8 +76,12 @@ struct Known {
     settings: Option<Settings>,
     /// They could be read at the last look.
     is_current: bool,
-    /// When they were read last, or could not be; 0: never.
+    /// When they were read last. If they could not be, then the time of the fact for which that was
+    /// tried: the facts that follow may be of another namespace, to which the inode was given. 0 if
+    /// neither, or for no fact.
     read_at_ns: u64,
+    /// How often they could not be read, since they were.
+    failures: u32,
     /// The process through which the namespace was looked for.
     pid: Option<u32>,
     /// Something happened there since they were read.
@@ -102,6 +133,7 @@ impl Default for Namespaces {
             most_open: settings::most_open().min(MOST_COUNTED),
             counted: 0,
             searched_ns: 0,
+            eager: Eager::default(),
         }
     }
 }
@@ -121,10 +153,14 @@ impl Namespaces {
         let pid = owner.map(|owner| owner.pid);
         let known = self.known.entry(netns).or_default();
         known.is_active = true;
-        let is_due = known.is_due(need, fact.time_ns, pid);
+        let is_due = known.is_due(need, fact.time_ns, pid)
+            || (need == Need::Failure
+                && !known.is_current
+                && fact.time_ns > known.read_at_ns
+                && self.eager.take(fact.time_ns));
         let must_count = need != Need::Record && (is_due || !known.is_counted);
         if is_due {
-            self.look(netns, pid, need != Need::Record, ledger);
+            self.look(netns, pid, fact.time_ns, need != Need::Record, ledger);
         }
         if must_count {
             self.count(netns, ledger);
@@ -135,7 +171,7 @@ impl Namespaces {
     /// one is known. What no process leads to is looked for among all namespaces of the host.
     pub fn meet_all(&mut self, seen: &[(Netns, Option<u32>)], ledger: &mut Ledger) {
         for (netns, pid) in seen {
-            self.look(*netns, *pid, false, ledger);
+            self.look(*netns, *pid, 0, false, ledger);
         }
         let is_missing = |known: &Known| !known.is_current;
         if self.known.values().any(is_missing) {
@@ -145,7 +181,7 @@ impl Namespaces {
                 if let Some(known) = missing {
                     known.files = SettingsFiles::open_in(handle).ok();
                     self.open += usize::from(known.files.is_some());
-                    self.look(Netns(inode), None, false, ledger);
+                    self.look(Netns(inode), None, 0, false, ledger);
                 }
             }
         }
@@ -166,19 +202,26 @@ impl Namespaces {
         let active = self.known.iter().filter(|(_, known)| is_active(known));
         let active: Vec<_> = active.map(|(netns, _)| *netns).collect();
         for netns in active {
-            self.look(netns, None, false, ledger);
+            self.look(netns, None, 0, false, ledger);
         }
         let changed = self.known.iter().filter(|(_, known)| known.told == Told::Others);
         let changed: Vec<_> = changed.map(|(netns, _)| *netns).collect();
         changed.into_iter().filter_map(|netns| Some((netns, self.untold(netns)?))).collect()
     }
 
-    /// Reads the settings; `searches` if all threads of the host may be walked through for it.
-    fn look(&mut self, netns: Netns, pid: Option<u32>, searches: bool, ledger: &mut Ledger) {
+    /// Reads the settings, for the sake of a fact of that time; `searches` if all threads of the
+    /// host may be walked through for it.
+    fn look(
+        &mut self,
+        netns: Netns,
+        pid: Option<u32>,
+        fact_ns: u64,
+        searches: bool,
+        ledger: &mut Ledger,
+    ) {
+        // Before reading: what changes meanwhile is read again.
         let now_ns = clock::monotonic_ns();
         let known = self.known.entry(netns).or_default();
-        // Before reading: what changes meanwhile is read again.
-        known.read_at_ns = now_ns;
         known.is_active = false;
         let mut read = known.read();
         if read.is_none() {
@@ -198,6 +241,11 @@ impl Namespaces {
             read = known.read();
         }
         known.is_current = read.is_some();
+        if known.is_current {
+            (known.read_at_ns, known.failures) = (now_ns, 0);
+        } else {
+            (known.read_at_ns, known.failures) = (fact_ns, known.failures.saturating_add(1));
+        }
         match read {
             Some(settings) if known.settings.as_ref() == Some(&settings) => {}
             Some(settings) => {
@@ -276,10 +324,16 @@ impl Known {
         is_other
             || match need {
                 Need::Record => !self.is_current && age_ns >= RETRY_NS,
+                Need::Window | Need::Failure if !self.is_current => age_ns >= self.retry_ns(),
                 Need::Window => age_ns >= FRESH_NS,
                 // Once for all the failures of a drain of the ring.
                 Need::Failure => age_ns > 0,
             }
+    }
+
+    fn retry_ns(&self) -> u64 {
+        let doublings = self.failures.saturating_sub(1).min(u64::BITS - 1);
+        FIRST_RETRY_NS.saturating_mul(1 << doublings).min(FRESH_NS)
     }
 
     fn read(&self) -> Option<Settings> {
@@ -291,4 +345,54 @@ impl Known {
 fn own(netns: Netns) -> Option<File> {
     let own = File::open("/proc/thread-self/ns/net").ok()?;
     netns::inode_of(&own).is_ok_and(|inode| inode == netns.0).then_some(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_NS: u64 = 5_000_000_000;
+    const PID: Option<u32> = Some(1);
+
+    /// As [`Namespaces::look`] leaves it.
+    fn that_failed(failures: u32, fact_ns: u64) -> Known {
+        Known { pid: PID, failures, read_at_ns: fact_ns, ..Known::default() }
+    }
+
+    #[test]
+    fn what_follows_in_a_namespace_of_the_same_number_is_looked_at() {
+        // The look that saw the end of the first was made for no fact.
+        let ended = that_failed(1, 0);
+        assert!(ended.is_due(Need::Window, NOW_NS, PID));
+        assert!(ended.is_due(Need::Failure, NOW_NS, PID));
+        // Or for its last fact, a moment ago.
+        let ended = that_failed(1, NOW_NS - FIRST_RETRY_NS);
+        assert!(ended.is_due(Need::Window, NOW_NS, PID));
+        assert!(ended.is_due(Need::Window, NOW_NS - 1, Some(2)));
+    }
+
+    #[test]
+    fn failures_may_retry_sooner_but_not_without_end() {
+        let mut eager = Eager::default();
+        let of_one_second = (0..1000).filter(|ms| eager.take(NOW_NS + ms * 1_000_000)).count();
+        assert_eq!(of_one_second, EAGER_RETRIES as usize);
+        assert!(eager.take(NOW_NS + 1_000_000_000));
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_tried_ever_more_seldom() {
+        let mut last_ns = 0;
+        for failures in 1..100 {
+            let known = that_failed(failures, NOW_NS);
+            let retry_ns = known.retry_ns();
+            assert!((last_ns..=FRESH_NS).contains(&retry_ns), "{failures}: {retry_ns}");
+            for need in [Need::Window, Need::Failure] {
+                assert!(!known.is_due(need, NOW_NS + retry_ns - 1, PID));
+                assert!(known.is_due(need, NOW_NS + retry_ns, PID));
+            }
+            assert!(!known.is_due(Need::Record, NOW_NS + RETRY_NS - 1, PID));
+            last_ns = retry_ns;
+        }
+        assert_eq!(last_ns, FRESH_NS);
+    }
 }

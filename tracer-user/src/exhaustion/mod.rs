@@ -13,7 +13,7 @@ pub mod settings;
 pub mod verdicts;
 
 pub use capacity::{KernelRules, ReuseRule, SocketRangeRule};
-pub use cause::{Advice, advice_on, cause_of, free_in_s};
+pub use cause::{Advice, advice_on, cause_of, free_in_s, is_another_range};
 pub use forecast::Forecast;
 pub use headroom::{BindAny, BindView, Connect, ConnectView, Headroom, KernelTime, Moment};
 pub use holder::{Holder, HolderBy};

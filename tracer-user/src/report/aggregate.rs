@@ -13,7 +13,7 @@ use super::{
     record::{self, Body, Cause, Event, Fail, Record, Scan, Who},
 };
 use crate::{
-    exhaustion::{LocalRange, Settings, TimeWaitReuse},
+    exhaustion::{LocalRange, Settings, TimeWaitReuse, is_another_range},
     ledger::{Kind, Netns, Operation, Phase, Port, Reason, Side, Substate},
 };
 
@@ -782,17 +782,14 @@ impl Namespace {
 
     /// What a search for a port found in use; `used` is that of the destination.
     fn range_as_seen_by(&self, operation: Operation, used: Option<u32>) -> Option<record::Range> {
-        let capacity = self.capacity()?;
-        Some(match operation {
-            Operation::Connect => {
-                record::Range { capacity, used: used.unwrap_or(0), bind_locked: self.bind_locked }
-            }
-            Operation::Bind | Operation::Listen => record::Range {
-                capacity,
-                used: self.held_in_range(),
-                bind_locked: self.bind_locked,
-            },
-        })
+        let settings = self.settings.as_ref()?;
+        let capacity = settings.capacity();
+        let used = match operation {
+            Operation::Connect => used.unwrap_or(0),
+            Operation::Bind | Operation::Listen => self.held_in_range(),
+        };
+        let reserved = settings.range.len().saturating_sub(capacity);
+        Some(record::Range { capacity, reserved, used, bind_locked: self.bind_locked })
     }
 }
 
@@ -801,9 +798,8 @@ fn cause_from(fail: &Fail<'_>, range: Option<record::Range>) -> Option<Cause> {
     if fail.requested_port != 0 && fail.operation != Operation::Connect {
         return None;
     }
-    let record::Range { capacity, used, bind_locked } = range?;
-    // As `cause_of` (exhaustion/cause.rs): the call met another range.
-    if capacity.saturating_sub(used + bind_locked) > capacity / 2 {
+    let record::Range { capacity, reserved, used, bind_locked } = range?;
+    if is_another_range(capacity.saturating_sub(used + bind_locked), capacity, reserved) {
         return None;
     }
     Some(match fail.operation {

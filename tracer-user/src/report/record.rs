@@ -159,6 +159,7 @@ pub struct Holder<'a> {
 #[expect(missing_docs, reason = "the names are those of the records")]
 pub struct Range {
     pub capacity: u32,
+    pub reserved: u32,
     pub used: u32,
     pub bind_locked: u32,
 }

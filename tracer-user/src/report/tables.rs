@@ -161,18 +161,19 @@ impl Live {
             .map(|settings| f64::from(settings.time_wait_reuse_delay_ms.unwrap_or(1000)) / 1e3);
         let in_phase_s = lease.phase_age_s(aggregate.last_ns);
         let is_in_range = namespace.may_choose(lease.port);
+        let held = namespace.ports.get(&lease.port);
+        let is_locked = held.is_some_and(|held| held.binders > 0);
         if is_in_range {
             *self.owners.entry(lease.owner).or_default() += 1;
-            let held = namespace.ports.get(&lease.port);
-            self.bind_locked += u32::from(held.is_some_and(|held| held.binders > 0));
+            self.bind_locked += u32::from(is_locked);
         }
         if let Phase::TimeWait(substate) = lease.phase {
             let is_settled = substate == Substate::TimeWait;
             if is_in_range {
                 self.time_wait += 1;
                 self.without_timestamps += u32::from(lease.lacks_timestamps);
-                let is_free = delay_s.is_some_and(|delay_s| in_phase_s > delay_s) && is_settled;
-                self.reusable += u32::from(is_free);
+                let is_old = delay_s.is_some_and(|delay_s| in_phase_s > delay_s);
+                self.reusable += u32::from(is_old && is_settled && !is_locked);
             }
             if let Some(began_ns) = lease.began_ns {
                 let fin_timeout_s = settings.map_or(TIME_WAIT_S, |s| f64::from(s.fin_timeout_s));

@@ -37,19 +37,31 @@ fn a_failure_is_explained_by_what_the_kernel_has() {
                 for _ in 0..3 {
                     let (client, destination) = state.ends(&mut random);
                     wait_until_settled(sandbox.netns());
-                    let failed = loop {
+                    let mut try_once = || {
                         let socket = client.socket();
                         client.bind_without_port(&socket);
                         socket.set_nonblocking(true).expect("O_NONBLOCK");
                         match socket.connect(&client.form(destination).into()) {
                             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-                                break socket;
+                                Some(socket)
                             }
-                            _ => kept.push(socket),
+                            _ => {
+                                kept.push(socket);
+                                None
+                            }
+                        }
+                    };
+                    let list = || lists.of_this_thread().expect("the holders can be listed");
+                    let (failed, view) = loop {
+                        let before = list();
+                        let Some(failed) = try_once() else { continue };
+                        let view = list();
+                        // Else a segment that was still under way has changed something.
+                        if before.holders == view.holders {
+                            break (failed, view);
                         }
                     };
                     let settings = files.read().expect("the namespace is there");
-                    let view = lists.of_this_thread().expect("the holders can be listed");
                     let moment = Moment {
                         settings: &settings,
                         rules: lists.rules(),
@@ -71,18 +83,18 @@ fn a_failure_is_explained_by_what_the_kernel_has() {
                     // What can be taken over a moment later is in use at this one.
                     let used = seen.used + seen.reusable;
                     let expected = [seen.capacity, used, seen.bind_locked].map(u64::from);
-                    assert_eq!(
-                        counted, expected,
-                        "seed {seed}: {record}\n{settings:?}\n{:#?}",
-                        view.holders
+                    let told = format!(
+                        "seed {seed}: {record}\n{seen:?} at {:?}\n{settings:?}\n{:#?}",
+                        view.at, view.holders
                     );
+                    assert_eq!(counted, expected, "{told}");
                     let cause = match (seen.capacity, used, seen.bind_locked) {
                         (0, _, _) => "reserved",
                         (_, used, locked) if locked > 0 && locked >= used => "range_bind_locked",
                         _ => "range_full",
                     };
-                    assert_eq!(record["cause"], cause, "seed {seed}: {record}");
-                    assert_eq!(record["holder"].is_null(), seen.bind_locked == 0, "{record}");
+                    assert_eq!(record["cause"], cause, "{told}");
+                    assert_eq!(record["holder"].is_null(), seen.bind_locked == 0, "{told}");
                     locked += u64::from(seen.bind_locked > 0);
                     failures += 1;
                 }

@@ -277,6 +277,42 @@ fn time_waits_without_timestamps_are_no_room() {
     });
 }
 
+/// connect() does not look into a bucket that somebody bound (`__inet_hash_connect`,
+/// net/ipv4/inet_hashtables.c).
+#[test]
+fn a_time_wait_whose_port_was_bound_is_no_room() {
+    for_each_net(|net, sandbox| {
+        range(sandbox, 50_000, 50_000);
+        sandbox.set("ipv4/tcp_tw_reuse", "1").expect("it can be set");
+        let delay = match sandbox.set("ipv4/tcp_tw_reuse_delay", "1") {
+            Ok(()) => Duration::from_millis(1),
+            Err(_) => Duration::from_secs(1),
+        };
+        let mut tracer = Tracer::start(sandbox);
+        let to = listener(net, LISTENER);
+        Pair::connect(net.socket(), &to).close_client_first(&mut tracer);
+        let began = Instant::now();
+        // Into the bucket, which has no family, at another address.
+        let elsewhere = std::net::SocketAddr::from(([127, 0, 0, 2], 50_000));
+        let poison = Net::V4.socket();
+        poison.bind(&elsewhere.into()).expect("another address");
+        // Without it the port could be had after the delay.
+        let failed = loop {
+            let (connected, failed) = fill(net, &to);
+            assert_eq!(connected.len(), 0);
+            if began.elapsed() > 3 * delay {
+                break failed;
+            }
+            thread::sleep(Duration::from_millis(10));
+        };
+        let failure = failure(&mut tracer, &failed);
+        assert_eq!(failure["cause"], "range_full");
+        assert_eq!(failure["range"], ports(1, 0, 1, 0));
+        drop(poison);
+        tracer.finish();
+    });
+}
+
 #[test]
 fn a_bucket_that_somebody_bound_recovers_as_the_kernel_lets_it() {
     for_each_net(|net, sandbox| {

@@ -10,7 +10,7 @@
 use super::Ledger;
 use crate::ledger::{
     ports::NONE,
-    types::{Addr, BucketClass, Kind, Lease, Netns, Port},
+    types::{Addr, BucketClass, Kind, Lease, Netns, Phase, Port},
 };
 
 impl Ledger {
@@ -147,10 +147,14 @@ impl Ledger {
         }
         let mut next = self.ports.get(netns, port).first;
         while let Some(entry) = self.leases.get(next as usize) {
+            let (index, is_time_wait) = (next, matches!(entry.lease.phase, Phase::TimeWait(_)));
+            next = entry.next_of_port;
             if entry.destination != NONE {
                 self.usage.lock(entry.destination, is_locked);
             }
-            next = entry.next_of_port;
+            if is_time_wait {
+                self.recount(index);
+            }
         }
     }
 

@@ -105,11 +105,12 @@ impl Ledger {
         let entry = &self.leases[index as usize];
         let wanted = destination_of(&entry.lease);
         let port = entry.lease.local_port;
-        // One whose socket was bound keeps the port from connect() all the same.
+        // connect() leaves the port out if its socket, or another one, was bound.
         let is_time_wait = wanted.is_some()
             && entry.lease.kind == Kind::Connect
             && entry.lease.phase == Phase::TimeWait(Substate::TimeWait)
-            && entry.lease.has_timestamps != Some(false);
+            && entry.lease.has_timestamps != Some(false)
+            && self.ports.get(entry.lease.netns, port).class == BucketClass::Connect;
         let place = entry.destination;
         if place != NONE && self.usage.destination(place) != wanted.as_ref() {
             self.usage.uncount(place, port, entry.marks.has(Mark::CountedTimeWait), None);
