@@ -326,9 +326,9 @@ pub struct Lease {
     /// runs for `tcp_fin_timeout` in FIN_WAIT2, for 60 s and the rounding of the timer wheel after
     /// that. While connecting it is when the attempt began, which arms the first SYN's.
     pub timer_armed: Option<Instant>,
-    /// Of a TIME_WAIT: the peer sent timestamps (RFC 7323), without which `tcp_tw_reuse` does nothing
-    /// for it (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c). `None` if it was there before us, and the kernel
-    /// has no iterator that tells.
+    /// Of a TIME_WAIT: the peer sent timestamps (RFC 7323), without which `tcp_tw_reuse` does
+    /// nothing for it (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c). `None` if it was there before us,
+    /// and the kernel has no iterator that tells.
     pub has_timestamps: Option<bool>,
 }
 

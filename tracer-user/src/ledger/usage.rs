@@ -92,9 +92,9 @@ pub struct Room {
     /// Not in use for the destination, but in a bucket that somebody bound. Part of `used` for a
     /// bind().
     pub bind_locked: u32,
-    /// Of those in use: in a TIME_WAIT that a connect() may take over. It may be some more, of
-    /// those that have just become old enough (`tcp_tw_reuse_delay`), and some less, of those that
-    /// were there before us: a connect() may not take them over if their peers sent no timestamps.
+    /// Of those in use: in a TIME_WAIT that a connect() may take over. Those that have become old
+    /// enough (`tcp_tw_reuse_delay`) only lately may be missing. Those that were there before us
+    /// count even if their peers sent no timestamps, where no iterator of the kernel tells.
     pub reusable: u32,
 }
 
