@@ -146,15 +146,15 @@ fn time_wait(stage: &mut Stage) -> Result<Vec<Actor>> {
     stage.set("ipv4/ip_local_port_range", "60000 60031")?;
     // Else connect() takes ports over after a second, because this is the loopback interface.
     stage.set("ipv4/tcp_tw_reuse", "0")?;
+    // Else a FIN that overtakes an acknowledgement, on another CPU, costs a TIME_WAIT: it answers
+    // the late segment, of a connection that has ended for the server, whose listener answers with
+    // a reset (RFC 1337; `tcp_timewait_state_process`, net/ipv4/tcp_minisocks.c).
+    stage.set("ipv4/tcp_rfc1337", "1")?;
     let (mut server, mut crawler) = (stage.actor("price-server")?, stage.actor("price-crawler")?);
     server.listens(8080)?;
     crawler.does(&connect(1, 8080, PORTS))?;
     server.does(&Order::Accept { times: PORTS })?;
     crawler.does(&Order::Close)?;
-    // A FIN that overtakes the acknowledgement of the client's own, on another CPU, costs the
-    // TIME_WAIT: it answers the late segment, of a connection that has ended for the server, whose
-    // listener answers with a reset (RFC 1337; tcp_timewait_state_process()).
-    stage.wait_until_acknowledged()?;
     // The server's FINs turn what the crawler has closed into TIME_WAITs.
     server.does(&Order::CloseAfterPeer)?;
     stage.settle()?;

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tracer_ebpf::TcpState;
 use tracer_user::{
     kernel::{sandbox::Sandbox, sock_diag},
-    ledger::{Held, HeldBy},
+    ledger::HeldBy,
 };
 
 use super::{
@@ -84,26 +84,26 @@ impl Stage {
 
     /// Waits until no connection is on its way to or from TIME_WAIT.
     pub fn settle(&self) -> Result<()> {
-        use TcpState::{CloseWait, Closing, FinWait1, FinWait2, LastAck, SynRecv, SynSent};
-        self.wait_until_none_is(&[
-            FinWait1, FinWait2, Closing, CloseWait, LastAck, SynSent, SynRecv,
-        ])
-    }
-
-    /// Waits until the peers have acknowledged what was closed.
-    pub fn wait_until_acknowledged(&self) -> Result<()> {
-        self.wait_until_none_is(&[TcpState::FinWait1, TcpState::Closing, TcpState::LastAck])
-    }
-
-    fn wait_until_none_is(&self, states: &[TcpState]) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(30);
         let began = Instant::now();
         loop {
             let mut held = Vec::new();
             sock_diag::list(self.sandbox.netns(), &mut held)?;
-            let is_moving =
-                |held: &Held| matches!(held.by, HeldBy::Socket(state) if states.contains(&state));
-            if !held.iter().any(is_moving) {
+            let is_moving = held.iter().any(|held| {
+                matches!(
+                    held.by,
+                    HeldBy::Socket(
+                        TcpState::FinWait1
+                            | TcpState::FinWait2
+                            | TcpState::Closing
+                            | TcpState::CloseWait
+                            | TcpState::LastAck
+                            | TcpState::SynSent
+                            | TcpState::SynRecv
+                    )
+                )
+            });
+            if !is_moving {
                 return Ok(());
             }
             ensure!(began.elapsed() < PATIENCE, "connections do not come to rest");
