@@ -49,12 +49,13 @@ pub fn cause_of(failure: &Failure<'_>) -> Option<Cause> {
     })
 }
 
-/// True if the range was another one when the call was made: most of it is free. Of an odd number
-/// of ports the kernel may leave out one, which does not tell (`__inet_hash_connect`,
-/// net/ipv4/inet_hashtables.c).
+/// True if the range was another one when the call was made: most of it is free. Of three ports, or
+/// any greater odd number, the kernel may leave out one, which does not tell
+/// (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
 #[must_use]
 pub fn is_another_range(free: u32, capacity: u32, reserved: u32) -> bool {
-    let left_out = (capacity + reserved) % 2;
+    let ports = capacity + reserved;
+    let left_out = if ports > 1 { ports % 2 } else { 0 };
     free.saturating_sub(left_out) > capacity / 2
 }
 
@@ -147,6 +148,7 @@ mod tests {
         };
         assert_eq!(of_few(1, 2), Some(Cause::RangeFull), "of three one is left out");
         assert_eq!(of_few(2, 2), None);
+        assert_eq!(of_few(1, 0), None, "a single one is not");
         let reserved = Room { reserved: 10, ..Room::default() };
         for operation in [Operation::Bind, Operation::Connect, Operation::Listen] {
             assert_eq!(cause_of(&failure(operation, reserved)), Some(Cause::Reserved));
