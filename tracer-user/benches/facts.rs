@@ -18,12 +18,13 @@ use anyhow::{Context as _, Result, bail};
 use perf_event::{Builder, events::Hardware};
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState, decode, flags};
 use tracer_user::{
-    exhaustion::Forecast,
-    ledger::{
-        Addr, Failure, Instant, Lease, LeaseEvent, Ledger, Netns, Port, Pressure, Sight, Sink,
-        TakeOver, Window,
+    capacity::Forecast,
+    ledger::{Ledger, Sink},
+    model::{
+        Addr, Failure, Instant, Lease, LeaseEvent, Netns, Port, Pressure, Sight, TakeOver, Window,
     },
-    output::{Cgroup, Output as _, Verbosity, json::Json},
+    record::Cgroup,
+    views::{Output as _, Verbosity, stream::json::Json},
 };
 use zerocopy::IntoBytes as _;
 

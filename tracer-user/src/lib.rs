@@ -19,12 +19,13 @@ pub(crate) use tell;
 
 #[cfg(feature = "programs")]
 pub mod agent;
+pub mod capacity;
 #[cfg(feature = "programs")]
 pub mod cli;
-pub mod exhaustion;
-pub mod filter;
 pub mod kernel;
 pub mod ledger;
-pub mod output;
-pub mod report;
-pub mod scans;
+pub mod model;
+pub mod record;
+pub mod sources;
+pub mod testing;
+pub mod views;

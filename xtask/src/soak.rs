@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
-use tracer_user::kernel::witness::{Hidden, Witness};
+use tracer_user::testing::witness::{Hidden, Witness};
 
 use crate::{
     load::{

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::output::{Loss, Place};
+use crate::record::{Loss, Place};
 
 /// Comparisons that may find a difference, or a further loss, before a loss is reported as not
 /// healed.

@@ -7,12 +7,15 @@ use rustc_hash::FxHashMap;
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState};
 
 use crate::{
-    exhaustion::Settings,
     kernel::{
-        clock, netns,
-        settings::{self, SettingsFiles},
+        host::clock,
+        namespace::{
+            netns,
+            settings::{self, SettingsFiles},
+        },
     },
-    ledger::{Ledger, Netns},
+    ledger::Ledger,
+    model::{Netns, Settings},
 };
 
 /// How old settings may be when a socket binds, connects or listens. Reading them takes some

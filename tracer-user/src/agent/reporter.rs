@@ -4,27 +4,33 @@ use std::{collections::BTreeMap, fs, io, time::Duration};
 
 use rustc_hash::FxHashMap;
 
-use super::{Audience, namespaces::Namespaces};
 use crate::{
-    exhaustion::{Forecast, Settings, cause_of},
-    filter::{Filter, Subject},
+    agent::{namespaces::Namespaces, session::Audience},
+    capacity::{Forecast, cause_of},
     kernel::{
-        cgroup::{CgroupRoot, container_of},
-        clock,
-        loader::{HookStatus, Outcome},
+        hooks::loader::{HookStatus, Outcome},
+        host::{
+            cgroup::{CgroupRoot, container_of},
+            clock,
+        },
     },
-    ledger::{
-        Failure, Family, Instant, Kind, Lease, LeaseEvent, Ledger, Netns, Operation, Pressure, Sink,
+    ledger::{Ledger, Sink},
+    model::{
+        Failure, Family, Instant, Kind, Lease, LeaseEvent, Netns, Operation, Pressure, Scan,
+        Settings,
     },
-    output::{Cgroup, HookReport, Output, RecordType, Start, Totals, writer::Writer},
-    scans::Scan,
+    record::{
+        Cgroup, HookReport, RecordType, Start, Totals,
+        filter::{Filter, Subject},
+    },
+    views::{Output, stream::writer::Writer},
 };
 
 /// How long the end waits for a reader that does not read.
 const READER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Shows what the filter admits.
-pub(super) struct Reporter<'a> {
+pub(crate) struct Reporter<'a> {
     pub output: &'a mut dyn Output,
     writer: Writer,
     filter: Filter,

@@ -5,23 +5,22 @@ use std::{
     fs::{self, File},
 };
 
-use super::{Form, Question, print};
 use crate::{
-    exhaustion,
+    agent::self_test::{self, CONNECTIONS, Tested},
+    capacity as exhaustion,
+    cli::{Form, Question, print},
     kernel::{
-        clock,
-        loader::{HookFamily, LoadOptions},
-        netns,
-        scope::Scope,
-        self_test::{self, CONNECTIONS, Tested},
-        settings::SettingsFiles,
-        snapshot::{self, Snapshot},
+        hooks::loader::{HookFamily, LoadOptions},
+        host::clock,
+        lists::snapshot::{self, Snapshot},
+        namespace::{netns, scope::Scope, settings::SettingsFiles},
     },
-    ledger::{HeldBy, Instant, Netns, Port},
-    output::{
-        HookReport, Verbosity,
+    model::{HeldBy, Instant, Netns, Port},
+    record::HookReport,
+    views::{
+        Verbosity,
         check::{self, Check, Hook, Namespace, SelfTest, Tracer},
-        json::Json,
+        stream::json::Json,
     },
 };
 
@@ -32,7 +31,7 @@ pub struct Args {
     #[arg(short, long = "netns", value_name = "NETNS")]
     namespaces: Vec<String>,
     #[command(flatten)]
-    pub(super) question: Question,
+    pub(crate) question: Question,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {

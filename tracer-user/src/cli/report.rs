@@ -9,18 +9,20 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::{
-    Form,
-    trace::{self, FilterArgs, Hooks},
-};
 use crate::{
     agent::Options,
-    kernel::{clock, loader::LoadOptions, scope::Scope},
-    output::Verbosity,
-    report::{
-        Aggregate, Report, Services,
-        live::{self, LiveReport},
-        recording::{self, Outcome},
+    cli::{
+        Form,
+        trace::{self, FilterArgs, Hooks},
+    },
+    kernel::{hooks::loader::LoadOptions, host::clock, namespace::scope::Scope},
+    views::{
+        Verbosity,
+        report::{
+            Aggregate, Report, Services,
+            live::{self, LiveReport},
+            recording::{self, Outcome},
+        },
     },
 };
 
@@ -94,7 +96,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// Reads a recording as far as it can be read.
 fn read(
     path: &Path,
-    filter: &crate::filter::Filter,
+    filter: &crate::record::filter::Filter,
     aggregate: &mut Aggregate,
 ) -> anyhow::Result<Outcome> {
     let name = name_of(path);

@@ -8,18 +8,26 @@ use std::{
 
 use clap::ValueEnum;
 
-use super::Form;
 use crate::{
     agent::{self, Options},
-    filter::{Destination, Filter, KindFilter, PortRange},
+    cli::Form,
     kernel::{
-        clock,
-        loader::{HookFamily, LoadOptions},
-        netns::{self, Namespaces},
-        scope::Scope,
+        hooks::loader::{HookFamily, LoadOptions},
+        host::clock,
+        namespace::{
+            netns::{self, Namespaces},
+            scope::Scope,
+        },
     },
-    ledger::{Family, Netns},
-    output::{Output, RecordType, Verbosity, json::Json, text::Text},
+    model::{Family, Netns},
+    record::{
+        RecordType,
+        filter::{Destination, Filter, KindFilter, PortRange},
+    },
+    views::{
+        Output, Verbosity,
+        stream::{json::Json, text::Text},
+    },
 };
 
 /// A value on the command line that parses but means nothing here.
@@ -199,7 +207,7 @@ fn below_root(path: String) -> String {
 }
 
 /// The namespace that `-n` names.
-pub(super) fn namespace(name: &str) -> Result<Netns, UsageError> {
+pub(crate) fn namespace(name: &str) -> Result<Netns, UsageError> {
     if let Ok(inode) = name.parse() {
         if Namespaces::discover(&[]).take(inode).is_none() {
             crate::tell!(

@@ -1,16 +1,20 @@
 //! `portlife why PORT`.
 
-use super::{Form, Question, print};
 use crate::{
+    cli::{Form, Question, print},
     kernel::{
-        cgroup::{CgroupRoot, container_of},
-        clock, occupants,
-        scope::Scope,
+        host::{
+            cgroup::{CgroupRoot, container_of},
+            clock,
+        },
+        namespace::scope::Scope,
     },
-    ledger::{Instant, Port},
-    output::{
-        Cgroup, Verbosity,
-        json::Json,
+    model::{Instant, Port},
+    record::Cgroup,
+    sources::occupants,
+    views::{
+        Verbosity,
+        stream::json::Json,
         why::{self, Answer},
     },
 };
@@ -24,7 +28,7 @@ pub struct Args {
     #[arg(short, long = "netns", value_name = "NETNS")]
     namespaces: Vec<String>,
     #[command(flatten)]
-    pub(super) question: Question,
+    pub(crate) question: Question,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use std::hash::BuildHasher as _;
 use hashbrown::HashTable;
 use rustc_hash::FxBuildHasher;
 
-use super::types::Cookie;
+use crate::model::Cookie;
 
 /// The first lease of each cookie's chain. Which cookie that is, only the lease knows: a second
 /// copy here would take twice the memory.

@@ -7,21 +7,14 @@
 //! Invariant: no I/O, no clock, no aya. Time is what facts and callers say it is.
 
 mod cookies;
-mod held;
 mod marks;
 mod owners;
 mod ports;
+mod sink;
 mod state;
-mod types;
-mod usage;
 
 #[cfg(test)]
 mod tests;
 
-pub use held::{Coverage, Held, HeldBy, Unknown};
-pub use state::{Differences, Ledger, Sight};
-pub use types::{
-    Addr, BucketClass, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent,
-    LeaseId, Netns, Operation, Peer, Phase, Port, Reason, Reuse, Side, Sink, Substate,
-};
-pub use usage::{Destination, Pressure, Rates, Room, TakeOver, Window};
+pub use sink::Sink;
+pub use state::{Differences, Ledger};

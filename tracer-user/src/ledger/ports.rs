@@ -8,7 +8,7 @@ use std::{collections::VecDeque, num::NonZeroU64};
 
 use rustc_hash::FxHashMap;
 
-use super::types::{BucketClass, Instant, LeaseId, Netns, Port};
+use crate::model::{BucketClass, Instant, LeaseId, Netns, Port};
 
 /// An end of a chain of leases.
 pub const NONE: u32 = u32::MAX;

@@ -1,7 +1,9 @@
 //! The lease state machine.
 
 mod audit;
+
 mod buckets;
+
 mod counts;
 
 pub use audit::Differences;
@@ -9,39 +11,26 @@ pub use audit::Differences;
 use std::{collections::VecDeque, sync::Arc};
 
 use rustc_hash::{FxHashMap, FxHashSet};
+
 use slab::Slab;
+
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags};
 
-use super::{
-    cookies::ByCookie,
-    held::{Held, HeldBy, port},
-    marks::{Mark, Marks},
-    owners::Owners,
-    ports::{Incarnation, LastUse, NONE, Ports},
-    types::{
-        Addr, BucketClass, Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease,
-        LeaseEvent, LeaseId, Netns, Operation, Peer, Phase, Port, Reason, Reuse, Side, Sink,
-        Substate,
+use crate::{
+    capacity::usage::Usage,
+    ledger::{
+        Sink,
+        cookies::ByCookie,
+        marks::{Mark, Marks},
+        owners::Owners,
+        ports::{Incarnation, LastUse, NONE, Ports},
     },
-    usage::{Destination, Usage},
+    model::{
+        Addr, BucketClass, Cause, Change, Cookie, Destination, Failure, Family, Held, HeldBy,
+        Instant, Kind, Lease, LeaseEvent, LeaseId, Netns, Operation, Peer, Phase, Port, Reason,
+        Reuse, Side, Sight, Substate, port,
+    },
 };
-
-/// Which facts can be relied upon to come, by the hooks that are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sight {
-    /// [`FactKind::PortChosen`] and [`FactKind::Listening`] come before anything else happens to
-    /// a socket that connects or listens, so that their absence means failure.
-    pub ports_chosen: bool,
-    /// [`FactKind::Accepted`] tells who accepted a connection.
-    pub accepts: bool,
-    /// Sockets whose port connect() chose are marked in `sk_userlocks` (`SOCK_CONNECT_BIND`).
-    pub marks_connect: bool,
-    /// Snapshots show sockets that are bound but idle.
-    pub bound_idle: bool,
-    /// When the last hook was attached. Before this, facts told of only a part of what happened;
-    /// what they left held is in the snapshot.
-    pub since: Instant,
-}
 
 /// The ledger. See the [module](super).
 #[derive(Debug)]
@@ -85,13 +74,17 @@ pub struct Ledger {
 /// client that comes back a round trip later, when its handshake is done. A client further away
 /// than this is not waited for: a record is to be told within a tenth of a second.
 const KILL_SETTLES_NS: u64 = 40_000_000;
+
 /// A timer that was due expires at once, unless its CPU is taken away (a virtual machine's may).
 const EXPIRY_SETTLES_NS: u64 = 1_000_000_000;
+
 /// A connect() or listen() that has had no result for so long had it in a fact that was lost (the
 /// search of a full range takes milliseconds).
 const LONGEST_CALL_NS: u64 = 10_000_000_000;
+
 /// Calls under way that are too few to look for such.
 const FEW_CALLS: usize = 1024;
+
 /// How long the record of a new connection waits to learn who accepts it.
 const ACCEPT_SETTLES_NS: u64 = 60_000_000;
 
@@ -190,8 +183,10 @@ enum Hold {
 
 /// `SOCK_BINDADDR_LOCK` (include/net/sock.h): bind() gave an address.
 const BINDADDR_LOCK: u8 = 4;
+
 /// `SOCK_BINDPORT_LOCK` (include/net/sock.h): bind() asked for this very port.
 const BINDPORT_LOCK: u8 = 8;
+
 /// `SOCK_CONNECT_BIND` (6.18): connect() chose the port.
 const CONNECT_BIND: u8 = 16;
 

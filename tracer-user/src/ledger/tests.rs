@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags, mapped};
 
-use super::{
-    Addr, Change, Cookie, Coverage, Differences, Failure, Family, Held, HeldBy, Instant, Lease,
-    LeaseEvent, LeaseId, Ledger, Netns, Phase, Port, Pressure, Reason, Sight, Sink, Substate,
-    Unknown,
+use crate::{
+    ledger::{Differences, Ledger, Sink},
+    model::{
+        Addr, Change, Cookie, Coverage, Failure, Family, Held, HeldBy, Instant, Lease, LeaseEvent,
+        LeaseId, Netns, Phase, Port, Pressure, Reason, Sight, Substate, Unknown,
+    },
 };
 
 const LOCAL: u32 = u32::from_ne_bytes([127, 0, 0, 1]);

@@ -15,7 +15,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use socket2::{SockAddr, Socket};
-use tracer_user::kernel::sandbox::Sandbox;
+use tracer_user::kernel::namespace::sandbox::Sandbox;
 
 use crate::{
     alone, churn,

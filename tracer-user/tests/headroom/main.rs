@@ -23,17 +23,16 @@ use std::{
 
 use socket2::Socket;
 use tracer_user::{
-    exhaustion::{
-        BindAny, Connect, HolderBy, KernelRules, KernelTime, Moment, ReuseRule, Settings,
-        SocketRangeRule,
-    },
+    capacity::{BindAny, Connect, KernelRules, KernelTime, Moment, ReuseRule, SocketRangeRule},
     kernel::{
-        clock,
-        holders::{HolderLists, HolderView},
-        sandbox::{Sandbox, set_local_port_range},
-        settings::SettingsFiles,
+        host::clock,
+        lists::holders::{HolderLists, HolderView},
+        namespace::{
+            sandbox::{Sandbox, set_local_port_range},
+            settings::SettingsFiles,
+        },
     },
-    ledger::{Family, Port},
+    model::{Family, HolderBy, Port, Settings},
 };
 
 use random::Random;
@@ -256,14 +255,14 @@ impl<'a> Case<'a> {
     }
 
     /// Sometimes an IP_LOCAL_PORT_RANGE, whose ends may lie outside the namespace's range.
-    fn own_range(&mut self, state: &State) -> Option<tracer_user::exhaustion::LocalRange> {
+    fn own_range(&mut self, state: &State) -> Option<tracer_user::model::LocalRange> {
         let has_option = self.lists.rules().socket_range != SocketRangeRule::Absent;
         if !has_option || !self.random.chance(1, 4) {
             return None;
         }
         let at = |random: &mut Random| Port(state.low - 3 + random.below(state.size + 6));
         let (one, other) = (at(&mut self.random), at(&mut self.random));
-        tracer_user::exhaustion::LocalRange::new(one.min(other), one.max(other))
+        tracer_user::model::LocalRange::new(one.min(other), one.max(other))
     }
 
     fn moment<'m>(&self, settings: &'m Settings, view: &'m HolderView) -> Moment<'m> {

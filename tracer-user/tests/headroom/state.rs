@@ -11,11 +11,13 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tracer_ebpf::TcpState;
 use tracer_user::{
     kernel::{
-        sandbox::{Sandbox, bind_address_no_port},
-        settings::SettingsFiles,
-        sock_diag,
+        lists::sock_diag,
+        namespace::{
+            sandbox::{Sandbox, bind_address_no_port},
+            settings::SettingsFiles,
+        },
     },
-    ledger::{HeldBy, Netns},
+    model::{HeldBy, Netns},
 };
 
 use crate::random::Random;

@@ -3,9 +3,12 @@
 use std::io;
 
 use tracer_user::{
-    exhaustion::{Connect, Moment},
-    kernel::{clock, sandbox::Sandbox, settings::SettingsFiles},
-    ledger::Port,
+    capacity::{Connect, Moment},
+    kernel::{
+        host::clock,
+        namespace::{sandbox::Sandbox, settings::SettingsFiles},
+    },
+    model::Port,
 };
 
 use crate::{

@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::process::{Signal, set_parent_process_death_signal};
-use tracer_user::kernel::witness::Witness;
+use tracer_user::testing::witness::Witness;
 
 /// Set in such a process: the part of the test that it runs, or nothing.
 const PART: &str = "PORTLIFE_TEST_PART";

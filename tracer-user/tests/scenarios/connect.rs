@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use tracer_user::kernel::sandbox::{Sandbox, bind_address_no_port};
+use tracer_user::kernel::namespace::sandbox::{Sandbox, bind_address_no_port};
 
 use crate::support::{
     ClosedFirst, Net, Pair, Tracer, addr, close_into_fin_wait2, cookie, for_each_net, is,

@@ -8,7 +8,9 @@ use std::{
 
 use serde_json::{Value, json};
 use socket2::Socket;
-use tracer_user::kernel::sandbox::{Sandbox, bind_address_no_port, set_local_port_range};
+use tracer_user::kernel::namespace::sandbox::{
+    Sandbox, bind_address_no_port, set_local_port_range,
+};
 
 use crate::support::{
     Net, Pair, Tracer, addr, cookie, for_each_net, is_patient, read_to_end, reset_on_close, sandbox,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, process::Command};
 
 use serde_json::Value;
-use tracer_user::kernel::sandbox::Sandbox;
+use tracer_user::kernel::namespace::sandbox::Sandbox;
 
 use crate::support::{
     Pair, Story, Tracer, addr, brief, cookie, for_each_net, is, read_to_end, reset_on_close,

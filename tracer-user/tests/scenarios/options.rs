@@ -6,7 +6,7 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tracer_user::kernel::sandbox::set_option;
+use tracer_user::kernel::namespace::sandbox::set_option;
 
 use crate::support::{
     Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, reset_on_close, sandbox,

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, io::ErrorKind};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use socket2::Socket;
-use tracer_user::kernel::sandbox::Sandbox;
+use tracer_user::kernel::namespace::sandbox::Sandbox;
 
 use crate::support::{Net, Story, Tracer, addr, cookie, for_each_net, is, reset_on_close, sandbox};
 

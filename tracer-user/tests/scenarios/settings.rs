@@ -3,9 +3,8 @@
 use std::{fs::File, thread};
 
 use tracer_user::{
-    exhaustion::{PortSet, TimeWaitReuse},
-    kernel::settings::{SettingsError, SettingsFiles},
-    ledger::Port,
+    kernel::namespace::settings::{SettingsError, SettingsFiles},
+    model::{Port, PortSet, TimeWaitReuse},
 };
 
 use crate::support::sandbox;

@@ -20,7 +20,7 @@ use rustix::{
 };
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
-use tracer_user::kernel::{clock, sandbox::Sandbox};
+use tracer_user::kernel::{host::clock, namespace::sandbox::Sandbox};
 
 use alone::Turn;
 

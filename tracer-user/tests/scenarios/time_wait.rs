@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 use socket2::Socket;
-use tracer_user::kernel::clock;
+use tracer_user::kernel::host::clock;
 
 use crate::{
     connect::one_port,

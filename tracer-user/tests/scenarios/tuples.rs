@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use tracer_user::kernel::sandbox::Sandbox;
+use tracer_user::kernel::namespace::sandbox::Sandbox;
 
 use crate::support::{
     Net, Pair, Tracer, cookie, for_each_net, is, read_to_end, reset_on_close, sandbox,

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use serde_json::{Value, json};
-use tracer_user::kernel::sandbox::Sandbox;
+use tracer_user::kernel::namespace::sandbox::Sandbox;
 
 use crate::{
     connect::one_port,

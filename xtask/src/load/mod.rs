@@ -23,7 +23,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use tracer_user::kernel::sandbox::Sandbox;
+use tracer_user::kernel::namespace::sandbox::Sandbox;
 
 pub use mixed::{Failures, Long, Namespaces, SmallRange};
 pub use pairs::{Close, Family, Pairs};

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
-use tracer_user::kernel::sandbox;
+use tracer_user::kernel::namespace::sandbox;
 
 use super::{Deed, Place, Scene, Tally, rng::Rng};
 

@@ -13,8 +13,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tracer_ebpf::TcpState;
 use tracer_user::{
-    kernel::{sandbox::Sandbox, sock_diag},
-    ledger::HeldBy,
+    kernel::{lists::sock_diag, namespace::sandbox::Sandbox},
+    model::HeldBy,
 };
 
 use super::{

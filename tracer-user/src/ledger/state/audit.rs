@@ -9,11 +9,15 @@ use std::{collections::BTreeMap, mem};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tracer_ebpf::Owner;
 
-use super::{Hold, Ledger, held_tuple, lease_tuple, phase_of};
-use crate::ledger::{
-    held::{Coverage, Held, HeldBy, Unknown},
-    marks::Mark,
-    types::{BucketClass, Instant, Lease, Netns, Phase, Port, Reason, Sink},
+use crate::{
+    ledger::{
+        Sink,
+        marks::Mark,
+        state::{Hold, Ledger, held_tuple, lease_tuple, phase_of},
+    },
+    model::{
+        BucketClass, Coverage, Held, HeldBy, Instant, Lease, Netns, Phase, Port, Reason, Unknown,
+    },
 };
 
 /// Where ledger and kernel differ.

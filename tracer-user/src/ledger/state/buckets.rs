@@ -7,10 +7,9 @@
 //! to owners that connect() put there, that address recovers; when all have, the port does
 //! (`inet_bind2_bucket_destroy`, `inet_bind_bucket_destroy`, net/ipv4/inet_hashtables.c).
 
-use super::Ledger;
-use crate::ledger::{
-    ports::NONE,
-    types::{Addr, BucketClass, Kind, Lease, Netns, Phase, Port},
+use crate::{
+    ledger::{ports::NONE, state::Ledger},
+    model::{Addr, BucketClass, Kind, Lease, Netns, Phase, Port},
 };
 
 impl Ledger {

@@ -2,12 +2,12 @@
 
 use rustc_hash::FxHashMap;
 
-use super::Ledger;
-use crate::ledger::{
-    marks::Mark,
-    ports::NONE,
-    types::{BucketClass, Instant, Kind, Lease, LeaseId, Netns, Phase, Port, Sink, Substate},
-    usage::{Destination, Rates, Room, Window},
+use crate::{
+    ledger::{Sink, marks::Mark, ports::NONE, state::Ledger},
+    model::{
+        BucketClass, Destination, Instant, Kind, Lease, LeaseId, Netns, Phase, Port, Rates, Room,
+        Substate, Window,
+    },
 };
 
 /// Who holds most of the ports that connect() leaves out.

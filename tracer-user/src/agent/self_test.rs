@@ -1,0 +1,141 @@
+//! Makes connections in a network namespace of its own and looks whether the hooks tell of each,
+//! and what they cost here.
+
+use std::{
+    io::{self, Read as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    sync::mpsc::{channel, sync_channel},
+    thread,
+};
+
+use aya::sys::{Stats, enable_stats};
+use tracer_ebpf::decode;
+
+use crate::{
+    kernel::{
+        hooks::loader::{self, LoadError, LoadOptions, Probes, ProgramCost},
+        namespace::{sandbox::Sandbox, scope::Scope},
+    },
+    ledger::{Ledger, Sink},
+    model::{Change, Failure, Instant, Lease, LeaseEvent, Pressure},
+};
+
+/// Connections that are made.
+pub const CONNECTIONS: u32 = 200;
+
+/// The loaded programs, and what the test showed.
+pub struct Tested {
+    /// The programs, attached.
+    pub probes: Probes,
+    /// What they told of the connections, or why none could be made.
+    pub told: io::Result<Told>,
+    /// What each program cost on average; empty where the kernel keeps no statistics.
+    pub costs: Vec<ProgramCost>,
+}
+
+/// How many records of each kind there were; [`CONNECTIONS`] of each are due.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the records'")]
+pub struct Told {
+    pub connect: u32,
+    pub established: u32,
+    pub accept: u32,
+    /// TIME_WAITs of the clients, which close first.
+    pub time_wait: u32,
+    /// A bind() to the listener's port for each connection.
+    pub fail: u32,
+}
+
+impl Told {
+    /// The names of the records of which some are missing, with what there was of them.
+    pub fn missing(self) -> impl Iterator<Item = (&'static str, u32)> {
+        let Self { connect, established, accept, time_wait, fail } = self;
+        [
+            ("connect", connect),
+            ("established", established),
+            ("accept", accept),
+            ("time_wait", time_wait),
+            ("fail", fail),
+        ]
+        .into_iter()
+        .filter(|(_, count)| *count != CONNECTIONS)
+    }
+}
+
+/// Loads the programs and runs the test. Must be called within a tokio runtime.
+///
+/// # Errors
+/// If nothing can be traced here.
+pub fn run(options: &LoadOptions) -> Result<Tested, LoadError> {
+    let (entered, enters) = sync_channel(1);
+    let (go, goes) = channel();
+    // The namespace ends with the thread, and the TIME_WAITs in it.
+    let traffic = thread::spawn(move || {
+        let sandbox = Sandbox::enter_new();
+        let netns = sandbox.as_ref().map(Sandbox::netns).map_err(io::Error::kind);
+        let is_ready = entered.send(netns).is_ok() && goes.recv().is_ok();
+        match sandbox {
+            Ok(_sandbox) if is_ready => connect_and_close(),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        }
+    });
+    let netns = enters.recv().ok().and_then(Result::ok);
+    let scope = netns.map_or(Scope::default(), |netns| Scope::of(&[netns]));
+    let mut probes = loader::load(&LoadOptions { scope, ..options.clone() })?;
+    let statistics = enable_stats(Stats::RunTime);
+    let _ = go.send(());
+    let outcome = traffic.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let costs = statistics.map_or_else(|_| Vec::new(), |_enabled| probes.costs());
+    let told = outcome.and_then(|()| count(&mut probes));
+    Ok(Tested { probes, told, costs })
+}
+
+fn connect_and_close() -> io::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = listener.local_addr()?;
+    for _ in 0..CONNECTIONS {
+        let client = TcpStream::connect(address)?;
+        let (mut server, _) = listener.accept()?;
+        drop(client);
+        let _ = server.read(&mut [0])?;
+        if TcpListener::bind(address).is_ok() {
+            return Err(io::Error::other("two sockets listen on one port"));
+        }
+    }
+    Ok(())
+}
+
+fn count(probes: &mut Probes) -> io::Result<Told> {
+    let mut ledger = Ledger::new(probes.sight());
+    let mut told = Told::default();
+    let mut foreign = None;
+    probes.ring.drain_all(|record| match decode(record) {
+        Ok((kind, fact, owner)) => ledger.apply(kind, fact, owner, &mut told),
+        Err(error) => foreign = Some(error),
+    })?;
+    // Nothing more comes that could decide what is undecided.
+    ledger.settle(Instant::from_ns(u64::MAX), &mut told);
+    foreign.map_or(Ok(told), |error| Err(io::Error::other(error)))
+}
+
+impl Sink for Told {
+    fn lease(&mut self, event: LeaseEvent<'_>) {
+        match event.change {
+            Change::Connect { .. } => self.connect += 1,
+            Change::Established { .. } => self.established += 1,
+            Change::Accept { .. } => self.accept += 1,
+            // A change of its substate may or may not be seen.
+            Change::TimeWait(_) if event.lease.time_wait == Some(event.at) => self.time_wait += 1,
+            _ => {}
+        }
+    }
+
+    fn failure(&mut self, _failure: Failure<'_>) {
+        self.fail += 1;
+    }
+
+    fn pressure(&mut self, _pressure: Pressure) {}
+
+    fn found(&mut self, _at: Instant, _lease: &Lease) {}
+}

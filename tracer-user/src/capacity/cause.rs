@@ -1,0 +1,159 @@
+//! Why a call got no port, and what helps.
+
+use crate::model::{Cause, Failure, Instant, Kind, Lease, Operation, Phase, Substate};
+
+/// What helps against a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Advice {
+    /// Clients bind an address before they connect, and take a port for all destinations with it:
+    /// they should set `IP_BIND_ADDRESS_NO_PORT`.
+    BindWithoutPort,
+    /// Listeners have their ports in the range: it should be moved, or their ports reserved.
+    ListenersInRange,
+    /// Somebody bound the port and has left; what keeps the bucket as it was are connections that
+    /// share the port (before 6.18).
+    PoisonedBuckets,
+    /// All ports go to one destination: more source addresses, a wider range, connections that
+    /// live longer, or `tcp_tw_reuse`.
+    SpreadDestination,
+    /// Nearly all of the range is reserved.
+    ReserveLess,
+    /// An outgoing connection took the port from the range: `ip_local_reserved_ports` keeps it
+    /// for its listener.
+    ReservePort,
+    /// A TIME_WAIT holds it: `SO_REUSEADDR`, before bind(), does not wait for it.
+    ReuseAddress,
+}
+
+/// Why the call got no port; `None` where the settings of its namespace are not known, or are not
+/// those that the call met.
+///
+/// A connect() fails when every port is either in use for its destination or in a bucket that
+/// somebody bound. The cause is the one of the two that takes more ports; it is the binding if
+/// both take the same.
+#[must_use]
+pub fn cause_of(failure: &Failure<'_>) -> Option<Cause> {
+    if failure.cause.is_some() {
+        return failure.cause;
+    }
+    let room = failure.room?;
+    if is_another_range(room.headroom(), room.capacity, room.reserved) {
+        return None;
+    }
+    Some(match failure.operation {
+        _ if room.capacity == 0 => Cause::Reserved,
+        Operation::Connect if room.bind_locked > 0 && room.bind_locked >= room.used => {
+            Cause::RangeBindLocked
+        }
+        Operation::Connect | Operation::Bind | Operation::Listen => Cause::RangeFull,
+    })
+}
+
+/// True if the range was another one when the call was made: most of it is free. Of three ports, or
+/// any greater odd number, the kernel may leave out one, which does not tell
+/// (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
+#[must_use]
+pub fn is_another_range(free: u32, capacity: u32, reserved: u32) -> bool {
+    let ports = capacity + reserved;
+    let left_out = if ports > 1 { ports % 2 } else { 0 };
+    free.saturating_sub(left_out) > capacity / 2
+}
+
+/// What helps, if something does.
+#[must_use]
+pub fn advice_on(failure: &Failure<'_>, cause: Option<Cause>) -> Option<Advice> {
+    let holder = failure.holder;
+    match cause? {
+        Cause::RangeBindLocked => Some(match holder {
+            Some(Lease { kind: Kind::Connect, .. }) => Advice::PoisonedBuckets,
+            Some(Lease { phase: Phase::Listen, .. } | Lease { kind: Kind::Accept, .. }) => {
+                Advice::ListenersInRange
+            }
+            _ => Advice::BindWithoutPort,
+        }),
+        Cause::RangeFull => Some(match failure.operation {
+            Operation::Connect => Advice::SpreadDestination,
+            Operation::Bind | Operation::Listen => Advice::BindWithoutPort,
+        }),
+        Cause::Reserved => Some(Advice::ReserveLess),
+        Cause::PortHeld => match (failure.operation, holder?) {
+            (Operation::Connect, _) => None,
+            (_, Lease { kind: Kind::Connect | Kind::BindAuto, .. }) if failure.is_of_range => {
+                Some(Advice::ReservePort)
+            }
+            (_, Lease { phase: Phase::TimeWait(_), .. }) => Some(Advice::ReuseAddress),
+            _ => None,
+        },
+        Cause::AddressNotLocal | Cause::Permission | Cause::Other => None,
+    }
+}
+
+/// How long a TIME_WAIT lasts (`TCP_TIMEWAIT_LEN`, include/net/tcp.h), before the timer wheel
+/// rounds it up by as much as 4 s.
+const TIME_WAIT_S: f64 = 60.0;
+
+/// In how many seconds a holder lets go of its port, if that is settled: it is for a TIME_WAIT,
+/// give or take the rounding of its timer.
+#[must_use]
+pub fn free_in_s(holder: &Lease, now: Instant) -> Option<f64> {
+    let armed = match holder.phase {
+        Phase::TimeWait(Substate::TimeWait) => holder.timer_armed?,
+        _ => return None,
+    };
+    #[expect(clippy::cast_precision_loss, reason = "nanosecond precision is not wanted")]
+    let age_s = now.since(armed) as f64 / 1e9;
+    Some((TIME_WAIT_S - age_s).max(0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Addr, Cookie, Family, Netns, Port, Room};
+
+    fn failure(operation: Operation, room: Room) -> Failure<'static> {
+        Failure {
+            at: Instant::BOOT,
+            netns: Netns(1),
+            cookie: Cookie(1),
+            family: Family::Ipv4,
+            owner: None,
+            operation,
+            errno: 0,
+            local_addr: Addr::unspecified(Family::Ipv4),
+            local_port: 0,
+            peer: Some((Addr::unspecified(Family::Ipv4), Port(1))),
+            cause: None,
+            holder: None,
+            holder_ports: None,
+            room: Some(room),
+            own_range: None,
+            is_of_range: false,
+            search_ns: None,
+        }
+    }
+
+    #[test]
+    fn the_cause_is_what_takes_most_of_the_range() {
+        let room = |used, bind_locked| Room { capacity: 10, used, bind_locked, ..Room::default() };
+        let connect = |used, locked| cause_of(&failure(Operation::Connect, room(used, locked)));
+        assert_eq!(connect(10, 0), Some(Cause::RangeFull));
+        assert_eq!(connect(8, 2), Some(Cause::RangeFull));
+        assert_eq!(connect(5, 5), Some(Cause::RangeBindLocked));
+        assert_eq!(connect(3, 1), None, "that range was not full");
+        assert_eq!(connect(0, 10), Some(Cause::RangeBindLocked));
+        assert_eq!(cause_of(&failure(Operation::Bind, room(10, 0))), Some(Cause::RangeFull));
+        let of_few = |capacity, reserved| {
+            let room = Room { capacity, reserved, ..Room::default() };
+            cause_of(&failure(Operation::Connect, room))
+        };
+        assert_eq!(of_few(1, 2), Some(Cause::RangeFull), "of three one is left out");
+        assert_eq!(of_few(2, 2), None);
+        assert_eq!(of_few(1, 0), None, "a single one is not");
+        let reserved = Room { reserved: 10, ..Room::default() };
+        for operation in [Operation::Bind, Operation::Connect, Operation::Listen] {
+            assert_eq!(cause_of(&failure(operation, reserved)), Some(Cause::Reserved));
+            let unknown = Failure { room: None, ..failure(operation, reserved) };
+            assert_eq!(cause_of(&unknown), None);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The embedded eBPF object, and the calls in it that depend on the kernel.
+
+use tracer_ebpf::{NO_CALL, Stretch, kernel_call};
+use zerocopy::IntoBytes as _;
+
+use crate::kernel::types::btf::Btf;
+
+/// The object that `cargo xtask build-ebpf` made. Only programs without placeholders can be loaded
+/// from it as it is: those of lists.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portlife.bpf.o"));
+
+/// The kernel's functions by which a program keeps its CPU, as numbers of their types.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelCalls {
+    /// `bpf_preempt_disable` and `bpf_preempt_enable` (6.10).
+    preempt: Option<(u32, u32)>,
+    /// `bpf_local_irq_save` and `bpf_local_irq_restore` (6.14).
+    irq: Option<(u32, u32)>,
+}
+
+impl KernelCalls {
+    /// Those that this kernel has.
+    #[must_use]
+    pub fn of(btf: &Btf) -> Self {
+        let both = |first, second| Some((btf.function(first).ok()?, btf.function(second).ok()?));
+        let preempt = both("bpf_preempt_disable", "bpf_preempt_enable");
+        // The later ones are of no use without the earlier.
+        let irq = preempt.and_then(|_| both("bpf_local_irq_save", "bpf_local_irq_restore"));
+        Self { preempt, irq }
+    }
+
+    /// Both or none.
+    fn complete(self) -> Self {
+        if self.irq.is_some() { self } else { Self::default() }
+    }
+}
+
+/// The object for a kernel.
+pub struct Object {
+    /// Of eight bytes each, as are the instructions, which the ELF file aligns so.
+    words: Vec<u64>,
+}
+
+impl Object {
+    /// The object with its placeholders replaced: at tracepoints only where these can be preempted.
+    #[must_use]
+    pub fn for_kernel(calls: KernelCalls, has_preemptible_tracepoints: bool) -> Self {
+        let mut words = vec![0; OBJECT.len().div_ceil(size_of::<u64>())];
+        if let Some(object) = words.as_mut_bytes().get_mut(..OBJECT.len()) {
+            object.copy_from_slice(OBJECT);
+        }
+        let complete = calls.complete();
+        let at_tracepoints =
+            if has_preemptible_tracepoints { complete } else { KernelCalls::default() };
+        let replacements = [
+            replacements(Stretch::TRACEPOINT, at_tracepoints),
+            replacements(Stretch::FUNCTION, complete),
+            replacements(Stretch::IN_CGROUP, calls),
+        ];
+        // No other instruction calls a helper of these numbers, and nothing else in the file looks
+        // like one.
+        for word in &mut words {
+            let replacement =
+                replacements.as_flattened().iter().find(|(call, _)| *call == u64::from_le(*word));
+            if let Some((_, replacement)) = replacement {
+                *word = replacement.to_le();
+            }
+        }
+        Self { words }
+    }
+
+    /// The ELF file, and perhaps some zeroes behind it.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.words.as_bytes()
+    }
+}
+
+/// Each instruction to be replaced, and by what.
+fn replacements(stretch: Stretch, calls: KernelCalls) -> [(u64, u64); 4] {
+    let Stretch { preempt_disable, irq_save, preempt_enable, irq_restore } = stretch;
+    let KernelCalls { preempt, irq } = calls;
+    [
+        (preempt_disable, preempt.map(|(disable, _)| disable)),
+        (irq_save, irq.map(|(save, _)| save)),
+        (preempt_enable, preempt.map(|(_, enable)| enable)),
+        (irq_restore, irq.map(|(_, restore)| restore)),
+    ]
+    .map(|(call, function)| (call.instruction(), function.map_or(NO_CALL, kernel_call)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PREEMPT: (u32, u32) = (77_001, 77_002);
+    const IRQ: (u32, u32) = (77_003, 77_004);
+
+    fn count(words: &[u64], instruction: u64) -> usize {
+        words.iter().filter(|word| u64::from_le(**word) == instruction).count()
+    }
+
+    fn calls(words: &[u64], stretch: Stretch) -> [usize; 4] {
+        let Stretch { preempt_disable, irq_save, preempt_enable, irq_restore } = stretch;
+        [preempt_disable, irq_save, preempt_enable, irq_restore]
+            .map(|call| count(words, call.instruction()))
+    }
+
+    #[test]
+    fn no_placeholder_is_left_and_each_stretch_has_both_ends() {
+        let embedded: Vec<u64> = OBJECT
+            .chunks_exact(8)
+            .filter_map(|word| word.try_into().ok().map(u64::from_ne_bytes))
+            .collect();
+        let all = [Stretch::TRACEPOINT, Stretch::FUNCTION, Stretch::IN_CGROUP];
+        let [at_tracepoints, of_functions, in_cgroups] = all.map(|stretch| {
+            let [disables, saves, enables, restores] = calls(&embedded, stretch);
+            assert!(disables > 0);
+            assert_eq!((enables, restores), (disables, saves));
+            assert_eq!(saves, if stretch == Stretch::IN_CGROUP { 0 } else { disables });
+            disables
+        });
+        let full = KernelCalls { preempt: Some(PREEMPT), irq: Some(IRQ) };
+        let half = KernelCalls { irq: None, ..full };
+        let cases = [
+            (KernelCalls::default(), true, 0, 0),
+            (half, true, in_cgroups, 0),
+            (full, false, of_functions + in_cgroups, of_functions),
+            (full, true, at_tracepoints + of_functions + in_cgroups, at_tracepoints + of_functions),
+        ];
+        for (kernel, has_preemptible_tracepoints, preempts, saves) in cases {
+            let Object { words } = Object::for_kernel(kernel, has_preemptible_tracepoints);
+            for stretch in all {
+                assert_eq!(calls(&words, stretch), [0; 4]);
+            }
+            for function in [PREEMPT.0, PREEMPT.1] {
+                assert_eq!(count(&words, kernel_call(function)), preempts, "{kernel:?}");
+            }
+            for function in [IRQ.0, IRQ.1] {
+                assert_eq!(count(&words, kernel_call(function)), saves, "{kernel:?}");
+            }
+            let changed = embedded.iter().zip(&words).filter(|(old, new)| old != new).count();
+            assert_eq!(changed, 4 * (at_tracepoints + of_functions) + 2 * in_cgroups);
+        }
+    }
+
+    #[test]
+    fn calls_are_encoded_as_the_kernel_reads_them() {
+        // include/uapi/linux/bpf.h: code, registers (source above destination), offset, immediate.
+        assert_eq!(kernel_call(0x1234).to_le_bytes(), [0x85, 0x20, 0, 0, 0x34, 0x12, 0, 0]);
+        assert_eq!(NO_CALL.to_le_bytes(), [0x05, 0, 0, 0, 0, 0, 0, 0]);
+    }
+}

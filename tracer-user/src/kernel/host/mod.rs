@@ -1,0 +1,6 @@
+//! The host: clocks, capabilities, cgroups, memory.
+
+pub mod capability;
+pub mod cgroup;
+pub mod clock;
+pub mod memory;

@@ -1,0 +1,7 @@
+//! Lists that the kernel makes of what is held now.
+
+#[cfg(feature = "programs")]
+pub mod holders;
+#[cfg(feature = "programs")]
+pub mod snapshot;
+pub mod sock_diag;

@@ -1,0 +1,172 @@
+//! All holds on ports at this moment, in all network namespaces, with their owners.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, Read as _},
+    thread,
+};
+
+use rustc_hash::FxHashMap;
+use tracer_ebpf::{FactKind, OwnedFact, decode};
+use zerocopy::{FromZeros as _, IntoBytes as _};
+
+use crate::{
+    kernel::{
+        hooks::programs::is_to_be_continued,
+        lists::{holders::HolderLists, sock_diag},
+        namespace::{
+            netns::{self, NamespaceFile, Namespaces, SocketFile},
+            scope::Scope,
+        },
+    },
+    model::{BucketClass, Cookie, Coverage, Held, HeldBy, Holder, HolderBy, Netns, Port},
+};
+
+/// What a snapshot found, and what it could not look at.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Holds; first those that processes have open, with their owners, then those that the
+    /// kernel lists, among which the former stand once more.
+    pub held: Vec<Held>,
+    /// How much of the host that is.
+    pub coverage: Coverage,
+    /// The class of each bind bucket that holds more than sockets which are bound but idle.
+    pub classes: BTreeMap<Netns, BTreeMap<Port, BucketClass>>,
+    /// What is missing, in sentences.
+    pub problems: Vec<String>,
+}
+
+/// Takes a snapshot of these namespaces. `files` is the iterator over all open files, where the
+/// kernel has one; without it what processes hold is still found, but for bound sockets.
+///
+/// Sockets that processes hold come from the iterator, with their owners, whatever their
+/// namespace, and even if they are bound but idle; orphans and TIME_WAITs come from sock_diag.
+#[must_use]
+pub fn take(
+    files: Option<io::Result<File>>,
+    lists: Option<&HolderLists>,
+    scope: Scope,
+) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    let mut found = Found::default();
+    let read = files.map(|files| read_files(files?, scope, &mut snapshot.held, &mut found));
+    if let Some(Err(error)) = read {
+        snapshot.coverage.lacks_files = true;
+        snapshot.problems.push(format!("open files cannot be listed: {error}"));
+    }
+    let namespaces = found.namespaces(scope);
+    let reached: BTreeSet<u32> = namespaces.iter().map(|(inode, _)| inode).collect();
+    snapshot.coverage.unlisted =
+        found.sockets.keys().filter(|inode| !reached.contains(inode)).copied().map(Netns).collect();
+    // A thread that entered a namespace is not used for anything else.
+    thread::scope(|scope| {
+        let lister = scope.spawn(|| list_all(&namespaces, lists, &mut snapshot));
+        if let Err(panic) = lister.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    snapshot
+}
+
+fn list_all(namespaces: &Namespaces, lists: Option<&HolderLists>, snapshot: &mut Snapshot) {
+    let Snapshot { held, coverage, classes, problems } = snapshot;
+    for (inode, handle) in namespaces.iter() {
+        let netns = Netns(inode);
+        let before = held.len();
+        let result = netns::enter(handle).and_then(|()| sock_diag::list(netns, held));
+        if let Err(error) = result {
+            coverage.unlisted.insert(netns);
+            problems.push(format!(
+                "orphans and TIME_WAITs of network namespace {inode} are not listed: {error}"
+            ));
+            continue;
+        }
+        coverage.listed.insert(netns);
+        // The kernel goes through the whole host's table for this, too.
+        let lists = lists.filter(|_| held.len() > before);
+        if let Some(Ok(holders)) = lists.map(HolderLists::hashed_of_this_thread) {
+            classes.insert(netns, classes_of(&holders));
+            tell_timestamps(&mut held[before..], &holders);
+        }
+    }
+}
+
+/// Whatever bucket a socket that is bound but idle is in is of the class [`BucketClass::Bind`].
+fn classes_of(holders: &[Holder]) -> BTreeMap<Port, BucketClass> {
+    // A VRF has buckets of its own, which the ledger does not tell from the others.
+    let holders = holders.iter().filter(|holder| holder.l3mdev == 0);
+    holders.map(|holder| (holder.local_port, holder.class)).collect()
+}
+
+/// sock_diag, which has given every TIME_WAIT a cookie, does not tell which had timestamps.
+fn tell_timestamps(held: &mut [Held], holders: &[Holder]) {
+    let stamps: FxHashMap<Cookie, u32> = holders
+        .iter()
+        .filter_map(|holder| match holder.by {
+            HolderBy::TimeWait { ts_recent_stamp_s, .. } => {
+                Some((holder.cookie, ts_recent_stamp_s))
+            }
+            HolderBy::Idle | HolderBy::Listener | HolderBy::Connection { .. } => None,
+        })
+        .collect();
+    for held in held.iter_mut().filter(|held| matches!(held.by, HeldBy::TimeWait(_))) {
+        held.has_timestamps = stamps.get(&held.cookie).map(|stamp_s| *stamp_s != 0);
+    }
+}
+
+/// How namespaces can be reached, as the open files tell.
+#[derive(Default)]
+pub(crate) struct Found {
+    files: Vec<NamespaceFile>,
+    /// A socket of each namespace that has one.
+    sockets: BTreeMap<u32, SocketFile>,
+}
+
+impl Found {
+    /// Every namespace of the scope that can be reached.
+    pub(crate) fn namespaces(&self, scope: Scope) -> Namespaces {
+        let mut namespaces = Namespaces::discover(&self.files);
+        namespaces.add_of_sockets(&self.sockets);
+        namespaces.retain(|inode| scope.contains(Netns(inode)));
+        namespaces
+    }
+}
+
+/// Reads the list of open files to its end.
+pub(crate) fn read_files(
+    mut files: File,
+    scope: Scope,
+    held: &mut Vec<Held>,
+    found: &mut Found,
+) -> io::Result<()> {
+    const RECORD: usize = size_of::<OwnedFact>();
+    // Aligned as the records want it.
+    let mut buffer = vec![OwnedFact::new_zeroed(); 512];
+    let buffer = buffer.as_mut_bytes();
+    let mut filled = 0;
+    loop {
+        let read = match files.read(&mut buffer[filled..]) {
+            Err(error) if is_to_be_continued(&error) => continue,
+            other => other?,
+        };
+        filled += read;
+        let whole = filled - filled % RECORD;
+        for record in buffer[..whole].chunks_exact(RECORD) {
+            let (kind, fact, owner) = decode(record).map_err(io::Error::other)?;
+            let Some(owner) = owner else { continue };
+            let (pid, fd) = (owner.pid, fact.detail);
+            if kind == FactKind::NamespaceFile {
+                found.files.push(NamespaceFile { pid, fd, inode: fact.netns });
+            } else if scope.contains(Netns(fact.netns)) {
+                found.sockets.entry(fact.netns).or_insert(SocketFile { pid, fd });
+                held.extend(Held::from_fact(fact, Some(*owner)));
+            }
+        }
+        buffer.copy_within(whole..filled, 0);
+        filled -= whole;
+        if read == 0 {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Who is in which bind bucket, as the kernel has it: what headroom is computed from.
+
+use tracer_ebpf::{HolderRecord, TcpState, holder_flags};
+
+use super::{Addr, Cookie, Family, Netns, Port, Substate};
+
+/// A socket or TIME_WAIT that holds a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The socket's cookie; 0 if nobody has asked for it yet.
+    pub cookie: Cookie,
+    /// Where.
+    pub netns: Netns,
+    /// The socket's family.
+    pub family: Family,
+    /// An IPv6 socket that takes no IPv4.
+    pub v6_only: bool,
+    /// Local address.
+    pub local_addr: Addr,
+    /// The held port.
+    pub local_port: Port,
+    /// Index of the interface that it is bound to, or 0.
+    pub device: u32,
+    /// Index of the VRF that its bucket belongs to, or 0.
+    pub l3mdev: u32,
+    /// The class of its bucket.
+    pub class: BucketClass,
+    /// connect() chose the port (`SOCK_CONNECT_BIND`); always false before 6.18.
+    pub is_connect_bind: bool,
+    /// `SO_REUSEADDR`.
+    pub reuse_addr: bool,
+    /// `SO_REUSEPORT`.
+    pub reuse_port: bool,
+    /// What it is.
+    pub by: HolderBy,
+}
+
+/// The kind of a holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HolderBy {
+    /// A bound socket that is neither connected nor a listener.
+    Idle,
+    /// A listener.
+    Listener,
+    /// A connection in any state.
+    Connection {
+        /// The other end.
+        peer: (Addr, Port),
+    },
+    /// A TIME_WAIT.
+    TimeWait {
+        /// The other end.
+        peer: (Addr, Port),
+        /// What it waits for.
+        substate: Substate,
+        /// When it began: the low 32 bits of the milliseconds of `CLOCK_MONOTONIC`
+        /// (`tw_entry_stamp`). `None` on kernels that do not keep it.
+        entry_stamp_ms: Option<u32>,
+        /// When the peer's last timestamp came: the low 32 bits of the seconds of
+        /// `CLOCK_MONOTONIC` (`tw_ts_recent_stamp`). 0 if the connection had no timestamps.
+        ts_recent_stamp_s: u32,
+    },
+}
+
+impl Holder {
+    /// Reads what an iterator wrote; `has_entry_stamp` says whether the kernel keeps
+    /// `tw_entry_stamp`. `None` if it is no holder: a socket on its way into or out of a bucket.
+    #[must_use]
+    pub fn from_record(record: &HolderRecord, has_entry_stamp: bool) -> Option<Self> {
+        const CONNECT_BIND: u8 = 16;
+        let has = |flag: u8| record.flags & flag != 0;
+        let port = |number: u16| (number != 0).then_some(Port(number));
+        if !has(holder_flags::BUCKET) {
+            return None;
+        }
+        let peer = port(record.peer_port).map(|port| (Addr(record.peer_addr), port));
+        let by = match TcpState::from_u8(record.state)? {
+            TcpState::Close | TcpState::BoundInactive => HolderBy::Idle,
+            TcpState::Listen => HolderBy::Listener,
+            TcpState::TimeWait => HolderBy::TimeWait {
+                peer: peer?,
+                substate: if record.substate == TcpState::FinWait2 as u8 {
+                    Substate::FinWait2
+                } else {
+                    Substate::TimeWait
+                },
+                entry_stamp_ms: has_entry_stamp.then_some(record.entry_stamp_ms),
+                ts_recent_stamp_s: record.ts_recent_stamp_s,
+            },
+            _ => HolderBy::Connection { peer: peer? },
+        };
+        Some(Self {
+            cookie: Cookie(record.cookie),
+            netns: Netns(record.netns),
+            family: if has(holder_flags::IPV6) { Family::Ipv6 } else { Family::Ipv4 },
+            v6_only: has(holder_flags::V6ONLY),
+            local_addr: Addr(record.local_addr),
+            local_port: port(record.local_port)?,
+            device: record.device,
+            l3mdev: record.l3mdev,
+            class: if record.fastreuse == -1 && record.fastreuseport == -1 {
+                BucketClass::Connect
+            } else {
+                BucketClass::Bind
+            },
+            is_connect_bind: record.userlocks & CONNECT_BIND != 0,
+            reuse_addr: has(holder_flags::REUSEADDR),
+            reuse_port: has(holder_flags::REUSEPORT),
+            by,
+        })
+    }
+
+    /// The other end, of a connection or its TIME_WAIT.
+    #[must_use]
+    pub fn peer(&self) -> Option<(Addr, Port)> {
+        match self.by {
+            HolderBy::Idle | HolderBy::Listener => None,
+            HolderBy::Connection { peer } | HolderBy::TimeWait { peer, .. } => Some(peer),
+        }
+    }
+}
+
+/// The class of a bind bucket (`struct inet_bind_bucket`): who may join it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BucketClass {
+    /// Every owner got the port from connect(): a connect() to another destination may share it
+    /// (`fastreuse` and `fastreuseport` are -1).
+    Connect,
+    /// Some owner bound the port: no connect() that chooses a port takes this one, whatever its
+    /// source and destination (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
+    Bind,
+}

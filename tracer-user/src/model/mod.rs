@@ -1,0 +1,30 @@
+//! The vocabulary: what ports, leases, failures and settings are. No I/O, no clock, no aya.
+//!
+//! Every other module may use it; it uses none of them.
+
+mod failure;
+mod held;
+mod holder;
+mod ids;
+mod lease;
+mod pressure;
+mod scan;
+mod settings;
+mod sight;
+mod time;
+mod window;
+
+pub use failure::{Cause, Failure, Operation};
+pub use held::{Coverage, Held, HeldBy, Unknown};
+pub use holder::{BucketClass, Holder, HolderBy};
+pub(crate) use ids::port;
+pub use ids::{Addr, Cookie, Family, LeaseId, Netns, Port};
+pub use lease::{Change, Kind, Lease, LeaseEvent, Peer, Phase, Reason, Reuse, Side, Substate};
+pub use pressure::{Destination, Pressure, Rates, Room};
+pub use scan::Scan;
+pub use settings::{LocalRange, PortClass, PortSet, Settings, TimeWaitReuse};
+pub use sight::Sight;
+pub use time::Instant;
+pub(crate) use time::{microseconds, seconds};
+pub(crate) use window::Bits;
+pub use window::{TakeOver, Window};

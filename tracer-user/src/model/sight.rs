@@ -1,0 +1,20 @@
+//! What the attached hooks show.
+
+use super::Instant;
+
+/// Which facts can be relied upon to come, by the hooks that are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// [`FactKind::PortChosen`] and [`FactKind::Listening`] come before anything else happens to
+    /// a socket that connects or listens, so that their absence means failure.
+    pub ports_chosen: bool,
+    /// [`FactKind::Accepted`] tells who accepted a connection.
+    pub accepts: bool,
+    /// Sockets whose port connect() chose are marked in `sk_userlocks` (`SOCK_CONNECT_BIND`).
+    pub marks_connect: bool,
+    /// Snapshots show sockets that are bound but idle.
+    pub bound_idle: bool,
+    /// When the last hook was attached. Before this, facts told of only a part of what happened;
+    /// what they left held is in the snapshot.
+    pub since: Instant,
+}

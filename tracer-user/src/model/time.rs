@@ -1,0 +1,52 @@
+//! Instants and durations.
+
+use std::num::NonZeroU64;
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, from the first one on: so an instant that may be unknown takes
+/// no more memory than one that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Instant(NonZeroU64);
+
+impl Instant {
+    /// The first.
+    pub const BOOT: Self = Self(NonZeroU64::MIN);
+
+    /// So many nanoseconds after the clock began.
+    #[must_use]
+    pub const fn from_ns(ns: u64) -> Self {
+        match NonZeroU64::new(ns) {
+            Some(ns) => Self(ns),
+            None => Self::BOOT,
+        }
+    }
+
+    /// Nanoseconds since the clock began.
+    #[must_use]
+    pub const fn ns(self) -> u64 {
+        self.0.get()
+    }
+
+    /// Nanoseconds from `earlier` to this instant; 0 if it is the later one.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> u64 {
+        self.ns().saturating_sub(earlier.ns())
+    }
+}
+
+impl Default for Instant {
+    fn default() -> Self {
+        Self::BOOT
+    }
+}
+
+/// Seconds of some nanoseconds.
+#[expect(clippy::cast_precision_loss, reason = "nanosecond precision is lost after 104 days")]
+pub(crate) fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// Microseconds of some nanoseconds.
+#[expect(clippy::cast_precision_loss, reason = "the precision suffices for a duration")]
+pub(crate) fn microseconds(ns: u64) -> f64 {
+    ns as f64 / 1e3
+}

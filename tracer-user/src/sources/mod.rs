@@ -1,0 +1,5 @@
+//! Where observations come from.
+
+#[cfg(feature = "programs")]
+pub mod occupants;
+pub mod scan;

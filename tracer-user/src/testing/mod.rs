@@ -1,0 +1,3 @@
+//! What tests need of this machine.
+
+pub mod witness;

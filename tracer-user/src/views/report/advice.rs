@@ -1,0 +1,573 @@
+//! What to do, in this order: each with its evidence, the exact command or option, and what it
+//! would bring.
+
+use crate::{
+    model::PortSet,
+    views::report::{
+        aggregate::Aggregate,
+        model::{
+            Advice, DestinationRow, FailureRow, Finding, FindingKind, HolderRow, ListenerRow,
+            Report, SettingsRow,
+        },
+        show::{self, endpoint, number},
+        tables::TIME_WAIT_S,
+    },
+};
+
+/// Advice on all that was found, the most urgent first.
+#[must_use]
+pub fn give(report: &Report, aggregate: &Aggregate) -> Vec<Advice> {
+    let mut advice: Vec<Advice> = Vec::new();
+    for finding in std::iter::once(&report.verdict).chain(&report.findings) {
+        for one in on(finding, report, aggregate) {
+            // Two findings may have one remedy.
+            if !advice.iter().any(|known| known.what == one.what && known.command == one.command) {
+                advice.push(one);
+            }
+        }
+    }
+    advice
+}
+
+/// What does not help here, though it is often said to.
+#[must_use]
+pub fn folklore(report: &Report) -> Vec<String> {
+    let has_time_waits = report.destinations.iter().any(|row| {
+        row.time_wait > 0 && row.time_wait.saturating_mul(4) >= row.capacity.unwrap_or(u32::MAX / 4)
+    });
+    let is_about_them = std::iter::once(&report.verdict)
+        .chain(&report.findings)
+        .any(|finding| finding.kind == FindingKind::TimeWaitPileUp);
+    if !has_time_waits && !is_about_them {
+        return Vec::new();
+    }
+    vec![
+        "tcp_fin_timeout does not shorten TIME_WAIT: it is for orphans in FIN_WAIT2. TIME_WAIT \
+         lasts 60 s, whatever the settings."
+            .to_owned(),
+        "tcp_tw_recycle is gone since Linux 4.12; it broke clients behind NAT.".to_owned(),
+        "A low tcp_max_tw_buckets frees ports only by giving up what TIME_WAIT is for: late \
+         segments reach new connections."
+            .to_owned(),
+    ]
+}
+
+fn on(finding: &Finding, report: &Report, aggregate: &Aggregate) -> Vec<Advice> {
+    let place = Place::of(finding, report);
+    let row = finding.destination_row.and_then(|place| report.destinations.get(place));
+    let failure = finding.failure_row.and_then(|place| report.failures.get(place));
+    match finding.kind {
+        FindingKind::DestinationExhausted | FindingKind::Filling => {
+            let Some(row) = row else { return Vec::new() };
+            let mut advice = vec![reuse_connections(row, finding)];
+            if row.time_wait > 0 {
+                advice.extend(reuse_time_waits(row, &place));
+            }
+            advice.extend(widen_range(Some(row), finding, report, &place));
+            advice.push(more_addresses(row));
+            advice
+        }
+        FindingKind::TimeWaitPileUp => {
+            let Some(row) = row else { return Vec::new() };
+            let mut advice = vec![reuse_connections(row, finding)];
+            advice.extend(reuse_time_waits(row, &place));
+            advice.extend(widen_range(Some(row), finding, report, &place));
+            advice.push(more_addresses(row));
+            advice
+        }
+        FindingKind::SlowConnect => {
+            let Some(row) = row else { return Vec::new() };
+            let mut advice = vec![narrow_the_search(row), reuse_connections(row, finding)];
+            advice.push(more_addresses(row));
+            advice
+        }
+        FindingKind::BindBeforeConnect => vec![bind_without_port(finding, report)],
+        FindingKind::PoisonedPort => {
+            vec![bind_outside_range(finding, report, aggregate, &place)]
+        }
+        FindingKind::ListenerBlocked => {
+            let Some(failure) = failure else { return Vec::new() };
+            reserve_blocked(failure, report, &place)
+        }
+        FindingKind::ListenerInRange => {
+            let listeners = report
+                .listeners
+                .iter()
+                .filter(|listener| listener.is_in_range && Some(listener.netns) == finding.netns);
+            vec![reserve_listeners(listeners, &place)]
+        }
+        FindingKind::CloseWaitLeak => vec![close_them(finding, report)],
+        FindingKind::BoundIdle => vec![release_idle(finding, report)],
+        FindingKind::RangeReserved => vec![Advice {
+            what: "Reserve less, or widen the range.".to_owned(),
+            evidence: "no port of ip_local_port_range is left after ip_local_reserved_ports"
+                .to_owned(),
+            command: place.sysctl("net.ipv4.ip_local_reserved_ports", ""),
+            gain: "every port taken off the list can be chosen at once".to_owned(),
+        }],
+        FindingKind::RangeExhausted => {
+            widen_range(None, finding, report, &place).into_iter().collect()
+        }
+        FindingKind::TimeWaitOverflow => vec![Advice {
+            what: "Raise tcp_max_tw_buckets.".to_owned(),
+            evidence: finding.sentence.clone(),
+            command: place.sysctl(
+                "net.ipv4.tcp_max_tw_buckets",
+                &place
+                    .settings
+                    .map_or(262_144, |settings| u64::from(settings.max_tw_buckets) * 2)
+                    .to_string(),
+            ),
+            gain: "connections end as TCP wants it; each TIME_WAIT costs about 250 bytes"
+                .to_owned(),
+        }],
+        FindingKind::PortHeld => {
+            failure.map(|failure| port_held(failure, finding)).into_iter().collect()
+        }
+        FindingKind::CallFailed
+        | FindingKind::RateJump
+        | FindingKind::Scan
+        | FindingKind::Healthy => Vec::new(),
+    }
+}
+
+/// Where commands are to be run.
+struct Place<'a> {
+    /// A process that lives in the namespace.
+    pid: Option<u32>,
+    settings: Option<&'a SettingsRow>,
+}
+
+impl<'a> Place<'a> {
+    fn of(finding: &Finding, report: &'a Report) -> Self {
+        let row = report.namespaces.iter().find(|row| Some(row.netns) == finding.netns);
+        Self {
+            pid: finding.owner.as_ref().and_then(|owner| owner.pid),
+            settings: row.and_then(|row| row.settings.as_ref()),
+        }
+    }
+
+    fn sysctl(&self, name: &str, value: &str) -> String {
+        let enter = self.pid.map(|pid| format!("nsenter -t {pid} -n ")).unwrap_or_default();
+        format!("{enter}sysctl -w {name}=\"{value}\"")
+    }
+}
+
+fn reuse_connections(row: &DestinationRow, finding: &Finding) -> Advice {
+    let who = finding.owner.as_ref().map_or_else(|| "the client".to_owned(), ToString::to_string);
+    let peer = endpoint(row.peer_addr, row.peer_port);
+    if finding.kind != FindingKind::TimeWaitPileUp && row.time_wait * 2 < row.used.max(1) {
+        return Advice {
+            what: format!("Let {who} make do with fewer connections at a time."),
+            evidence: format!(
+                "up to {} connections to {peer} were open at once, {} of them in TIME_WAIT now",
+                number(row.peak),
+                number(row.time_wait)
+            ),
+            command: "a bounded pool, HTTP/2 or pipelining in the client; close what is idle"
+                .to_owned(),
+            gain: "a port for each connection fewer".to_owned(),
+        };
+    }
+    let lately = if row.rate_per_s >= 0.05 {
+        format!(", {} a second lately", show::rate(row.rate_per_s))
+    } else {
+        String::new()
+    };
+    Advice {
+        what: format!("Let {who} keep connections open and use them again."),
+        evidence: format!(
+            "{} connections were made to {peer}{lately}; {} of the {} ports held for it are in \
+             TIME_WAIT",
+            number(row.taken),
+            number(row.time_wait),
+            number(row.used),
+        ),
+        command: "a connection pool, HTTP keep-alive or HTTP/2 in the client; or let the server \
+                  close first, so that the TIME_WAIT is on its port"
+            .to_owned(),
+        gain: row.mean_hold_s.map_or_else(
+            || "no TIME_WAIT for a connection that is kept".to_owned(),
+            |mean_s| {
+                format!("a connection that is kept saves one port for {}", show::duration(mean_s))
+            },
+        ),
+    }
+}
+
+fn reuse_time_waits(row: &DestinationRow, place: &Place<'_>) -> Option<Advice> {
+    let settings = place.settings?;
+    if settings.timestamps && row.without_timestamps * 2 > row.time_wait {
+        return Some(timestamps_of_peer(row));
+    }
+    let is_loopback = row.source_addr.is_loopback() || row.peer_addr.is_loopback();
+    let is_on =
+        settings.timestamps && (settings.tw_reuse == 1 || (settings.tw_reuse == 2 && is_loopback));
+    if is_on {
+        return None;
+    }
+    let delay_s = f64::from(settings.tw_reuse_delay_ms.unwrap_or(1000)) / 1e3;
+    let capacity = f64::from(settings.capacity);
+    let mut command = place.sysctl("net.ipv4.tcp_tw_reuse", "1");
+    if !settings.timestamps {
+        command = format!("{command}; {}", place.sysctl("net.ipv4.tcp_timestamps", "1"));
+    }
+    let now = row.ceiling_per_s.unwrap_or(capacity / TIME_WAIT_S);
+    Some(Advice {
+        what: "Let connect() take ports over from TIME_WAITs.".to_owned(),
+        evidence: format!(
+            "{} ports are in TIME_WAIT; tcp_tw_reuse is {}{}",
+            number(row.time_wait),
+            settings.tw_reuse,
+            match (settings.timestamps, settings.tw_reuse) {
+                (false, _) => ", and tcp_timestamps is off, without which it does nothing",
+                (true, 2) => " (for loopback only)",
+                _ => " (never)",
+            }
+        ),
+        command,
+        gain: format!(
+            "from {} to {} connections a second to this destination: a port can be had again after \
+             {} s instead of 60 (both ends need timestamps)",
+            show::rate(now),
+            show::rate(capacity / delay_s.max(0.001)),
+            delay_s
+        ),
+    })
+}
+
+/// `tcp_tw_reuse` does nothing for connections without timestamps, which this peer does not send.
+fn timestamps_of_peer(row: &DestinationRow) -> Advice {
+    Advice {
+        what: format!(
+            "Let {} send TCP timestamps: without them no setting here frees a TIME_WAIT early.",
+            endpoint(row.peer_addr, row.peer_port)
+        ),
+        evidence: format!(
+            "{} of {} connections in TIME_WAIT had none, though tcp_timestamps is on here",
+            number(row.without_timestamps),
+            number(row.time_wait)
+        ),
+        command: "at the peer, or at the load balancer that takes them away: sysctl -w \
+                  net.ipv4.tcp_timestamps=1; on Windows: netsh int tcp set global timestamps=enabled"
+            .to_owned(),
+        gain: "tcp_tw_reuse=1 then lets connect() have a port again after 1 s instead of 60"
+            .to_owned(),
+    }
+}
+
+fn widen_range(
+    row: Option<&DestinationRow>,
+    finding: &Finding,
+    report: &Report,
+    place: &Place<'_>,
+) -> Option<Advice> {
+    const WIDEST: (u16, u16) = (1024, 65_535);
+    let settings = place.settings?;
+    if (settings.range_low, settings.range_high) == WIDEST {
+        return None;
+    }
+    let reserved = PortSet::parse(&settings.reserved).ok()?;
+    let range =
+        crate::model::LocalRange::new(crate::model::Port(WIDEST.0), crate::model::Port(WIDEST.1))?;
+    // Listeners' ports must be kept from clients then.
+    let mut to_reserve: Vec<_> = report
+        .listeners
+        .iter()
+        .filter(|listener| {
+            Some(listener.netns) == finding.netns
+                && range.contains(crate::model::Port(listener.local_port))
+                && !reserved.contains(crate::model::Port(listener.local_port))
+        })
+        .map(|listener| listener.local_port)
+        .collect();
+    to_reserve.sort_unstable();
+    to_reserve.dedup();
+    let listed = u32::try_from(to_reserve.len()).unwrap_or(0);
+    let capacity = range.len() - reserved.count_within(range) - listed;
+    if capacity <= settings.capacity {
+        return None;
+    }
+    let mut command =
+        place.sysctl("net.ipv4.ip_local_port_range", &format!("{} {}", WIDEST.0, WIDEST.1));
+    if !to_reserve.is_empty() {
+        let list = with_reserved(&settings.reserved, &to_reserve);
+        let reserve = place.sysctl("net.ipv4.ip_local_reserved_ports", &list);
+        command = format!("{reserve}; {command}");
+    }
+    let rates = row
+        .and_then(|row| row.mean_hold_s)
+        // What is held for moments only says nothing of what the range allows for.
+        .filter(|mean_s| *mean_s >= 1.0)
+        .map(|mean_s| {
+            format!(
+                ", or from {} to {} connections a second",
+                show::rate(f64::from(settings.capacity) / mean_s),
+                show::rate(f64::from(capacity) / mean_s)
+            )
+        })
+        .unwrap_or_default();
+    Some(Advice {
+        what: "Widen ip_local_port_range; reserve the ports of listeners first.".to_owned(),
+        evidence: format!(
+            "the range {}-{} has {} ports to choose from",
+            settings.range_low,
+            settings.range_high,
+            number(settings.capacity)
+        ),
+        command,
+        gain: format!(
+            "from {} to {} ports for each destination{rates}",
+            number(settings.capacity),
+            number(capacity)
+        ),
+    })
+}
+
+fn more_addresses(row: &DestinationRow) -> Advice {
+    let capacity = row.capacity.unwrap_or(0);
+    Advice {
+        what: "Spread the connections over more source or destination addresses.".to_owned(),
+        evidence: format!(
+            "all go from {} to {}; ports run out for each pair of addresses by itself",
+            row.source_addr,
+            endpoint(row.peer_addr, row.peer_port)
+        ),
+        command: "in the client, before connect(): setsockopt(fd, IPPROTO_IP, \
+                  IP_BIND_ADDRESS_NO_PORT, 1), then bind() to one of several addresses, port 0"
+            .to_owned(),
+        gain: format!("{} ports for each further address on either side", number(capacity)),
+    }
+}
+
+fn narrow_the_search(row: &DestinationRow) -> Advice {
+    let usual = row.search.quantile_s(0.5).unwrap_or(0.0);
+    let slow = row.search.quantile_s(0.99).unwrap_or(usual);
+    Advice {
+        what: "Let each socket search a small window of ports.".to_owned(),
+        evidence: format!(
+            "one search in a hundred takes up to {}, the usual one {}: first come all ports of one \
+             parity, and those are in use",
+            show::duration(slow),
+            show::duration(usual)
+        ),
+        command: "before connect(), Linux 6.3 or newer: setsockopt(fd, IPPROTO_IP, \
+                  IP_LOCAL_PORT_RANGE, low | high << 16), a random window of some 500 ports; \
+                  another one upon EADDRNOTAVAIL"
+            .to_owned(),
+        gain: format!(
+            "a search visits at most the window: about {} instead of {}",
+            show::duration(usual),
+            show::duration(slow)
+        ),
+    }
+}
+
+fn bind_without_port(finding: &Finding, report: &Report) -> Advice {
+    let row = report.namespaces.iter().find(|row| Some(row.netns) == finding.netns);
+    let who = finding.owner.as_ref().map_or_else(|| "the client".to_owned(), ToString::to_string);
+    let capacity = row.and_then(|row| row.settings.as_ref()).map_or(0, |s| s.capacity);
+    let locked = row.map_or(0, |row| row.bind_locked);
+    Advice {
+        what: format!("Let {who} leave the choice of the port to connect()."),
+        evidence: format!(
+            "{} of {} ports are bound before a connection is made, and lost to every other \
+             destination",
+            number(locked),
+            number(capacity)
+        ),
+        command: "before bind(): setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1); or no \
+                  bind() at all"
+            .to_owned(),
+        gain: format!(
+            "from {} ports for all destinations together to {} for each of them",
+            number(capacity),
+            number(capacity)
+        ),
+    }
+}
+
+fn bind_outside_range(
+    finding: &Finding,
+    report: &Report,
+    aggregate: &Aggregate,
+    place: &Place<'_>,
+) -> Advice {
+    let row = report.namespaces.iter().find(|row| Some(row.netns) == finding.netns);
+    let who = finding.owner.as_ref().map_or_else(|| "the binder".to_owned(), ToString::to_string);
+    let locked = row.map_or(0, |row| row.bind_locked);
+    let mut ports: Vec<u16> = finding
+        .netns
+        .and_then(|netns| aggregate.namespaces.get(&crate::model::Netns(netns)))
+        .into_iter()
+        .flat_map(|namespace| {
+            let bound = namespace.ports.iter().filter(|(_, held)| held.binders > 0);
+            bound.map(|(port, _)| *port).filter(|port| namespace.may_choose(*port))
+        })
+        .collect();
+    ports.sort_unstable();
+    let command = place.settings.map_or_else(String::new, |settings| {
+        let list = with_reserved(&settings.reserved, &ports);
+        place.sysctl("net.ipv4.ip_local_reserved_ports", &list)
+    });
+    Advice {
+        what: format!(
+            "Let {who} bind ports outside ip_local_port_range, or end it; if it must have these, \
+             reserve them."
+        ),
+        evidence: format!(
+            "{} ports of the range are bound, and in no search of any connect()",
+            number(locked)
+        ),
+        command: format!(
+            "clients that bind: IP_BIND_ADDRESS_NO_PORT before bind(); for fixed ports: {command}"
+        ),
+        gain: format!(
+            "{} ports come back to every destination when {who} lets go (before Linux 6.18 when \
+             the last connection on them ends, too)",
+            number(locked)
+        ),
+    }
+}
+
+fn reserve_blocked(first: &FailureRow, report: &Report, place: &Place<'_>) -> Vec<Advice> {
+    let is_blocked = |failure: &&FailureRow| {
+        let by_client = |holder: &HolderRow| matches!(holder.kind, "connect" | "bind_auto");
+        failure.netns == first.netns
+            && failure.requested_port != 0
+            && failure.cause == first.cause
+            && failure.holder.as_ref().is_some_and(by_client)
+    };
+    let blocked = report.failures.iter().filter(is_blocked);
+    let mut ports: Vec<_> = blocked.map(|failure| failure.requested_port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let capacity = place.settings.map_or(0, |settings| settings.capacity);
+    let reserved = place.settings.map_or("", |settings| settings.reserved.as_str());
+    let left = capacity.saturating_sub(u32::try_from(ports.len()).unwrap_or(0));
+    let mut advice = vec![Advice {
+        what: "Reserve the port, so that no client is given it again.".to_owned(),
+        evidence: format!(
+            "port {} is one of the {} that connect() chooses from",
+            first.requested_port,
+            number(capacity)
+        ),
+        command: place.sysctl("net.ipv4.ip_local_reserved_ports", &with_reserved(reserved, &ports)),
+        gain: format!(
+            "the listener finds its port at every start; clients keep {} ports",
+            number(left)
+        ),
+    }];
+    if let Some(holder) = &first.holder
+        && let Some((addr, port)) = holder.peer_addr.zip(holder.peer_port)
+    {
+        let enter = place.pid.map(|pid| format!("nsenter -t {pid} -n ")).unwrap_or_default();
+        advice.push(Advice {
+            what: "To start it now, end the connection that holds the port.".to_owned(),
+            evidence: format!(
+                "it goes to {}; SO_REUSEADDR does not help against it",
+                endpoint(addr, port)
+            ),
+            command: format!(
+                "{enter}ss -K dst {} sport = :{}",
+                endpoint(addr, port),
+                first.requested_port
+            ),
+            gain: "the port is free at once; the client has to connect again".to_owned(),
+        });
+    }
+    advice
+}
+
+fn reserve_listeners<'a>(
+    listeners: impl Iterator<Item = &'a ListenerRow>,
+    place: &Place<'_>,
+) -> Advice {
+    let mut ports: Vec<_> = listeners.map(|listener| listener.local_port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let reserved = place.settings.map_or("", |settings| settings.reserved.as_str());
+    Advice {
+        what: "Reserve the ports of listeners that are in the range.".to_owned(),
+        evidence: format!(
+            "{} may be taken by a client while the listener restarts",
+            show::count(ports.len(), "port")
+        ),
+        command: place.sysctl("net.ipv4.ip_local_reserved_ports", &with_reserved(reserved, &ports)),
+        gain: "a restart cannot fail with EADDRINUSE because of a client".to_owned(),
+    }
+}
+
+fn close_them(finding: &Finding, report: &Report) -> Advice {
+    let leak = report
+        .leaks
+        .iter()
+        .find(|leak| Some(leak.netns) == finding.netns && leak.owner == finding.owner);
+    let count = leak.map_or(0, |leak| leak.count);
+    let who = finding.owner.as_ref().map_or_else(|| "the process".to_owned(), ToString::to_string);
+    let pid = finding.owner.as_ref().and_then(|owner| owner.pid);
+    let look = pid.map_or_else(
+        || "ss -tanp state close-wait".to_owned(),
+        |pid| format!("nsenter -t {pid} -n ss -tanp state close-wait; ls -l /proc/{pid}/fd"),
+    );
+    Advice {
+        what: format!("Let {who} close its sockets when read() returns 0."),
+        evidence: format!(
+            "it left {} open and closed {} others that their peers had closed",
+            number(count),
+            number(leak.map_or(0, |leak| leak.closed_otherwise))
+        ),
+        command: format!(
+            "to see them: {look}; no setting ends them, a restart of the process does"
+        ),
+        gain: format!(
+            "{} sockets and descriptors, and as many FIN_WAIT2s at the peers",
+            number(count)
+        ),
+    }
+}
+
+fn release_idle(finding: &Finding, report: &Report) -> Advice {
+    let row = report.namespaces.iter().find(|row| Some(row.netns) == finding.netns);
+    let who = finding.owner.as_ref().map_or_else(|| "the process".to_owned(), ToString::to_string);
+    Advice {
+        what: format!("Let {who} bind when it needs the port, or close what it does not use."),
+        evidence: finding.sentence.clone(),
+        command: "to see them: ss -B -tnp (Linux 6.8 or newer); in the process: close()".to_owned(),
+        gain: format!(
+            "{} ports come back to connect()",
+            number(row.map_or(0, |row| row.bind_locked))
+        ),
+    }
+}
+
+fn port_held(failure: &FailureRow, finding: &Finding) -> Advice {
+    let is_time_wait = failure
+        .holder
+        .as_ref()
+        .is_some_and(|holder| holder.state.starts_with("TIME") || holder.state.starts_with("FIN"));
+    let FailureRow { op, requested_port: port, .. } = failure;
+    let (what, command) = if is_time_wait {
+        (
+            "Let the server set SO_REUSEADDR before bind().",
+            "setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, 1)".to_owned(),
+        )
+    } else {
+        ("Stop whoever holds the port, or use another.", format!("portlife why {port}"))
+    };
+    Advice {
+        what: what.to_owned(),
+        evidence: finding.sentence.clone(),
+        command,
+        gain: format!("the {op}() succeeds"),
+    }
+}
+
+/// The list of reserved ports with these in it, as the kernel takes it.
+fn with_reserved(reserved: &str, ports: &[u16]) -> String {
+    let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
+    let list = [reserved.to_owned(), ports.join(",")];
+    let list: Vec<_> = list.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+    let list = list.join(",");
+    PortSet::parse(&list).map_or(list, |set| set.to_string())
+}

@@ -1,0 +1,558 @@
+//! What is wrong, in sentences: the verdict, and what else was found.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    model::{LocalRange, Netns},
+    record::read::Cause,
+    views::report::{
+        aggregate::Aggregate,
+        crowd::Crowd,
+        model::{
+            DestinationRow, FailureRow, Finding, FindingKind, LeakRow, LeakState, ListenerRow,
+            OwnerName, Report, ScanRow, Severity,
+        },
+        show::{self, endpoint, number},
+        tables,
+    },
+};
+
+/// Everything that is wrong, the worst first.
+#[must_use]
+pub fn find(report: &Report, aggregate: &Aggregate) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (place, failure) in report.failures.iter().enumerate() {
+        found.push(Finding {
+            failure_row: Some(place),
+            destination_row: destination_of(report, failure),
+            ..of_failure(report, aggregate, failure)
+        });
+    }
+    found.extend(report.leaks.iter().filter_map(|leak| of_leak(report, leak)));
+    for finding_of in [of_slow_search, of_filling] {
+        found.extend(report.destinations.iter().enumerate().filter_map(|(place, row)| {
+            Some(Finding { destination_row: Some(place), ..finding_of(row)? })
+        }));
+    }
+    for (netns, namespace) in &aggregate.namespaces {
+        if namespace.time_wait_overflows > 0 {
+            found.push(Finding {
+                severity: Severity::Warning,
+                kind: FindingKind::TimeWaitOverflow,
+                sentence: format!(
+                    "{} connections ended without a TIME_WAIT because tcp_max_tw_buckets{} is \
+                     reached: late segments may reach new connections",
+                    number(namespace.time_wait_overflows),
+                    namespace
+                        .settings
+                        .as_ref()
+                        .map(|settings| format!(" ({})", settings.max_time_waits))
+                        .unwrap_or_default()
+                ),
+                netns: Some(netns.0),
+                cause: None,
+                owner: None,
+                failed: 0,
+                ..nothing()
+            });
+        }
+    }
+    found.extend(of_listeners_in_range(report));
+    for jump in &report.jumps {
+        found.push(Finding {
+            severity: Severity::Note,
+            kind: FindingKind::RateJump,
+            sentence: format!(
+                "{} took {} ports in one second, {} s into the observation; before that it took \
+                 {:.1} a second",
+                jump.owner,
+                number(jump.per_s),
+                jump.at_s.round(),
+                jump.before_per_s
+            ),
+            netns: None,
+            cause: None,
+            owner: Some(jump.owner.clone()),
+            failed: 0,
+            ..nothing()
+        });
+    }
+    found.extend(report.scans.iter().map(|scan| Finding {
+        severity: Severity::Note,
+        kind: FindingKind::Scan,
+        sentence: scanned(scan),
+        netns: Some(scan.netns),
+        cause: None,
+        owner: None,
+        failed: 0,
+        ..nothing()
+    }));
+    let mut merged = merge(found);
+    // Failures of one cause are told by the first of them; what only fills is told if it is not
+    // what fails.
+    let failing: Vec<_> = merged
+        .iter()
+        .filter(|finding| finding.severity == Severity::Failing)
+        .map(|finding| finding.netns)
+        .collect();
+    merged.retain(|finding| {
+        finding.kind != FindingKind::Filling || !failing.contains(&finding.netns)
+    });
+    // A lack of ports, which hits everybody, before a port that one process wants.
+    let is_shortage =
+        |cause| matches!(cause, Some(Cause::RangeFull | Cause::RangeBindLocked | Cause::Reserved));
+    merged.sort_by_key(|finding| {
+        std::cmp::Reverse((finding.severity, finding.failed, is_shortage(finding.cause)))
+    });
+    merged
+}
+
+fn scanned(scan: &ScanRow) -> String {
+    let ScanRow { source_addr, ports, port_low, port_high, tries, rate_per_s, .. } = scan;
+    // The programs tell no more ports apart.
+    const MOST: u32 = 1024;
+    format!(
+        "{source_addr} scans ports: it tried {}{} closed ones between {port_low} and {port_high}, {} \
+         times{}",
+        if *ports < MOST { "" } else { "over " },
+        number(*ports),
+        number(*tries),
+        rate_per_s.map(|rate| format!(", {rate:.0} a second")).unwrap_or_default()
+    )
+}
+
+/// The verdict where nothing is wrong.
+#[must_use]
+pub fn healthy(report: &Report) -> Finding {
+    let fullest = report.destinations.iter().find(|row| row.used > 0 && row.capacity.is_some());
+    let sentence = match fullest {
+        _ if report.observed.records == 0 => "There was nothing to observe.".to_owned(),
+        Some(row) => format!(
+            "No shortage of ports: no call failed for want of one, and the fullest destination, \
+             {}, uses {} of {} ports.",
+            endpoint(row.peer_addr, row.peer_port),
+            number(row.used),
+            number(row.capacity.unwrap_or(0)),
+        ),
+        None => "No shortage of ports: no call failed for want of one, and no client holds any."
+            .to_owned(),
+    };
+    Finding { sentence, ..nothing() }
+}
+
+/// What is said while nothing has been looked for.
+#[must_use]
+pub fn nothing() -> Finding {
+    Finding {
+        severity: Severity::Healthy,
+        kind: FindingKind::Healthy,
+        sentence: String::new(),
+        netns: None,
+        cause: None,
+        owner: None,
+        failed: 0,
+        failure_row: None,
+        destination_row: None,
+    }
+}
+
+/// Findings of the same kind, namespace and owner are one: the worst of them speaks.
+fn merge(found: Vec<Finding>) -> Vec<Finding> {
+    let mut merged: Vec<Finding> = Vec::new();
+    for finding in found {
+        let same = merged.iter_mut().find(|other| {
+            other.kind == finding.kind
+                && other.netns == finding.netns
+                && other.owner == finding.owner
+                && finding.severity == Severity::Failing
+        });
+        match same {
+            Some(other) => other.failed += finding.failed,
+            None => merged.push(finding),
+        }
+    }
+    merged
+}
+
+/// The row of the destination that a call wanted.
+fn destination_of(report: &Report, failure: &FailureRow) -> Option<usize> {
+    let peer = failure.peer_addr.zip(failure.peer_port)?;
+    report.destinations.iter().position(|row| {
+        row.netns == failure.netns
+            && row.source_addr == failure.local_addr
+            && (row.peer_addr, row.peer_port) == peer
+    })
+}
+
+/// Listeners whose ports a client may take, namespace by namespace.
+fn of_listeners_in_range(report: &Report) -> Vec<Finding> {
+    const MOST_NAMED: usize = 5;
+    let mut by_namespace: BTreeMap<u32, Vec<&ListenerRow>> = BTreeMap::new();
+    for listener in report.listeners.iter().filter(|listener| listener.is_in_range) {
+        by_namespace.entry(listener.netns).or_default().push(listener);
+    }
+    let finding = |(netns, listeners): (u32, Vec<&ListenerRow>)| {
+        let mut named: Vec<_> = listeners
+            .iter()
+            .take(MOST_NAMED)
+            .map(|listener| {
+                format!("{} on {}", owner_or_unknown(listener.owner.as_ref()), listener.local_port)
+            })
+            .collect();
+        if listeners.len() > MOST_NAMED {
+            named.push(format!("{} more", number(listeners.len() - MOST_NAMED)));
+        }
+        Finding {
+            severity: Severity::Note,
+            kind: FindingKind::ListenerInRange,
+            sentence: format!(
+                "a restart of {} may fail: connect() may take the port meanwhile, because it is in \
+                 ip_local_port_range and not reserved.",
+                named.join(", ")
+            ),
+            netns: Some(netns),
+            cause: None,
+            owner: listeners.first().and_then(|listener| listener.owner.clone()),
+            failed: 0,
+            ..nothing()
+        }
+    };
+    by_namespace.into_iter().map(finding).collect()
+}
+
+fn of_failure(report: &Report, aggregate: &Aggregate, failure: &FailureRow) -> Finding {
+    let caller = failure.callers.first().and_then(|caller| caller.owner.clone());
+    let who = owner_or_unknown(caller.as_ref());
+    let calls = calls(failure);
+    let range = failure.local_range.map_or_else(|| "ip_local_port_range".to_owned(), range_text);
+    let finding = |kind, owner: Option<OwnerName>, sentence: String| Finding {
+        severity: Severity::Failing,
+        kind,
+        sentence,
+        netns: Some(failure.netns),
+        cause: failure.cause,
+        owner,
+        failed: failure.count,
+        ..nothing()
+    };
+    match failure.cause {
+        Some(Cause::RangeFull) if failure.op == "connect" => {
+            let row = destination_of(report, failure);
+            let row = row.and_then(|place| report.destinations.get(place));
+            of_exhausted(failure, row, &calls, &range, caller, &finding)
+        }
+        Some(Cause::RangeFull | Cause::RangeBindLocked) => {
+            of_bound(failure, aggregate, &calls, &range, caller, &finding)
+        }
+        Some(Cause::Reserved) => finding(
+            FindingKind::RangeReserved,
+            caller,
+            format!(
+                "{calls} by {who}: every port of {range} is in ip_local_reserved_ports, so that \
+                 none can be chosen."
+            ),
+        ),
+        Some(Cause::PortHeld) => of_held(failure, aggregate, &calls, caller, &finding),
+        cause => Finding {
+            severity: Severity::Warning,
+            ..finding(
+                FindingKind::CallFailed,
+                caller,
+                format!(
+                    "{calls} by {who}{}.",
+                    match cause {
+                        Some(Cause::AddressNotLocal) =>
+                            format!(": {} is not an address of this namespace", failure.local_addr),
+                        Some(Cause::Permission) =>
+                            ": the process may not bind this port".to_owned(),
+                        _ => String::new(),
+                    }
+                ),
+            )
+        },
+    }
+}
+
+fn of_exhausted(
+    failure: &FailureRow,
+    row: Option<&DestinationRow>,
+    calls: &str,
+    range: &str,
+    caller: Option<OwnerName>,
+    finding: &impl Fn(FindingKind, Option<OwnerName>, String) -> Finding,
+) -> Finding {
+    let crowd = &failure.crowd;
+    let used = crowd.to_destination.ports;
+    let capacity = crowd.capacity.unwrap_or(used);
+    let owner = failure.held_by.clone();
+    let by = owner_or_unknown(owner.as_ref());
+    let after = match row.and_then(|row| row.headroom) {
+        Some(headroom) if headroom > 0 => {
+            format!(" {} can be had again by now.", number(headroom))
+        }
+        _ => String::new(),
+    };
+    if crowd.time_wait > 0 && crowd.time_wait * 2 >= used {
+        let ceiling = row
+            .and_then(|row| row.ceiling_per_s)
+            .map(|ceiling| {
+                format!(", so that {} connections a second are the most", show::rate(ceiling))
+            })
+            .unwrap_or_default();
+        let sentence = format!(
+            "{calls}: {} of {} ports of {range} are in TIME_WAIT after connections of {by}, which \
+             closes first{ceiling}.{after}",
+            number(crowd.time_wait),
+            number(capacity),
+        );
+        return finding(FindingKind::TimeWaitPileUp, owner.or(caller), sentence);
+    }
+    let sentence = format!(
+        "{calls}: {} of {} ports of {range} were in use for it, {} by {by}.{after}",
+        number(used),
+        number(capacity),
+        number(crowd.to_destination.of_owner),
+    );
+    finding(FindingKind::DestinationExhausted, owner.or(caller), sentence)
+}
+
+/// A search failed because of ports that are bound.
+fn of_bound(
+    failure: &FailureRow,
+    aggregate: &Aggregate,
+    calls: &str,
+    range: &str,
+    caller: Option<OwnerName>,
+    finding: &impl Fn(FindingKind, Option<OwnerName>, String) -> Finding,
+) -> Finding {
+    let Crowd { bound, bound_auto, bound_listening, bound_shared, held, .. } = failure.crowd;
+    // The tracer itself may have named whoever bound most.
+    let named = failure.holder.as_ref().and_then(|holder| holder.owner.clone());
+    let owner = tables::name(aggregate, bound.owner).or(named);
+    let by = owner_or_unknown(owner.as_ref());
+    let of_owner = bound.of_owner;
+    let who = owner_or_unknown(caller.as_ref());
+    if bound_listening > 0 && bound_listening * 2 >= of_owner {
+        let sentence = format!(
+            "{calls} by {who}: {} of {range} belong to listeners of {by}, and are lost to \
+             connect().",
+            show::count(of_owner, "port")
+        );
+        return finding(FindingKind::RangeExhausted, owner, sentence);
+    }
+    if bound_auto > 0 && bound_auto * 2 >= of_owner && bound.ports * 2 >= held.ports {
+        let sentence = format!(
+            "{calls} by {who}: {} of {} ports of {range} are bound by {by}, which binds before it \
+             connects and so takes each port from every destination.",
+            number(of_owner),
+            number(failure.crowd.capacity.unwrap_or(bound.ports)),
+        );
+        return finding(FindingKind::BindBeforeConnect, owner, sentence);
+    }
+    if failure.cause == Some(Cause::RangeBindLocked) {
+        let shared = if bound_shared > 0 {
+            format!(", {} of them under connections of others", number(bound_shared))
+        } else {
+            String::new()
+        };
+        let sentence = format!(
+            "{calls} by {who} although ports are not in use for it: {by} has bound {} of the {} \
+             ports of {range}{shared}, and a port that somebody has bound is lost to every connect().",
+            number(of_owner),
+            number(failure.crowd.capacity.unwrap_or(bound.ports)),
+        );
+        return finding(FindingKind::PoisonedPort, owner, sentence);
+    }
+    let owner = tables::name(aggregate, held.owner);
+    let by = owner_or_unknown(owner.as_ref());
+    let sentence = format!(
+        "{calls} by {who}: all ports of {range} are held, {} by {by}.",
+        number(held.of_owner)
+    );
+    finding(FindingKind::RangeExhausted, owner.or(caller), sentence)
+}
+
+fn of_held(
+    failure: &FailureRow,
+    aggregate: &Aggregate,
+    calls: &str,
+    caller: Option<OwnerName>,
+    finding: &impl Fn(FindingKind, Option<OwnerName>, String) -> Finding,
+) -> Finding {
+    let who = owner_or_unknown(caller.as_ref());
+    let Some(holder) = &failure.holder else {
+        let sentence = format!("{calls} by {who}: the port is held.");
+        return finding(FindingKind::PortHeld, caller, sentence);
+    };
+    let by = owner_or_unknown(holder.owner.as_ref());
+    let to = holder
+        .peer_addr
+        .zip(holder.peer_port)
+        .map(|(addr, port)| format!(" to {}", endpoint(addr, port)))
+        .unwrap_or_default();
+    let is_in_range = aggregate
+        .namespaces
+        .get(&Netns(failure.netns))
+        .is_some_and(|namespace| namespace.may_choose(failure.requested_port));
+    if is_in_range && (holder.kind == "connect" || holder.kind == "bind_auto") {
+        let sentence = format!(
+            "{calls} by {who}: an outgoing connection of {by}{to} holds the port ({}), because it \
+             is in ip_local_port_range and not reserved.",
+            holder.state
+        );
+        return finding(FindingKind::ListenerBlocked, holder.owner.clone(), sentence);
+    }
+    let sentence = format!("{calls} by {who}: {by} holds the port ({}{to}).", holder.state);
+    finding(FindingKind::PortHeld, holder.owner.clone(), sentence)
+}
+
+/// `11 connect()s to 127.0.0.1:80 failed with EADDRNOTAVAIL`.
+fn calls(failure: &FailureRow) -> String {
+    let FailureRow { op, error, count, local_addr, requested_port, .. } = failure;
+    let what = match (failure.peer_addr.zip(failure.peer_port), *requested_port) {
+        (Some((addr, port)), _) if *op == "connect" => format!(" to {}", endpoint(addr, port)),
+        (_, 0) => format!(" of {local_addr} to any port"),
+        (_, port) => format!(" to {}", endpoint(*local_addr, port)),
+    };
+    format!("{}{what} failed with {error}", show::count(*count, &format!("{op}()")))
+}
+
+/// So many at once are no accident.
+const LEAST_LEAK: u32 = 10;
+
+fn of_leak(report: &Report, leak: &LeakRow) -> Option<Finding> {
+    let LeakRow { netns, state, count, oldest_s, .. } = leak;
+    if *count < LEAST_LEAK {
+        return None;
+    }
+    let owner = owner_or_unknown(leak.owner.as_ref());
+    let count_text = number(*count);
+    let oldest = show::duration(*oldest_s);
+    let row = report.namespaces.iter().find(|row| row.netns == *netns);
+    let (kind, sentence) = match state {
+        // A process that closes more than it leaves open is busy, not leaking.
+        LeakState::CloseWait if leak.closed_otherwise > u64::from(*count) => return None,
+        LeakState::CloseWait => (
+            FindingKind::CloseWaitLeak,
+            format!(
+                "{owner} does not close connections that its peers have closed: {count_text} are in \
+                 CLOSE_WAIT, the oldest for {oldest}{}.",
+                leak.local_port.map(|port| format!(", on port {port}")).unwrap_or_default()
+            ),
+        ),
+        LeakState::BoundIdle => {
+            // Ports outside the range are nobody else's loss.
+            let capacity = row?.settings.as_ref()?.capacity;
+            let is_much = u64::from(row?.bind_locked) * 10 >= u64::from(capacity);
+            if !is_much {
+                return None;
+            }
+            let sentence = format!(
+                "{owner} has bound {count_text} ports and does nothing with them, the oldest for \
+                 {oldest}: they are lost to every connect()."
+            );
+            (FindingKind::BoundIdle, sentence)
+        }
+        LeakState::FinWait2 => return None,
+    };
+    Some(Finding {
+        severity: Severity::Warning,
+        kind,
+        sentence,
+        netns: Some(*netns),
+        cause: None,
+        owner: leak.owner.clone(),
+        failed: 0,
+        ..nothing()
+    })
+}
+
+/// connect() prefers ports of one parity; when those are in use it looks at all of them first.
+/// Before failure comes slowness.
+fn of_slow_search(row: &DestinationRow) -> Option<Finding> {
+    /// From here on half the ports, all of one parity, are about to be gone.
+    const LEAST_FILL: f64 = 0.45;
+    const TIMES_THE_USUAL: f64 = 8.0;
+    const LEAST_S: f64 = 50e-6;
+    const LEAST_COUNT: u64 = 10;
+    let fill = row.fill().filter(|fill| *fill >= LEAST_FILL)?;
+    let usual_s = row.search.quantile_s(0.5)?;
+    let slow_s = (usual_s * TIMES_THE_USUAL).max(LEAST_S);
+    let slow = row.search.count_from(slow_s);
+    (slow >= LEAST_COUNT && slow * 100 >= row.search.count() && row.failed == 0).then(|| Finding {
+        severity: if fill >= 0.9 { Severity::Critical } else { Severity::Warning },
+        kind: FindingKind::SlowConnect,
+        sentence: format!(
+            "connect() to {} searches long for a port: {} of {} searches took {} or longer, the \
+             usual one {}. {} of {} ports are in use for it, {} by {}; when {} more are taken it \
+             fails.",
+            endpoint(row.peer_addr, row.peer_port),
+            number(slow),
+            number(row.search.count()),
+            show::duration(slow_s),
+            show::duration(usual_s),
+            number(row.used),
+            number(row.capacity.unwrap_or(0)),
+            number(row.owner_ports),
+            owner_or_unknown(row.owner.as_ref()),
+            number(row.headroom.unwrap_or(0)),
+        ),
+        netns: Some(row.netns),
+        cause: None,
+        owner: row.owner.clone(),
+        failed: 0,
+        ..nothing()
+    })
+}
+
+fn of_filling(row: &DestinationRow) -> Option<Finding> {
+    /// So soon is now.
+    const SOON_S: f64 = 300.0;
+    let fill = row.fill()?;
+    let eta_s = row.eta_s.filter(|eta_s| *eta_s <= SOON_S);
+    let severity = match fill {
+        fill if fill >= 0.9 => Severity::Critical,
+        fill if fill >= 0.7 => Severity::Warning,
+        fill if fill >= 0.3 && eta_s.is_some() => Severity::Warning,
+        _ => return None,
+    };
+    let eta = eta_s
+        .filter(|eta_s| *eta_s > 0.0)
+        .map(|eta_s| {
+            format!(
+                "; at {} a second there is none left in {}",
+                show::rate(row.rate_per_s),
+                show::duration(eta_s)
+            )
+        })
+        .unwrap_or_default();
+    let time_waits = if row.time_wait * 2 >= row.used {
+        format!(", {} of them in TIME_WAIT", number(row.time_wait))
+    } else {
+        String::new()
+    };
+    Some(Finding {
+        severity,
+        kind: FindingKind::Filling,
+        sentence: format!(
+            "{} of {} ports for {} are in use{time_waits}, most by {}{eta}.",
+            number(row.used),
+            number(row.capacity.unwrap_or(0)),
+            endpoint(row.peer_addr, row.peer_port),
+            owner_or_unknown(row.owner.as_ref()),
+        ),
+        netns: Some(row.netns),
+        cause: None,
+        owner: row.owner.clone(),
+        failed: row.failed,
+        ..nothing()
+    })
+}
+
+fn owner_or_unknown(owner: Option<&OwnerName>) -> String {
+    owner.map_or_else(|| "an unknown process".to_owned(), ToString::to_string)
+}
+
+fn range_text(range: LocalRange) -> String {
+    format!("{}-{}", range.low().0, range.high().0)
+}

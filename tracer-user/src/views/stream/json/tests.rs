@@ -1,0 +1,384 @@
+//! The records that are put together by hand against what serde makes of the same.
+
+use std::net::IpAddr;
+
+use proptest::{option, prelude::*, sample::select};
+use tracer_ebpf::Owner;
+
+use crate::{
+    model::{Cause, Port, microseconds},
+    views::stream::{
+        json::*,
+        samples::{cgroups, changes, instants, leases, ports},
+    },
+};
+
+#[derive(Serialize)]
+struct Subject<'a, D> {
+    #[serde(flatten)]
+    who: Identity<'a>,
+    #[serde(flatten)]
+    rest: D,
+}
+
+#[derive(Serialize)]
+struct Identity<'a> {
+    lease: Option<u64>,
+    cookie: u64,
+    kind: &'static str,
+    family: &'static str,
+    local_addr: IpAddr,
+    local_port: Option<u16>,
+    peer_addr: Option<IpAddr>,
+    peer_port: Option<u16>,
+    pid: Option<u32>,
+    comm: Option<Cow<'a, str>>,
+    uid: Option<u32>,
+    cgroup: Option<&'a str>,
+    container: Option<&'a str>,
+}
+
+impl<'a> Identity<'a> {
+    fn of(lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Self {
+        Self::with(
+            (lease.cookie.0, names::kind(lease.kind), names::family(lease.family)),
+            (lease.local_addr, lease.peer.get()),
+            (Some(lease.id.0), Some(lease.local_port.0)),
+            (lease.owner.as_deref(), cgroup),
+        )
+    }
+
+    fn with(
+        (cookie, kind, family): (u64, &'static str, &'static str),
+        (local, peer): (Addr, Option<(Addr, Port)>),
+        (lease, local_port): (Option<u64>, Option<u16>),
+        (owner, cgroup): (Option<&'a Owner>, Option<&'a Cgroup>),
+    ) -> Self {
+        Self {
+            lease,
+            cookie,
+            kind,
+            family,
+            local_addr: local.ip(),
+            local_port,
+            peer_addr: peer.map(|(addr, _)| addr.ip()),
+            peer_port: peer.map(|(_, port)| port.0),
+            pid: owner.map(|owner| owner.pid),
+            comm: owner.map(|owner| comm(&owner.comm)),
+            uid: owner.map(|owner| owner.uid),
+            cgroup: cgroup.map(|cgroup| cgroup.path.as_str()),
+            container: cgroup.and_then(|cgroup| cgroup.container.as_deref()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ReuseRecord {
+    lease: u64,
+    idle_s: f64,
+    from_time_wait: bool,
+}
+
+impl From<Reuse> for ReuseRecord {
+    fn from(Reuse { previous, idle_ns, from_time_wait }: Reuse) -> Self {
+        Self { lease: previous.0, idle_s: seconds(idle_ns), from_time_wait }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Details {
+    Bind {
+        requested_port: u16,
+        reuse: Option<ReuseRecord>,
+    },
+    Connect {
+        search_us: Option<f64>,
+        reuse: Option<ReuseRecord>,
+    },
+    Established {
+        handshake_us: Option<f64>,
+    },
+    Accept {
+        listener: Option<u64>,
+    },
+    Listen {},
+    Closing {
+        by: &'static str,
+    },
+    TimeWait {
+        substate: &'static str,
+        timestamps: Option<bool>,
+    },
+    Release {
+        reason: &'static str,
+        held_s: Option<f64>,
+        established_s: Option<f64>,
+        time_wait_s: Option<f64>,
+        closed_by: Option<&'static str>,
+    },
+}
+
+impl Details {
+    fn of(LeaseEvent { at, lease, change }: &LeaseEvent<'_>) -> Self {
+        match *change {
+            Change::Bind { requested_port, reuse } => {
+                Self::Bind { requested_port, reuse: reuse.map(Into::into) }
+            }
+            Change::Connect { search_ns, reuse } => Self::Connect {
+                search_us: search_ns.map(microseconds),
+                reuse: reuse.map(Into::into),
+            },
+            Change::Established { handshake_ns } => {
+                Self::Established { handshake_us: handshake_ns.map(microseconds) }
+            }
+            Change::Accept { listener } => {
+                Self::Accept { listener: listener.map(|cookie| cookie.0) }
+            }
+            Change::Listen => Self::Listen {},
+            Change::Closing { by } => Self::Closing { by: names::side(by) },
+            Change::TimeWait(substate) => Self::TimeWait {
+                substate: names::substate(substate),
+                timestamps: lease.has_timestamps,
+            },
+            Change::Release { reason } => {
+                let Times { held_ns, established_ns, time_wait_ns } = Times::of(lease, *at);
+                Self::Release {
+                    reason: names::reason(reason),
+                    held_s: held_ns.map(seconds),
+                    established_s: established_ns.map(seconds),
+                    time_wait_s: time_wait_ns.map(seconds),
+                    closed_by: lease.closed_by.map(names::side),
+                }
+            }
+        }
+    }
+}
+
+fn lease_by_serde(json: &mut Json, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
+    let LeaseEvent { at, lease, change } = event;
+    let subject = Subject { who: Identity::of(lease, cgroup), rest: Details::of(event) };
+    json.write(RecordType::of(change).name(), *at, Some(lease.netns.0), subject);
+}
+
+fn held_by_serde(json: &mut Json, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>) {
+    #[derive(Serialize)]
+    struct Details {
+        phase: &'static str,
+        substate: Option<&'static str>,
+        closed_by: Option<&'static str>,
+        age_s: Option<f64>,
+        timestamps: Option<bool>,
+    }
+    let rest = Details {
+        phase: names::phase(lease.phase),
+        substate: match lease.phase {
+            Phase::TimeWait(substate) => Some(names::substate(substate)),
+            _ => None,
+        },
+        closed_by: lease.closed_by.map(names::side),
+        age_s: lease.acquired.map(|acquired| seconds(at.since(acquired))),
+        timestamps: lease.has_timestamps,
+    };
+    let subject = Subject { who: Identity::of(lease, cgroup), rest };
+    json.write("held", at, Some(lease.netns.0), subject);
+}
+
+fn failure_by_serde(
+    json: &mut Json,
+    failure: &Failure<'_>,
+    cgroup: Option<&Cgroup>,
+    holder_cgroup: Option<&Cgroup>,
+) {
+    #[derive(Serialize)]
+    struct Details<'a> {
+        op: &'static str,
+        errno: i32,
+        error: Cow<'static, str>,
+        requested_addr: IpAddr,
+        requested_port: u16,
+        cause: Option<&'static str>,
+        holder: Option<Subject<'a, Extra>>,
+        holder_ports: Option<u32>,
+        range: Option<Range>,
+        own_range: Option<[u16; 2]>,
+        advice: Option<&'static str>,
+        search_us: Option<f64>,
+    }
+    #[derive(Serialize)]
+    struct Extra {
+        phase: &'static str,
+        free_in_s: Option<f64>,
+    }
+    let cause = cause_of(failure);
+    let port = failure.local_port;
+    let kind = match failure.operation {
+        Operation::Bind if port == 0 => names::kind(Kind::BindAuto),
+        Operation::Bind => names::kind(Kind::Bind),
+        Operation::Connect => names::kind(Kind::Connect),
+        Operation::Listen => names::kind(Kind::Listen),
+    };
+    let rest = Details {
+        op: names::operation(failure.operation),
+        errno: failure.errno,
+        error: names::errno(failure.errno),
+        requested_addr: failure.local_addr.ip(),
+        requested_port: port,
+        cause: cause.map(names::cause),
+        holder: failure.holder.map(|lease| Subject {
+            who: Identity::of(lease, holder_cgroup),
+            rest: Extra {
+                phase: names::phase(lease.phase),
+                free_in_s: free_in_s(lease, failure.at),
+            },
+        }),
+        holder_ports: failure.holder_ports,
+        range: failure.room.map(Into::into),
+        own_range: failure.own_range.map(|(low, high)| [low.0, high.0]),
+        advice: advice_on(failure, cause).map(names::advice),
+        search_us: failure.search_ns.map(microseconds),
+    };
+    let who = Identity::with(
+        (failure.cookie.0, kind, names::family(failure.family)),
+        (failure.local_addr, failure.peer),
+        (None, (port != 0).then_some(port)),
+        (failure.owner.as_ref(), cgroup),
+    );
+    json.write("fail", failure.at, Some(failure.netns.0), Subject { who, rest });
+}
+
+#[derive(Clone, Debug)]
+struct Call {
+    operation: Operation,
+    errno: i32,
+    cause: Option<Cause>,
+    holder: Option<Lease>,
+    room: Option<Room>,
+    own_range: Option<(Port, Port)>,
+    numbers: (u16, Option<u32>, Option<u64>, bool),
+}
+
+fn calls() -> impl Strategy<Value = Call> {
+    let causes = select(vec![
+        Cause::RangeFull,
+        Cause::RangeBindLocked,
+        Cause::Reserved,
+        Cause::PortHeld,
+        Cause::AddressNotLocal,
+        Cause::Permission,
+        Cause::Other,
+    ]);
+    let rooms = prop::array::uniform5(0..70_000_u32).prop_map(
+        |[capacity, reserved, used, bind_locked, reusable]| Room {
+            capacity,
+            reserved,
+            used,
+            bind_locked,
+            reusable,
+        },
+    );
+    (
+        select(vec![Operation::Bind, Operation::Connect, Operation::Listen]),
+        prop_oneof![
+            select(vec![libc::EADDRINUSE, libc::EADDRNOTAVAIL, libc::EACCES]),
+            any::<i32>(),
+        ],
+        option::of(causes),
+        option::of(leases()),
+        option::of(rooms),
+        option::of((ports(), ports())),
+        any::<(u16, Option<u32>, Option<u64>, bool)>(),
+    )
+        .prop_map(|(operation, errno, cause, holder, room, own_range, numbers)| Call {
+            operation,
+            errno,
+            cause,
+            holder,
+            room,
+            own_range,
+            numbers,
+        })
+}
+
+/// Writes one record in both ways.
+type Both = fn(&mut Json, bool, Instant, &Lease, Change, &Call, Option<&Cgroup>);
+
+const RECORDS: [Both; 3] = [
+    |json, by_serde, at, lease, change, _, cgroup| {
+        let event = LeaseEvent { at, lease, change };
+        if by_serde {
+            lease_by_serde(json, &event, cgroup);
+        } else {
+            json.lease(&event, cgroup);
+        }
+    },
+    |json, by_serde, at, lease, _, _, cgroup| {
+        if by_serde {
+            held_by_serde(json, at, lease, cgroup);
+        } else {
+            json.held(at, lease, cgroup);
+        }
+    },
+    |json, by_serde, at, lease, _, call, cgroup| {
+        let (local_port, holder_ports, search_ns, is_of_range) = call.numbers;
+        let failure = Failure {
+            at,
+            netns: lease.netns,
+            cookie: lease.cookie,
+            family: lease.family,
+            owner: lease.owner.as_deref().copied(),
+            operation: call.operation,
+            errno: call.errno,
+            local_addr: lease.local_addr,
+            local_port,
+            peer: lease.peer.get(),
+            cause: call.cause,
+            holder: call.holder.as_ref(),
+            holder_ports,
+            room: call.room,
+            own_range: call.own_range,
+            is_of_range,
+            search_ns,
+        };
+        if by_serde {
+            failure_by_serde(json, &failure, cgroup, cgroup);
+        } else {
+            json.failure(&failure, cgroup, cgroup);
+        }
+    },
+];
+
+proptest! {
+    #[test]
+    fn records_are_what_serde_makes_of_them(
+        offset_ns in prop_oneof![Just(1_700_000_000_123_456_789), any::<i64>()],
+        records in prop::collection::vec(
+            (
+                select(RECORDS.to_vec()),
+                instants(),
+                leases(),
+                changes(),
+                calls(),
+                option::of(cgroups()),
+            ),
+            1..12,
+        ),
+    ) {
+        let [mut by_hand, mut by_serde] =
+            [(); 2].map(|()| Json::new(i128::from(offset_ns), Verbosity::Quiet));
+        for (write, at, lease, change, call, cgroup) in &records {
+            write(&mut by_hand, false, *at, lease, *change, call, cgroup.as_ref());
+            write(&mut by_serde, true, *at, lease, *change, call, cgroup.as_ref());
+            // The same once more: from what is remembered.
+            write(&mut by_hand, false, *at, lease, *change, call, cgroup.as_ref());
+            write(&mut by_serde, true, *at, lease, *change, call, cgroup.as_ref());
+        }
+        let [by_hand, by_serde] = [by_hand, by_serde].map(|json| {
+            String::from_utf8(json.buffer).expect("JSON is UTF-8")
+        });
+        for (ours, serdes) in by_hand.lines().zip(by_serde.lines()) {
+            prop_assert_eq!(ours, serdes);
+        }
+        prop_assert_eq!(by_hand.len(), by_serde.len());
+    }
+}

@@ -1,0 +1,542 @@
+//! Text for people: one line a record, fixed columns.
+
+use std::collections::HashSet;
+
+use jiff::tz::TimeZone;
+use tracer_ebpf::{Owner, mapped};
+
+use crate::{
+    capacity::{Advice, Forecast, advice_on, cause_of, free_in_s},
+    ledger::Differences,
+    model::{
+        Addr, Change, Failure, Instant, Lease, LeaseEvent, Netns, Phase, Port, Pressure, Reuse,
+        Room, Scan, Settings, Side,
+    },
+    record::{Cgroup, Loss, Place, RecordType, Start, Summary, names},
+    views::{
+        Output, Times, Verbosity, comm,
+        stream::{
+            digits::append_ipv4,
+            line::{Second, Value as _},
+        },
+    },
+};
+
+/// Writes records as lines of text.
+#[derive(Debug)]
+pub struct Text {
+    realtime_offset_ns: i128,
+    zone: TimeZone,
+    colour: bool,
+    verbosity: Verbosity,
+    /// The present second, in that zone.
+    second: Second,
+    /// Advice that was given: the same with every failure would hide them.
+    given: HashSet<Advice>,
+    buffer: Vec<u8>,
+}
+
+impl Text {
+    /// `realtime_offset_ns` turns monotonic times into the time of day.
+    #[must_use]
+    pub fn new(realtime_offset_ns: i128, colour: bool, verbosity: Verbosity) -> Self {
+        let zone = TimeZone::system();
+        Self {
+            realtime_offset_ns,
+            zone,
+            second: Second::default(),
+            colour,
+            verbosity,
+            given: HashSet::new(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Writes a line. `detail` appends what the columns do not show.
+    fn line(&mut self, line: &Line<'_>, detail: impl FnOnce(&mut Details<'_>)) {
+        let Self { realtime_offset_ns, zone, second, colour, buffer, .. } = self;
+        let Line { at, event, netns, owner, local, peer, held_ns } = *line;
+        let (clock, fraction_ns) = second.of(i128::from(at.ns()) + *realtime_offset_ns, |began| {
+            began.to_zoned(zone.clone()).strftime("%H:%M:%S").to_string()
+        });
+        buffer.extend_from_slice(clock.as_bytes());
+        // The first digit makes room for the point.
+        let point = buffer.len();
+        (1000 + fraction_ns / 1_000_000).append(buffer);
+        buffer[point] = b'.';
+        buffer.push(b' ');
+        let colour = colour.then(|| colour_of(event)).flatten();
+        buffer.extend_from_slice(colour.unwrap_or_default().as_bytes());
+        left(buffer, 11, |column| column.extend_from_slice(event.as_bytes()));
+        if colour.is_some() {
+            buffer.extend_from_slice(b"\x1b[0m");
+        }
+        buffer.push(b' ');
+        left(buffer, 10, |column| netns.append(column));
+        buffer.push(b' ');
+        match owner {
+            Some(owner) => {
+                right(buffer, 7, |column| owner.pid.append(column));
+                buffer.push(b' ');
+                left(buffer, 15, |column| append_name(owner, column));
+            }
+            None => buffer.extend_from_slice(b"      - -              "),
+        }
+        buffer.push(b' ');
+        left(buffer, 21, |column| local.append(column));
+        buffer.push(b' ');
+        left(buffer, 21, |column| peer.append(column));
+        buffer.push(b' ');
+        right(buffer, 8, |column| match held_ns {
+            Some(held_ns) => append_duration(held_ns, column),
+            None => column.push(b'-'),
+        });
+        detail(&mut Details { buffer, is_first: true });
+        buffer.push(b'\n');
+    }
+
+    fn of_lease<'a>(lease: &'a Lease, at: Instant, event: &'a str) -> Line<'a> {
+        Line {
+            at,
+            event,
+            netns: lease.netns.0,
+            owner: lease.owner.as_deref(),
+            local: End::At(lease.local_addr, Some(lease.local_port)),
+            peer: End::of_peer(lease.peer.get()),
+            held_ns: lease.acquired.map(|acquired| at.since(acquired)),
+        }
+    }
+}
+
+/// The columns of a line.
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    at: Instant,
+    event: &'a str,
+    netns: u32,
+    owner: Option<&'a Owner>,
+    local: End<'a>,
+    peer: End<'a>,
+    held_ns: Option<u64>,
+}
+
+/// An end of a connection, or what stands in its place.
+#[derive(Clone, Copy)]
+enum End<'a> {
+    At(Addr, Option<Port>),
+    Text(&'a str),
+}
+
+impl End<'_> {
+    const NONE: Self = Self::Text("-");
+    const ANY: Self = Self::Text("*:*");
+
+    fn of_peer(peer: Option<(Addr, Port)>) -> Self {
+        peer.map_or(Self::NONE, |(addr, port)| Self::At(addr, Some(port)))
+    }
+
+    fn append(self, bytes: &mut Vec<u8>) {
+        let (addr, port) = match self {
+            Self::At(addr, port) => (addr, port),
+            Self::Text(text) => return bytes.extend_from_slice(text.as_bytes()),
+        };
+        let [.., v4] = addr.0;
+        if addr.is_unspecified() {
+            bytes.push(b'*');
+        } else if addr.0 == mapped(v4) {
+            append_ipv4(v4, bytes);
+        } else {
+            bytes.extend_from_slice(format!("[{addr}]").as_bytes());
+        }
+        bytes.push(b':');
+        match port {
+            Some(port) => port.0.append(bytes),
+            None => bytes.push(b'*'),
+        }
+    }
+}
+
+/// What the columns of a line do not show, a part after the other.
+struct Details<'a> {
+    buffer: &'a mut Vec<u8>,
+    is_first: bool,
+}
+
+impl Details<'_> {
+    fn part(&mut self, text: impl AsRef<str>) {
+        if !text.as_ref().is_empty() {
+            self.begin().extend_from_slice(text.as_ref().as_bytes());
+        }
+    }
+
+    /// A name of records, as words.
+    fn words(&mut self, name: &str) {
+        let letters = name.bytes().map(|letter| if letter == b'_' { b' ' } else { letter });
+        self.begin().extend(letters);
+    }
+
+    /// A duration, and what it is of.
+    fn duration(&mut self, of: &str, ns: Option<u64>) {
+        if let Some(ns) = ns {
+            let buffer = self.begin();
+            buffer.extend_from_slice(of.as_bytes());
+            buffer.push(b' ');
+            append_duration(ns, buffer);
+        }
+    }
+
+    fn reuse(&mut self, reuse: Option<Reuse>) {
+        match reuse {
+            None => {}
+            Some(Reuse { from_time_wait: true, .. }) => self.part("reuses a TIME-WAIT"),
+            Some(Reuse { idle_ns, .. }) => self.duration("idle", Some(idle_ns)),
+        }
+    }
+
+    fn timestamps(&mut self, lease: &Lease) {
+        if lease.has_timestamps == Some(false) {
+            self.part("no timestamps");
+        }
+    }
+
+    fn begin(&mut self) -> &mut Vec<u8> {
+        let separator: &[u8] = if std::mem::take(&mut self.is_first) { b" " } else { b", " };
+        self.buffer.extend_from_slice(separator);
+        self.buffer
+    }
+}
+
+impl Output for Text {
+    fn start(&mut self, start: &Start) {
+        self.verbosity.warn(start);
+        if self.verbosity >= Verbosity::Normal {
+            crate::tell!(
+                "portlife: tracing on Linux {}, leases held: {}; Ctrl-C ends it",
+                start.kernel,
+                start.held,
+            );
+        }
+        self.buffer.extend_from_slice(
+            format!(
+                "{:<12} {:<11} {:<10} {:>7} {:<15} {:<21} {:<21} {:>8} DETAIL\n",
+                "TIME", "EVENT", "NETNS", "PID", "COMM", "LOCAL", "PEER", "HELD"
+            )
+            .as_bytes(),
+        );
+    }
+
+    fn namespace(&mut self, at: Instant, netns: Netns, settings: &Settings) {
+        let (low, high) = (settings.range.low().0, settings.range.high().0);
+        let reserved = settings.reserved.count_within(settings.range);
+        let reserved = (reserved > 0).then(|| format!("{reserved} reserved"));
+        let line = Line {
+            at,
+            event: "namespace",
+            netns: netns.0,
+            owner: None,
+            local: End::Text(&format!("*:{low}-{high}")),
+            peer: End::NONE,
+            held_ns: None,
+        };
+        self.line(&line, |details| {
+            details.part(format!("{} ports", settings.capacity()));
+            details.part(reserved.unwrap_or_default());
+        });
+    }
+
+    fn held(&mut self, at: Instant, lease: &Lease, _cgroup: Option<&Cgroup>) {
+        self.line(&Self::of_lease(lease, at, "held"), |details| {
+            details.part(names::ss_state(lease.phase, lease.closed_by));
+            if let Phase::TimeWait(_) = lease.phase {
+                details.timestamps(lease);
+            }
+        });
+    }
+
+    fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
+        let LeaseEvent { at, lease, change } = *event;
+        self.line(&Self::of_lease(lease, at, RecordType::of(&change).name()), |details| {
+            match change {
+                Change::Bind { requested_port, reuse } => {
+                    details.part(if requested_port == 0 { "any port" } else { "" });
+                    details.reuse(reuse);
+                }
+                Change::Connect { search_ns, reuse } => {
+                    details.duration("search", search_ns);
+                    details.reuse(reuse);
+                }
+                Change::Established { handshake_ns } => {
+                    details.duration("handshake", handshake_ns);
+                }
+                Change::Accept { .. } | Change::Listen => {}
+                Change::Closing { by } => details.part(match by {
+                    Side::Local => "by local",
+                    Side::Peer => "by peer",
+                }),
+                Change::TimeWait(substate) => {
+                    details.part(names::ss_state(Phase::TimeWait(substate), None));
+                    details.timestamps(lease);
+                }
+                Change::Release { reason } => {
+                    let Times { established_ns, time_wait_ns, .. } = Times::of(lease, at);
+                    details.words(names::reason(reason));
+                    details.duration("estab", established_ns);
+                    details.duration("tw", time_wait_ns);
+                }
+            }
+            if let Some(container) = cgroup.and_then(|cgroup| cgroup.container.as_deref()) {
+                let buffer = details.begin();
+                buffer.extend_from_slice(b"container ");
+                buffer.extend_from_slice(container.as_bytes());
+            }
+        });
+    }
+
+    fn failure(
+        &mut self,
+        failure: &Failure<'_>,
+        _cgroup: Option<&Cgroup>,
+        _holder_cgroup: Option<&Cgroup>,
+    ) {
+        let found = cause_of(failure);
+        let cause = found.map(|cause| names::cause(cause).replace('_', " "));
+        let range = failure.room.map(|room| {
+            let Room { capacity, reserved, used, bind_locked, .. } = room;
+            let of = |count: u32, what: &str| {
+                if count == 0 { String::new() } else { format!("{count} {what}") }
+            };
+            join(&[
+                format!("{used} of {capacity} ports used"),
+                of(bind_locked, "bound by others"),
+                of(reserved, "reserved"),
+            ])
+        });
+        let advice = advice_on(failure, found).filter(|advice| self.given.insert(*advice));
+        let advice = advice.map(names::advice);
+        let holder = failure.holder.map(|holder| {
+            let who = holder.owner.as_ref().map_or_else(
+                || "nobody's".to_owned(),
+                |owner| format!("{}/{}", owner.pid, comm(&owner.comm)),
+            );
+            let ports =
+                failure.holder_ports.map(|ports| format!(" ({ports} ports)")).unwrap_or_default();
+            let free = free_in_s(holder, failure.at)
+                .map(|free| format!(", free in {}", duration(free)))
+                .unwrap_or_default();
+            let state = names::ss_state(holder.phase, holder.closed_by);
+            format!("by {who} {state}{ports}{free}")
+        });
+        let port = (failure.local_port != 0).then_some(Port(failure.local_port));
+        let line = Line {
+            at: failure.at,
+            event: "FAIL",
+            netns: failure.netns.0,
+            owner: failure.owner.as_ref(),
+            local: End::At(failure.local_addr, port),
+            peer: End::of_peer(failure.peer),
+            held_ns: None,
+        };
+        self.line(&line, |details| {
+            let (operation, errno) =
+                (names::operation(failure.operation), names::errno(failure.errno));
+            details.part(format!("{operation} {errno}"));
+            details.part(cause.unwrap_or_default());
+            details.part(range.unwrap_or_default());
+            details.part(holder.unwrap_or_default());
+            details.part(advice.unwrap_or_default());
+        });
+    }
+
+    fn pressure(&mut self, pressure: &Pressure, forecast: &Forecast) {
+        let Pressure { at, netns, destination, level_percent, is_rising, room, rates } = *pressure;
+        let verb = if is_rising { "rises to" } else { "falls to" };
+        let level = match level_percent {
+            0 => "falls back".to_owned(),
+            level => format!("{verb} {level}%"),
+        };
+        let line = Line {
+            at,
+            event: "pressure",
+            netns: netns.0,
+            owner: None,
+            local: destination.map_or(End::ANY, |destination| End::At(destination.source, None)),
+            peer: End::of_peer(destination.map(|destination| destination.peer)),
+            held_ns: None,
+        };
+        self.line(&line, |details| {
+            details.part(level);
+            details.part(format!("{} of {} ports used", room.used, room.capacity));
+            details.part(format!("{} left", room.headroom()));
+            details.part(format!("{:.1}/s", rates.taken_per_s));
+            if let Some(eta_s) = forecast.eta_s.filter(|eta_s| *eta_s > 0.0) {
+                details.part(format!("none left in {}", duration(eta_s)));
+            }
+        });
+    }
+
+    fn scan(&mut self, at: Instant, scan: &Scan) {
+        let Scan { netns, source, ports, port_low, port_high, tries, first, last } = *scan;
+        let line = Line {
+            at,
+            event: "scan",
+            netns: netns.0,
+            owner: None,
+            local: End::ANY,
+            peer: End::At(source, None),
+            held_ns: None,
+        };
+        self.line(&line, |details| {
+            details.part(format!("{ports} closed ports ({}-{})", port_low.0, port_high.0));
+            details.duration(&format!("{tries} tries in"), Some(last.since(first)));
+            details.part(scan.rate_per_s().map(|rate| format!("{rate:.1}/s")).unwrap_or_default());
+        });
+    }
+
+    fn loss(&mut self, _at: Instant, loss: &Loss) {
+        let Loss { count, place, healed } = *loss;
+        let place = match place {
+            Place::Ring => "the ring buffer was full (a larger --ring-bytes helps)",
+            Place::Recursion => "the kernel skipped programs that interrupted themselves",
+            Place::Unseen => "the kernel ran no program for them, and counted no miss",
+        };
+        let outcome = if healed {
+            "the ledger was compared with the kernel since, and agrees"
+        } else {
+            "what is shown may be incomplete"
+        };
+        crate::tell!("portlife: {count} facts were lost because {place}; {outcome}");
+    }
+
+    fn verify(&mut self, _at: Instant, differences: &Differences) {
+        self.verbosity.list(differences);
+        if self.verbosity >= Verbosity::Normal || !differences.is_empty() {
+            crate::tell!(
+                "portlife: verified: {} leases in the ledger, {} in the kernel, missing {}, extra {}, \
+                 bind buckets of another class {}",
+                differences.leases,
+                differences.kernel,
+                differences.missing(),
+                differences.extra(),
+                differences.classes()
+            );
+        }
+    }
+
+    fn summary(&mut self, summary: &Summary) {
+        if self.verbosity < Verbosity::Normal {
+            return;
+        }
+        let totals: Vec<_> =
+            summary.totals.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        crate::tell!(
+            "portlife: {} in {}, {} lost",
+            if totals.is_empty() { "no events".to_owned() } else { totals.join(", ") },
+            duration(summary.duration_s),
+            summary.lost
+        );
+    }
+
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+}
+
+fn colour_of(event: &str) -> Option<&'static str> {
+    Some(match event {
+        "FAIL" => "\x1b[1;31m",
+        "connect" | "accept" | "bind" | "listen" => "\x1b[32m",
+        "release" => "\x1b[34m",
+        "time_wait" | "pressure" | "scan" => "\x1b[33m",
+        _ => return None,
+    })
+}
+
+pub(crate) fn endpoint(addr: Addr, port: Option<Port>) -> String {
+    let mut bytes = Vec::new();
+    End::At(addr, port).append(&mut bytes);
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+pub(crate) fn peer(peer: Option<(Addr, Port)>) -> String {
+    peer.map_or_else(|| "-".to_owned(), |(addr, port)| endpoint(addr, Some(port)))
+}
+
+/// A duration in the unit that shows it best, in at most eight characters.
+pub(crate) fn duration(seconds: f64) -> String {
+    let mut bytes = Vec::new();
+    // What is negative is none, and what is longer than centuries is that.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the cast stops at both ends"
+    )]
+    append_duration((seconds * 1e9).round() as u64, &mut bytes);
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+fn append_duration(ns: u64, bytes: &mut Vec<u8>) {
+    /// So many of the unit, rounded, to so many digits after the point.
+    fn append(ns: u64, unit_ns: u64, digits: u32, unit: &str, bytes: &mut Vec<u8>) {
+        let parts = 10_u64.pow(digits);
+        let step_ns = unit_ns / parts;
+        let rounded = ns.saturating_add(step_ns / 2) / step_ns;
+        (rounded / parts).append(bytes);
+        if digits > 0 {
+            // The first digit makes room for the point.
+            let point = bytes.len();
+            (parts + rounded % parts).append(bytes);
+            bytes[point] = b'.';
+        }
+        bytes.extend_from_slice(unit.as_bytes());
+    }
+    const SECOND_NS: u64 = 1_000_000_000;
+    match ns {
+        ns if ns < 1_000_000 => append(ns, 1000, 0, "us", bytes),
+        ns if ns < SECOND_NS => append(ns, 1_000_000, 1, "ms", bytes),
+        ns if ns < 100 * SECOND_NS => append(ns, SECOND_NS, 2, "s", bytes),
+        ns if ns < 6000 * SECOND_NS => append(ns, SECOND_NS, 0, "s", bytes),
+        ns => append(ns, 60 * SECOND_NS, 0, "min", bytes),
+    }
+}
+
+/// Appends a process's name. What would not stay in its column or its line is replaced.
+fn append_name(owner: &Owner, bytes: &mut Vec<u8>) {
+    let name = comm(&owner.comm);
+    if name.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return bytes.extend_from_slice(name.as_bytes());
+    }
+    let shown = name.chars().map(|letter| if letter.is_control() { '?' } else { letter });
+    bytes.extend_from_slice(shown.collect::<String>().as_bytes());
+}
+
+/// Writes a column of at least this width, its text to the left.
+fn left(bytes: &mut Vec<u8>, width: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = bytes.len();
+    write(bytes);
+    let missing = width.saturating_sub(characters(&bytes[start..]));
+    bytes.resize(bytes.len() + missing, b' ');
+}
+
+/// Writes a column of at least this width, its text, which is ASCII, to the right.
+fn right(bytes: &mut Vec<u8>, width: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = bytes.len();
+    write(bytes);
+    let length = bytes.len() - start;
+    if length < width {
+        bytes.resize(start + width, b' ');
+        bytes[start..].rotate_right(width - length);
+    }
+}
+
+/// Characters of UTF-8: all bytes but those that go on with one.
+fn characters(text: &[u8]) -> usize {
+    text.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
+}
+
+pub(crate) fn join(parts: &[String]) -> String {
+    let parts: Vec<_> = parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests;
