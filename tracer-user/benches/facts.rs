@@ -20,9 +20,7 @@ use tracer_ebpf::{Fact, FactKind, Owner, TcpState, decode, flags};
 use tracer_user::{
     capacity::Forecast,
     ledger::{Ledger, Sink},
-    model::{
-        Addr, Failure, Instant, Lease, LeaseEvent, Netns, Port, Pressure, Sight, TakeOver, Window,
-    },
+    model::{Addr, Failure, Instant, LeaseEvent, Netns, Port, Pressure, Sight, TakeOver, Window},
     record::Cgroup,
     views::{Output as _, Verbosity, stream::json::Json},
 };
@@ -181,21 +179,17 @@ struct Records {
 }
 
 impl Sink for Records {
-    fn lease(&mut self, event: LeaseEvent<'_>) {
+    fn lease(&mut self, event: LeaseEvent<'_>, _ledger: &Ledger) {
         self.written += 1;
         self.output.lease(&event, Some(&self.cgroup));
     }
 
-    fn failure(&mut self, failure: Failure<'_>) {
-        self.output.failure(&failure, Some(&self.cgroup), Some(&self.cgroup));
+    fn failure(&mut self, failure: &Failure<'_>, _ledger: &Ledger) {
+        self.output.failure(failure, Some(&self.cgroup), Some(&self.cgroup));
     }
 
-    fn found(&mut self, at: Instant, lease: &Lease) {
-        self.output.held(at, lease, Some(&self.cgroup));
-    }
-
-    fn pressure(&mut self, pressure: Pressure) {
-        self.output.pressure(&pressure, &Forecast::of(&pressure.room, &pressure.rates));
+    fn pressure(&mut self, pressure: &Pressure, _ledger: &Ledger) {
+        self.output.pressure(pressure, &Forecast::of(&pressure.room, &pressure.rates));
     }
 }
 
@@ -208,10 +202,9 @@ trait Drained: Sink {
 struct Silence;
 
 impl Sink for Silence {
-    fn lease(&mut self, _event: LeaseEvent<'_>) {}
-    fn failure(&mut self, _failure: Failure<'_>) {}
-    fn found(&mut self, _at: Instant, _lease: &Lease) {}
-    fn pressure(&mut self, _pressure: Pressure) {}
+    fn lease(&mut self, _event: LeaseEvent<'_>, _ledger: &Ledger) {}
+    fn failure(&mut self, _failure: &Failure<'_>, _ledger: &Ledger) {}
+    fn pressure(&mut self, _pressure: &Pressure, _ledger: &Ledger) {}
 }
 
 impl Drained for Silence {

@@ -16,8 +16,8 @@ use crate::{
     },
     ledger::{Ledger, Sink},
     model::{
-        Failure, Family, Instant, Kind, Lease, LeaseEvent, Netns, Operation, Pressure, Scan,
-        Settings,
+        Change, Failure, Family, Instant, Kind, Lease, LeaseEvent, Netns, Operation, Pressure,
+        Scan, Settings,
     },
     record::{
         Cgroup, HookReport, RecordType, Start, Totals,
@@ -93,7 +93,7 @@ impl<'a> Reporter<'a> {
             }
         }
         for lease in &held {
-            output.held(at, lease, cgroups.of_lease(lease));
+            output.lease(&LeaseEvent { at, lease, change: Change::Held }, cgroups.of_lease(lease));
         }
         totals.add(RecordType::Held, held.len() as u64);
     }
@@ -169,19 +169,7 @@ impl Audience for Reporter<'_> {
 }
 
 impl Sink for Reporter<'_> {
-    fn found(&mut self, at: Instant, lease: &Lease) {
-        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
-        let cgroup = cgroups.of_lease(lease);
-        if filter.admits(&Subject::of(RecordType::Held, lease, cgroup)) {
-            if let Some(settings) = namespaces.untold(lease.netns) {
-                tell_settings(*output, filter, totals, at, lease.netns, &settings);
-            }
-            totals.add(RecordType::Held, 1);
-            output.held(at, lease, cgroup);
-        }
-    }
-
-    fn lease(&mut self, event: LeaseEvent<'_>) {
+    fn lease(&mut self, event: LeaseEvent<'_>, _ledger: &Ledger) {
         let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let record = RecordType::of(&event.change);
         let cgroup = cgroups.of_lease(event.lease);
@@ -195,7 +183,7 @@ impl Sink for Reporter<'_> {
         }
     }
 
-    fn pressure(&mut self, pressure: Pressure) {
+    fn pressure(&mut self, pressure: &Pressure, _ledger: &Ledger) {
         let Self { output, filter, cgroups: _, namespaces: _, totals, writer: _ } = self;
         let destination = pressure.destination;
         let subject = Subject {
@@ -214,12 +202,12 @@ impl Sink for Reporter<'_> {
         };
         if filter.admits(&subject) {
             totals.add(RecordType::Pressure, 1);
-            output.pressure(&pressure, &Forecast::of(&pressure.room, &pressure.rates));
+            output.pressure(pressure, &Forecast::of(&pressure.room, &pressure.rates));
         }
     }
 
-    fn failure(&mut self, failure: Failure<'_>) {
-        let failure = Failure { cause: cause_of(&failure), ..failure };
+    fn failure(&mut self, failure: &Failure<'_>, _ledger: &Ledger) {
+        let failure = Failure { cause: cause_of(failure), ..*failure };
         let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let holder_cgroup = failure.holder.and_then(|holder| cgroups.of_lease(holder)).cloned();
         let cgroup = failure.owner.and_then(|owner| cgroups.get(owner.cgroup_id));

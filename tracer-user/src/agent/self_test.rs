@@ -17,7 +17,7 @@ use crate::{
         namespace::{sandbox::Sandbox, scope::Scope},
     },
     ledger::{Ledger, Sink},
-    model::{Change, Failure, Instant, Lease, LeaseEvent, Pressure},
+    model::{Change, Failure, Instant, LeaseEvent, Pressure},
 };
 
 /// Connections that are made.
@@ -120,7 +120,7 @@ fn count(probes: &mut Probes) -> io::Result<Told> {
 }
 
 impl Sink for Told {
-    fn lease(&mut self, event: LeaseEvent<'_>) {
+    fn lease(&mut self, event: LeaseEvent<'_>, _ledger: &Ledger) {
         match event.change {
             Change::Connect { .. } => self.connect += 1,
             Change::Established { .. } => self.established += 1,
@@ -131,11 +131,9 @@ impl Sink for Told {
         }
     }
 
-    fn failure(&mut self, _failure: Failure<'_>) {
+    fn failure(&mut self, _failure: &Failure<'_>, _ledger: &Ledger) {
         self.fail += 1;
     }
 
-    fn pressure(&mut self, _pressure: Pressure) {}
-
-    fn found(&mut self, _at: Instant, _lease: &Lease) {}
+    fn pressure(&mut self, _pressure: &Pressure, _ledger: &Ledger) {}
 }

@@ -22,7 +22,7 @@ use crate::{
         namespace::scope::Scope,
     },
     ledger::{Differences, Ledger, Sink},
-    model::{Failure, Instant, Lease, LeaseEvent, Pressure, Unknown},
+    model::{Failure, Instant, LeaseEvent, Pressure, Unknown},
     record::{Summary, filter::Filter},
     sources::scan::Scans,
     views::Output,
@@ -409,10 +409,9 @@ impl Audience for Nobody {
 }
 
 impl Sink for Nobody {
-    fn lease(&mut self, _event: LeaseEvent<'_>) {}
-    fn failure(&mut self, _failure: Failure<'_>) {}
-    fn found(&mut self, _at: Instant, _lease: &Lease) {}
-    fn pressure(&mut self, _pressure: Pressure) {}
+    fn lease(&mut self, _event: LeaseEvent<'_>, _ledger: &Ledger) {}
+    fn failure(&mut self, _failure: &Failure<'_>, _ledger: &Ledger) {}
+    fn pressure(&mut self, _pressure: &Pressure, _ledger: &Ledger) {}
 }
 
 /// Enters one record of the ring into the ledger.

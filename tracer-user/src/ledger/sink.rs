@@ -1,15 +1,17 @@
 //! Who receives what the ledger finds out.
 
-use crate::model::{Failure, Instant, Lease, LeaseEvent, Pressure};
+use super::Ledger;
+use crate::model::{Failure, LeaseEvent, Pressure};
 
-/// Takes what the ledger tells.
+/// Receives the changes of leases, the calls that got no port, and the levels that were crossed,
+/// each with the ledger as it is at that moment.
 pub trait Sink {
-    /// A lease changed.
-    fn lease(&mut self, event: LeaseEvent<'_>);
-    /// A call got no port.
-    fn failure(&mut self, failure: Failure<'_>);
-    /// A snapshot found a lease whose beginning was lost.
-    fn found(&mut self, at: Instant, lease: &Lease);
-    /// A destination or a range crossed a level of use.
-    fn pressure(&mut self, pressure: Pressure);
+    /// A lease changed, or a snapshot found one whose beginning was lost ([`Change::Held`]).
+    ///
+    /// [`Change::Held`]: crate::model::Change::Held
+    fn lease(&mut self, event: LeaseEvent<'_>, ledger: &Ledger);
+    /// A bind(), connect() or listen() got no port.
+    fn failure(&mut self, failure: &Failure<'_>, ledger: &Ledger);
+    /// A destination or a whole range crossed a level of use.
+    fn pressure(&mut self, pressure: &Pressure, ledger: &Ledger);
 }

@@ -486,28 +486,31 @@ impl Ledger {
         let is_search = fact.detail == libc::EADDRINUSE && fact.local_port == 0;
         let room = is_search.then(|| self.usage.room_of_range(netns)).flatten();
         let culprit = room.and_then(|_| self.culprit(netns, at));
-        sink.failure(Failure {
-            at,
-            netns,
-            cookie: Cookie(fact.cookie),
-            family: family(fact),
-            owner: owner.copied(),
-            operation: Operation::Bind,
-            errno: fact.detail,
-            local_addr: wanted,
-            local_port: fact.local_port,
-            peer: None,
-            cause,
-            holder: holder
-                .or(culprit.map(|(index, _)| index))
-                .map(|index| &self.leases[index as usize].lease),
-            holder_ports: culprit.map(|(_, ports)| ports),
-            room,
-            own_range: None,
-            is_of_range: port(fact.local_port)
-                .is_some_and(|port| self.usage.is_of_range(netns, port)),
-            search_ns: None,
-        });
+        sink.failure(
+            &Failure {
+                at,
+                netns,
+                cookie: Cookie(fact.cookie),
+                family: family(fact),
+                owner: owner.copied(),
+                operation: Operation::Bind,
+                errno: fact.detail,
+                local_addr: wanted,
+                local_port: fact.local_port,
+                peer: None,
+                cause,
+                holder: holder
+                    .or(culprit.map(|(index, _)| index))
+                    .map(|index| &self.leases[index as usize].lease),
+                holder_ports: culprit.map(|(_, ports)| ports),
+                room,
+                own_range: None,
+                is_of_range: port(fact.local_port)
+                    .is_some_and(|port| self.usage.is_of_range(netns, port)),
+                search_ns: None,
+            },
+            self,
+        );
         // Another program at the hook that tells of the bind may have refused it, and the kernel
         // has taken the port back (`__inet_bind`, net/ipv4/af_inet.c).
         if fact.flags & flags::NO_PORT != 0
@@ -812,25 +815,28 @@ impl Ledger {
                 (room, room.and_then(|_| self.culprit(netns, at)))
             }
         };
-        sink.failure(Failure {
-            at,
-            netns,
-            cookie: Cookie(fact.cookie),
-            family: family(fact),
-            owner: pending.owner.as_deref().copied(),
-            operation: pending.operation,
-            errno,
-            local_addr: Addr(fact.local_addr),
-            local_port: 0,
-            peer: peer(fact),
-            cause: None,
-            holder: culprit.map(|(index, _)| &self.leases[index as usize].lease),
-            holder_ports: culprit.map(|(_, ports)| ports),
-            room,
-            own_range,
-            is_of_range: false,
-            search_ns,
-        });
+        sink.failure(
+            &Failure {
+                at,
+                netns,
+                cookie: Cookie(fact.cookie),
+                family: family(fact),
+                owner: pending.owner.as_deref().copied(),
+                operation: pending.operation,
+                errno,
+                local_addr: Addr(fact.local_addr),
+                local_port: 0,
+                peer: peer(fact),
+                cause: None,
+                holder: culprit.map(|(index, _)| &self.leases[index as usize].lease),
+                holder_ports: culprit.map(|(_, ports)| ports),
+                room,
+                own_range,
+                is_of_range: false,
+                search_ns,
+            },
+            self,
+        );
     }
 
     /// connect() or listen() of a bound socket went back to CLOSE without a SYN or a listener.
@@ -862,28 +868,31 @@ impl Ledger {
                 )
                 .map(|index| self.leases[index as usize].lease.clone()),
         };
-        sink.failure(Failure {
-            at,
-            netns: lease.netns,
-            cookie: lease.cookie,
-            family: lease.family,
-            owner: lease.owner.as_deref().copied(),
-            operation,
-            errno,
-            local_addr: lease.local_addr,
-            local_port: lease.local_port.0,
-            peer: if operation == Operation::Connect { lease.peer.get() } else { None },
-            cause: Some(Cause::PortHeld),
-            holder: holder.as_ref(),
-            holder_ports: None,
-            room: None,
-            own_range: None,
-            is_of_range: self.usage.is_of_range(lease.netns, lease.local_port),
-            search_ns: lease
-                .timer_armed
-                .filter(|_| operation == Operation::Connect)
-                .map(|attempt| at.since(attempt)),
-        });
+        sink.failure(
+            &Failure {
+                at,
+                netns: lease.netns,
+                cookie: lease.cookie,
+                family: lease.family,
+                owner: lease.owner.as_deref().copied(),
+                operation,
+                errno,
+                local_addr: lease.local_addr,
+                local_port: lease.local_port.0,
+                peer: if operation == Operation::Connect { lease.peer.get() } else { None },
+                cause: Some(Cause::PortHeld),
+                holder: holder.as_ref(),
+                holder_ports: None,
+                room: None,
+                own_range: None,
+                is_of_range: self.usage.is_of_range(lease.netns, lease.local_port),
+                search_ns: lease
+                    .timer_armed
+                    .filter(|_| operation == Operation::Connect)
+                    .map(|attempt| at.since(attempt)),
+            },
+            self,
+        );
     }
 
     /// The lease of a socket that a fact shows to hold a port already, found or made.
@@ -1290,7 +1299,8 @@ impl Ledger {
         self.announce(index, sink);
         let entry = &mut self.leases[index as usize];
         entry.changed = self.epoch;
-        sink.lease(LeaseEvent { at, lease: &entry.lease, change });
+        let lease = &self.leases[index as usize].lease;
+        sink.lease(LeaseEvent { at, lease, change }, self);
     }
 
     /// Tells of an accepted connection, if that has waited for the accepting process.
@@ -1303,11 +1313,8 @@ impl Ledger {
         let listener = self
             .listener(lease.netns, lease.local_port, lease.family, lease.local_addr)
             .map(|listener| self.leases[listener as usize].lease.cookie);
-        sink.lease(LeaseEvent {
-            at: lease.acquired.unwrap_or(Instant::BOOT),
-            lease,
-            change: Change::Accept { listener },
-        });
+        let at = lease.acquired.unwrap_or(Instant::BOOT);
+        sink.lease(LeaseEvent { at, lease, change: Change::Accept { listener } }, self);
     }
 
     fn unlist(&mut self, index: u32) {

@@ -9,7 +9,7 @@ use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags, mapped};
 use crate::{
     ledger::{Differences, Ledger, Sink},
     model::{
-        Addr, Change, Cookie, Coverage, Failure, Family, Held, HeldBy, Instant, Lease, LeaseEvent,
+        Addr, Change, Cookie, Coverage, Failure, Family, Held, HeldBy, Instant, LeaseEvent,
         LeaseId, Netns, Phase, Port, Pressure, Reason, Sight, Substate, Unknown,
     },
 };
@@ -312,7 +312,7 @@ struct Lives {
 }
 
 impl Sink for Lives {
-    fn lease(&mut self, event: LeaseEvent<'_>) {
+    fn lease(&mut self, event: LeaseEvent<'_>, _ledger: &Ledger) {
         let id = event.lease.id;
         assert!(!self.ended.contains(&id), "{event:?} after the end");
         if let Change::Release { reason } = event.change {
@@ -321,15 +321,11 @@ impl Sink for Lives {
         }
     }
 
-    fn failure(&mut self, _failure: Failure<'_>) {
+    fn failure(&mut self, _failure: &Failure<'_>, _ledger: &Ledger) {
         self.failures += 1;
     }
 
-    fn pressure(&mut self, _pressure: Pressure) {}
-
-    fn found(&mut self, _at: Instant, lease: &Lease) {
-        assert!(!self.ended.contains(&lease.id));
-    }
+    fn pressure(&mut self, _pressure: &Pressure, _ledger: &Ledger) {}
 }
 
 fn apply(ledger: &mut Ledger, facts: &[Fact], sink: &mut impl Sink) {

@@ -205,6 +205,8 @@ pub struct Reuse {
 /// What happened to a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
+    /// A snapshot found the lease: it began before the tracer started, or its beginning was lost.
+    Held,
     /// bind() or listen() acquired the port.
     Bind {
         /// What was asked for; 0 for any port.

@@ -45,6 +45,7 @@ impl RecordType {
     #[must_use]
     pub fn of(change: &Change) -> Self {
         match change {
+            Change::Held => Self::Held,
             Change::Bind { .. } => Self::Bind,
             Change::Connect { .. } => Self::Connect,
             Change::Established { .. } => Self::Established,

@@ -20,9 +20,7 @@ pub trait Output {
     fn start(&mut self, start: &Start);
     /// The settings of a namespace that the records to come name, or what they have become.
     fn namespace(&mut self, at: Instant, netns: Netns, settings: &Settings);
-    /// A lease of the snapshot.
-    fn held(&mut self, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>);
-    /// A change of a lease.
+    /// A change of a lease, or a lease that a snapshot found.
     fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>);
     /// A call that got no port.
     fn failure(

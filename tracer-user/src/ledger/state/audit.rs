@@ -16,7 +16,8 @@ use crate::{
         state::{Hold, Ledger, held_tuple, lease_tuple, phase_of},
     },
     model::{
-        BucketClass, Coverage, Held, HeldBy, Instant, Lease, Netns, Phase, Port, Reason, Unknown,
+        BucketClass, Change, Coverage, Held, HeldBy, Instant, Lease, LeaseEvent, Netns, Phase,
+        Port, Reason, Unknown,
     },
 };
 
@@ -254,7 +255,8 @@ impl Ledger {
             // Its call has ended, and the fact that told so was lost.
             self.pending.remove(&held.cookie);
             if let Some(index) = self.adopt(held) {
-                sink.found(at, &self.leases[index as usize].lease);
+                let lease = &self.leases[index as usize].lease;
+                sink.lease(LeaseEvent { at, lease, change: Change::Held }, self);
             }
         }
         for ((netns, port), class) in &differences.classes {

@@ -95,7 +95,7 @@ impl Ledger {
     pub(super) fn tell_pressure(&mut self, sink: &mut impl Sink) {
         if self.usage.has_crossed() {
             for pressure in self.usage.take_crossed() {
-                sink.pressure(pressure);
+                sink.pressure(&pressure, self);
             }
         }
     }

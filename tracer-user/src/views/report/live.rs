@@ -3,7 +3,7 @@
 use crate::{
     capacity::Forecast,
     ledger::Differences,
-    model::{Failure, Instant, Lease, LeaseEvent, Netns, Pressure, Scan, Settings},
+    model::{Failure, Instant, LeaseEvent, Netns, Pressure, Scan, Settings},
     record::{Cgroup, Loss, Start, Summary, read::Record},
     views::{
         Output, Verbosity,
@@ -89,11 +89,6 @@ impl Output for LiveReport {
 
     fn namespace(&mut self, at: Instant, netns: Netns, settings: &Settings) {
         self.json.namespace(at, netns, settings);
-        self.take();
-    }
-
-    fn held(&mut self, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>) {
-        self.json.held(at, lease, cgroup);
         self.take();
     }
 

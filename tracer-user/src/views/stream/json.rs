@@ -181,27 +181,24 @@ impl Output for Json {
         self.write("namespace", at, Some(netns.0), details);
     }
 
-    fn held(&mut self, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>) {
-        let substate = match lease.phase {
-            Phase::TimeWait(substate) => Some(names::substate(substate)),
-            _ => None,
-        };
-        self.write_fast("held", at, lease.netns, &Who::of(lease, cgroup), |buffer| {
-            append!(
-                buffer,
-                "phase": Name(names::phase(lease.phase)),
-                "substate": substate.map(Name),
-                "closed_by": lease.closed_by.map(names::side).map(Name),
-                "age_s": lease.acquired.map(|acquired| Seconds(at.since(acquired))),
-                "timestamps": lease.has_timestamps,
-            );
-        });
-    }
-
     fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
         let LeaseEvent { at, lease, change } = *event;
         let kind = RecordType::of(&change).name();
         self.write_fast(kind, at, lease.netns, &Who::of(lease, cgroup), |buffer| match change {
+            Change::Held => {
+                let substate = match lease.phase {
+                    Phase::TimeWait(substate) => Some(names::substate(substate)),
+                    _ => None,
+                };
+                append!(
+                    buffer,
+                    "phase": Name(names::phase(lease.phase)),
+                    "substate": substate.map(Name),
+                    "closed_by": lease.closed_by.map(names::side).map(Name),
+                    "age_s": lease.acquired.map(|acquired| Seconds(at.since(acquired))),
+                    "timestamps": lease.has_timestamps,
+                );
+            }
             Change::Bind { requested_port, reuse } => {
                 append!(buffer, "requested_port": requested_port, "reuse": reuse);
             }

@@ -244,19 +244,16 @@ impl Output for Text {
         });
     }
 
-    fn held(&mut self, at: Instant, lease: &Lease, _cgroup: Option<&Cgroup>) {
-        self.line(&Self::of_lease(lease, at, "held"), |details| {
-            details.part(names::ss_state(lease.phase, lease.closed_by));
-            if let Phase::TimeWait(_) = lease.phase {
-                details.timestamps(lease);
-            }
-        });
-    }
-
     fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
         let LeaseEvent { at, lease, change } = *event;
         self.line(&Self::of_lease(lease, at, RecordType::of(&change).name()), |details| {
             match change {
+                Change::Held => {
+                    details.part(names::ss_state(lease.phase, lease.closed_by));
+                    if let Phase::TimeWait(_) = lease.phase {
+                        details.timestamps(lease);
+                    }
+                }
                 Change::Bind { requested_port, reuse } => {
                     details.part(if requested_port == 0 { "any port" } else { "" });
                     details.reuse(reuse);

@@ -122,6 +122,7 @@ enum Details {
 impl Details {
     fn of(LeaseEvent { at, lease, change }: &LeaseEvent<'_>) -> Self {
         match *change {
+            Change::Held => unreachable!("`held` has a way of its own"),
             Change::Bind { requested_port, reuse } => {
                 Self::Bind { requested_port, reuse: reuse.map(Into::into) }
             }
@@ -306,7 +307,9 @@ type Both = fn(&mut Json, bool, Instant, &Lease, Change, &Call, Option<&Cgroup>)
 const RECORDS: [Both; 3] = [
     |json, by_serde, at, lease, change, _, cgroup| {
         let event = LeaseEvent { at, lease, change };
-        if by_serde {
+        if by_serde && change == Change::Held {
+            held_by_serde(json, at, lease, cgroup);
+        } else if by_serde {
             lease_by_serde(json, &event, cgroup);
         } else {
             json.lease(&event, cgroup);
@@ -316,7 +319,7 @@ const RECORDS: [Both; 3] = [
         if by_serde {
             held_by_serde(json, at, lease, cgroup);
         } else {
-            json.held(at, lease, cgroup);
+            json.lease(&LeaseEvent { at, lease, change: Change::Held }, cgroup);
         }
     },
     |json, by_serde, at, lease, _, call, cgroup| {

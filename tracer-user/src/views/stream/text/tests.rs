@@ -44,6 +44,12 @@ fn by_format(offset_ns: i128, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) -
         took.map(|took| format!("{what} {}", ns(took))).unwrap_or_default()
     };
     let mut parts = match *change {
+        Change::Held => {
+            let lacks =
+                matches!(lease.phase, Phase::TimeWait(_)) && lease.has_timestamps == Some(false);
+            let timestamps = if lacks { "no timestamps" } else { "" };
+            vec![names::ss_state(lease.phase, lease.closed_by).to_owned(), timestamps.to_owned()]
+        }
         Change::Bind { requested_port, reuse } => {
             let asked = if requested_port == 0 { "any port" } else { "" };
             vec![asked.to_owned(), reused(reuse)]
