@@ -5,6 +5,8 @@ pub mod names;
 mod notice;
 pub mod read;
 mod record_type;
+mod types;
 
-pub use notice::{Cgroup, HookReport, Loss, Place, Start, Summary};
+pub use notice::{Cgroup, HookReport, Loss, Place, Start, Summary, Verify};
 pub use record_type::{RecordType, Totals};
+pub use types::{Body, Record};

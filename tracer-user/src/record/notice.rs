@@ -90,3 +90,20 @@ impl Start {
         self.warnings.iter().cloned().chain(hooks)
     }
 }
+
+/// A comparison of the ledger with the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verify {
+    /// Leases in the ledger.
+    pub leases: u64,
+    /// Leases that the kernel's holds make.
+    pub kernel: u64,
+    /// Holds that only the kernel has.
+    pub missing: u64,
+    /// Holds that only the ledger has.
+    pub extra: u64,
+    /// Bind buckets whose class the ledger has otherwise than the kernel.
+    pub classes: u64,
+    /// Each difference in a sentence.
+    pub differences: Vec<String>,
+}
