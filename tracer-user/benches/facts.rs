@@ -11,6 +11,7 @@ use std::{
     io::{self, Write as _},
     net::Ipv4Addr,
     process::Command,
+    sync::Arc,
     time::Instant as Clock,
 };
 
@@ -20,7 +21,10 @@ use tracer_ebpf::{Fact, FactKind, Owner, TcpState, decode, flags};
 use tracer_user::{
     capacity::Forecast,
     ledger::{Ledger, Sink},
-    model::{Addr, Failure, Instant, LeaseEvent, Netns, Port, Pressure, Sight, TakeOver, Window},
+    model::{
+        Addr, Failure, Instant, LeaseEvent, LocalRange, Netns, Port, PortSet, Pressure, Settings,
+        Sight, TimeWaitReuse,
+    },
     record::Cgroup,
     views::{Output as _, Verbosity, stream::json::Json},
 };
@@ -189,7 +193,7 @@ impl Sink for Records {
     }
 
     fn pressure(&mut self, pressure: &Pressure, _ledger: &Ledger) {
-        self.output.pressure(pressure, &Forecast::of(&pressure.room, &pressure.rates));
+        self.output.pressure(pressure, &Forecast::of(&pressure.range, &pressure.rates));
     }
 }
 
@@ -276,10 +280,22 @@ impl Host {
     /// Listens in every namespace.
     fn serve(&mut self, ledger: &mut Ledger) {
         let (low, high) = (Port(FIRST_PORT), Port(FIRST_PORT + PORTS - 1));
+        let settings = Arc::new(Settings {
+            range: LocalRange::new(low, high).expect("it is a range"),
+            reserved: PortSet::default(),
+            step_width: None,
+            autobind_reuse: false,
+            unprivileged_start: 1024,
+            time_wait_reuse: TimeWaitReuse::Loopback,
+            time_wait_reuse_delay_ms: Some(1000),
+            timestamps: true,
+            max_time_waits: u32::MAX,
+            fin_timeout_s: 60,
+            max_listen_backlog: 4096,
+        });
         for number in 0..NAMESPACES {
             let (_, server) = ends(number);
-            let window = Window::new(low, high, |_| false, TakeOver::Loopback, 1_000_000_000);
-            ledger.set_window(Netns(server.netns), window);
+            ledger.set_settings(Netns(server.netns), Arc::clone(&settings));
             let any = (Ipv4Addr::UNSPECIFIED.into(), 0);
             let (addr, port) = (any.0, SERVER_PORT);
             let listener = End { cookie: number + 1, local: (addr, port), peer: any, ..server };

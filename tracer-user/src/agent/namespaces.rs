@@ -1,7 +1,7 @@
 //! The namespaces in which something happens, with their settings as they are when it happens: the
 //! ledger counts their ports by them, and `namespace` records tell them.
 
-use std::fs::File;
+use std::{fs::File, sync::Arc};
 
 use rustc_hash::FxHashMap;
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState};
@@ -253,7 +253,7 @@ impl Namespaces {
             Some(settings) if known.settings.as_ref() == Some(&settings) => {}
             Some(settings) => {
                 if known.is_counted {
-                    ledger.set_window(netns, settings.window());
+                    ledger.set_settings(netns, Arc::new(settings.clone()));
                 }
                 if known.told == Told::TheSame {
                     known.told = Told::Others;
@@ -261,7 +261,7 @@ impl Namespaces {
                 known.settings = Some(settings);
             }
             None if known.is_counted => {
-                ledger.forget_window(netns);
+                ledger.forget_settings(netns);
                 known.is_counted = false;
                 self.counted -= 1;
             }
@@ -277,7 +277,7 @@ impl Namespaces {
             && known.is_current
             && !known.is_counted
         {
-            ledger.set_window(netns, settings.window());
+            ledger.set_settings(netns, Arc::new(settings.clone()));
             known.is_counted = true;
             self.counted += 1;
             self.forget_some(netns, ledger);
@@ -297,7 +297,7 @@ impl Namespaces {
         {
             oldest.is_counted = false;
             self.counted -= 1;
-            ledger.forget_window(netns);
+            ledger.forget_settings(netns);
         }
         if self.known.len() > MOST_KNOWN {
             self.known

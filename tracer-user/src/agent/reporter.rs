@@ -6,7 +6,7 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     agent::{namespaces::Namespaces, session::Audience},
-    capacity::{Forecast, cause_of},
+    capacity::Forecast,
     kernel::{
         hooks::loader::{HookStatus, Outcome},
         host::{
@@ -202,12 +202,11 @@ impl Sink for Reporter<'_> {
         };
         if filter.admits(&subject) {
             totals.add(RecordType::Pressure, 1);
-            output.pressure(pressure, &Forecast::of(&pressure.room, &pressure.rates));
+            output.pressure(pressure, &Forecast::of(&pressure.range, &pressure.rates));
         }
     }
 
     fn failure(&mut self, failure: &Failure<'_>, _ledger: &Ledger) {
-        let failure = Failure { cause: cause_of(failure), ..*failure };
         let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let holder_cgroup = failure.holder.and_then(|holder| cgroups.of_lease(holder)).cloned();
         let cgroup = failure.owner.and_then(|owner| cgroups.get(owner.cgroup_id));
@@ -226,12 +225,12 @@ impl Sink for Reporter<'_> {
             cgroup,
         };
         if filter.admits(&subject) {
-            let Failure { at, netns, .. } = failure;
+            let Failure { at, netns, .. } = *failure;
             if let Some(settings) = namespaces.untold(netns) {
                 tell_settings(*output, filter, totals, at, netns, &settings);
             }
             totals.add(RecordType::Fail, 1);
-            output.failure(&failure, cgroup, holder_cgroup.as_ref());
+            output.failure(failure, cgroup, holder_cgroup.as_ref());
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Why a call got no port, and what helps.
 
-use crate::model::{Cause, Failure, Instant, Kind, Lease, Operation, Phase, Substate};
+use crate::model::{
+    Cause, Failure, Instant, Kind, Lease, Operation, Phase, Substate, TIME_WAIT_S, seconds,
+};
 
 /// What helps against a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,13 +38,13 @@ pub fn cause_of(failure: &Failure<'_>) -> Option<Cause> {
     if failure.cause.is_some() {
         return failure.cause;
     }
-    let room = failure.room?;
-    if is_another_range(room.headroom(), room.capacity, room.reserved) {
+    let range = failure.range?;
+    if is_another_range(range.headroom(), range.capacity, range.reserved) {
         return None;
     }
     Some(match failure.operation {
-        _ if room.capacity == 0 => Cause::Reserved,
-        Operation::Connect if room.bind_locked > 0 && room.bind_locked >= room.used => {
+        _ if range.capacity == 0 => Cause::Reserved,
+        Operation::Connect if range.bind_locked > 0 && range.bind_locked >= range.used => {
             Cause::RangeBindLocked
         }
         Operation::Connect | Operation::Bind | Operation::Listen => Cause::RangeFull,
@@ -88,10 +90,6 @@ pub fn advice_on(failure: &Failure<'_>, cause: Option<Cause>) -> Option<Advice> 
     }
 }
 
-/// How long a TIME_WAIT lasts (`TCP_TIMEWAIT_LEN`, include/net/tcp.h), before the timer wheel
-/// rounds it up by as much as 4 s.
-const TIME_WAIT_S: f64 = 60.0;
-
 /// In how many seconds a holder lets go of its port, if that is settled: it is for a TIME_WAIT,
 /// give or take the rounding of its timer.
 #[must_use]
@@ -100,17 +98,15 @@ pub fn free_in_s(holder: &Lease, now: Instant) -> Option<f64> {
         Phase::TimeWait(Substate::TimeWait) => holder.timer_armed?,
         _ => return None,
     };
-    #[expect(clippy::cast_precision_loss, reason = "nanosecond precision is not wanted")]
-    let age_s = now.since(armed) as f64 / 1e9;
-    Some((TIME_WAIT_S - age_s).max(0.0))
+    Some((f64::from(TIME_WAIT_S) - seconds(now.since(armed))).max(0.0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Addr, Cookie, Family, Netns, Port, Room};
+    use crate::model::{Addr, Cookie, Family, Netns, Port, RangeUse};
 
-    fn failure(operation: Operation, room: Room) -> Failure<'static> {
+    fn failure(operation: Operation, range: RangeUse) -> Failure<'static> {
         Failure {
             at: Instant::BOOT,
             netns: Netns(1),
@@ -125,7 +121,7 @@ mod tests {
             cause: None,
             holder: None,
             holder_ports: None,
-            room: Some(room),
+            range: Some(range),
             own_range: None,
             is_of_range: false,
             search_ns: None,
@@ -134,25 +130,26 @@ mod tests {
 
     #[test]
     fn the_cause_is_what_takes_most_of_the_range() {
-        let room = |used, bind_locked| Room { capacity: 10, used, bind_locked, ..Room::default() };
-        let connect = |used, locked| cause_of(&failure(Operation::Connect, room(used, locked)));
+        let range =
+            |used, bind_locked| RangeUse { capacity: 10, used, bind_locked, ..RangeUse::default() };
+        let connect = |used, locked| cause_of(&failure(Operation::Connect, range(used, locked)));
         assert_eq!(connect(10, 0), Some(Cause::RangeFull));
         assert_eq!(connect(8, 2), Some(Cause::RangeFull));
         assert_eq!(connect(5, 5), Some(Cause::RangeBindLocked));
         assert_eq!(connect(3, 1), None, "that range was not full");
         assert_eq!(connect(0, 10), Some(Cause::RangeBindLocked));
-        assert_eq!(cause_of(&failure(Operation::Bind, room(10, 0))), Some(Cause::RangeFull));
+        assert_eq!(cause_of(&failure(Operation::Bind, range(10, 0))), Some(Cause::RangeFull));
         let of_few = |capacity, reserved| {
-            let room = Room { capacity, reserved, ..Room::default() };
-            cause_of(&failure(Operation::Connect, room))
+            let range = RangeUse { capacity, reserved, ..RangeUse::default() };
+            cause_of(&failure(Operation::Connect, range))
         };
         assert_eq!(of_few(1, 2), Some(Cause::RangeFull), "of three one is left out");
         assert_eq!(of_few(2, 2), None);
         assert_eq!(of_few(1, 0), None, "a single one is not");
-        let reserved = Room { reserved: 10, ..Room::default() };
+        let reserved = RangeUse { reserved: 10, ..RangeUse::default() };
         for operation in [Operation::Bind, Operation::Connect, Operation::Listen] {
             assert_eq!(cause_of(&failure(operation, reserved)), Some(Cause::Reserved));
-            let unknown = Failure { room: None, ..failure(operation, reserved) };
+            let unknown = Failure { range: None, ..failure(operation, reserved) };
             assert_eq!(cause_of(&unknown), None);
         }
     }

@@ -1,39 +1,46 @@
-//! When there will be no port left.
+//! When there will be no port left, and how many connections a second the ports allow.
 
-use crate::model::{Rates, Room};
+use crate::model::{RangeUse, Rates};
 
-/// What becomes of a destination or a range if things go on as they do.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What becomes of a destination or a range if nothing changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Forecast {
-    /// In how many seconds the last port is taken: 0 if it is; `None` if that does not happen, or
-    /// if nothing is known of how fast ports go.
+    /// In how many seconds the last port is taken: 0 if it is, `None` if that does not happen or if
+    /// nothing is known about how fast ports are taken.
     pub eta_s: Option<f64>,
-    /// How many ports will be in use at once in the end: those taken a second, times the seconds
-    /// that each is held (Little's law). `None` while none has been let go.
-    pub plateau: Option<f64>,
+    /// Connections a second that the ports allow in the long run: ports over mean hold (Little's
+    /// law). `None` while the length of no hold is known.
+    pub ceiling_per_s: Option<f64>,
 }
 
+/// Slower growth than this is a trickle, about which ten seconds say nothing.
+const LEAST_GROWTH_PER_S: f64 = 0.5;
+
 impl Forecast {
-    /// From the ports as they are and how fast they go.
+    /// From the ports as they are and how fast they are taken and released.
     #[must_use]
-    pub fn of(room: &Room, rates: &Rates) -> Self {
+    pub fn of(range: &RangeUse, rates: &Rates) -> Self {
         let Rates { taken_per_s, released_per_s, hold_s } = *rates;
-        let plateau = hold_s.map(|hold_s| taken_per_s * hold_s);
-        let headroom = f64::from(room.headroom());
-        let growth = taken_per_s - released_per_s;
-        let levels_off = plateau.is_some_and(|plateau| {
-            // What is let go early says little of what is still held.
-            plateau >= f64::from(room.used)
-                && plateau < f64::from(room.capacity - room.bind_locked.min(room.capacity))
+        let available = range.capacity.saturating_sub(range.bind_locked);
+        let ceiling_per_s =
+            hold_s.filter(|hold_s| *hold_s > 0.0).map(|hold_s| f64::from(available) / hold_s);
+        // In the long run as many ports are in use as are taken while one is held. An estimate
+        // below what is in use now comes from short holds that have ended: it says little about
+        // those that last.
+        let levels_off = hold_s.is_some_and(|hold_s| {
+            let plateau = taken_per_s * hold_s;
+            f64::from(range.used) <= plateau && plateau < f64::from(available)
         });
-        let eta_s = if room.headroom() == 0 {
+        let growth_per_s = taken_per_s - released_per_s;
+        let headroom = range.headroom();
+        let eta_s = if headroom == 0 {
             Some(0.0)
-        } else if growth > f64::EPSILON && !levels_off {
-            Some(headroom / growth)
+        } else if growth_per_s >= LEAST_GROWTH_PER_S && !levels_off {
+            Some(f64::from(headroom) / growth_per_s)
         } else {
             None
         };
-        Self { eta_s, plateau }
+        Self { eta_s, ceiling_per_s }
     }
 }
 
@@ -41,9 +48,13 @@ impl Forecast {
 mod tests {
     use super::*;
 
-    fn eta(used: u32, taken_per_s: f64, released_per_s: f64, hold_s: Option<f64>) -> Option<f64> {
-        let room = Room { capacity: 100, used, ..Room::default() };
-        Forecast::of(&room, &Rates { taken_per_s, released_per_s, hold_s }).eta_s
+    fn forecast(used: u32, taken: f64, released: f64, hold_s: Option<f64>) -> Forecast {
+        let range = RangeUse { capacity: 100, used, ..RangeUse::default() };
+        Forecast::of(&range, &Rates { taken_per_s: taken, released_per_s: released, hold_s })
+    }
+
+    fn eta(used: u32, taken: f64, released: f64, hold_s: Option<f64>) -> Option<f64> {
+        forecast(used, taken, released, hold_s).eta_s
     }
 
     #[test]
@@ -60,7 +71,14 @@ mod tests {
         assert_eq!(eta(60, 10.0, 10.0, Some(6.0)), None);
         assert_eq!(eta(60, 5.0, 10.0, None), None);
         assert_eq!(eta(60, 0.0, 0.0, None), None);
+        assert_eq!(eta(60, 0.4, 0.0, None), None, "a trickle");
         // 80 at once in the end.
         assert_eq!(eta(60, 10.0, 6.0, Some(8.0)), None);
+    }
+
+    #[test]
+    fn the_ceiling_is_ports_over_hold() {
+        assert_eq!(forecast(60, 10.0, 6.0, Some(50.0)).ceiling_per_s, Some(2.0));
+        assert_eq!(forecast(60, 10.0, 6.0, None).ceiling_per_s, None);
     }
 }

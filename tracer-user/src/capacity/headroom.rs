@@ -1,12 +1,12 @@
 //! How many more ports can be had: of connect() for one destination, of bind() to port 0 for one
 //! address.
 
-use crate::{
-    capacity::search::{self as capacity, BlindSpot, KernelRules, ReuseRule, Search},
-    model::{
-        Addr, BucketClass, Family, Holder, HolderBy, LocalRange, Port, Settings, Substate,
-        TimeWaitReuse,
-    },
+use super::{
+    reuse::{self, ReuseRule},
+    search::{self, BlindSpot, KernelRules, Search},
+};
+use crate::model::{
+    Addr, BucketClass, Family, Holder, HolderBy, LocalRange, Port, RangeUse, Settings,
 };
 
 /// A time of `CLOCK_MONOTONIC`, as the kernel compares TIME_WAITs with it.
@@ -78,16 +78,8 @@ impl Headroom {
 /// The ports that connect() chooses from, by what they are to one destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectView {
-    /// Ports of the range that are not reserved. The sum of the four below.
-    pub capacity: u32,
-    /// In use for this destination.
-    pub used: u32,
-    /// Not in use for it, but in a bucket that somebody bound.
-    pub bind_locked: u32,
-    /// In a TIME_WAIT for this destination that a connect() may take over now.
-    pub reusable: u32,
-    /// Without a holder, or shared with connections to other destinations.
-    pub free: u32,
+    /// The ports of the range. Those that a connect() takes over now count as used, too.
+    pub range: RangeUse,
     /// How many more connect()s will get a port.
     pub headroom: Headroom,
 }
@@ -120,7 +112,7 @@ impl Moment<'_> {
     /// What a connect() that chooses its port will find.
     #[must_use]
     pub fn connect(&self, query: &Connect) -> ConnectView {
-        let search = capacity::of_connect(self.settings, self.rules, query.own_range);
+        let search = search::of_connect(self.settings, self.rules, query.own_range);
         let mut uses = Uses::new(search.range);
         for holder in self.holders {
             let Some(place) = uses.of(holder.local_port) else { continue };
@@ -137,26 +129,25 @@ impl Moment<'_> {
             };
             *place = found.max(*place);
         }
-        let mut view = ConnectView {
-            capacity: 0,
-            used: 0,
-            bind_locked: 0,
-            reusable: 0,
-            free: 0,
-            headroom: Headroom { least: 0, most: 0 },
+        let mut range = RangeUse {
+            reserved: self.settings.reserved.count_within(search.range),
+            ..RangeUse::default()
         };
-        let usable = |found: Use| matches!(found, Use::None | Use::Reusable);
         for (_, found) in self.unreserved(&uses) {
-            view.capacity += 1;
-            *match found {
-                Use::None => &mut view.free,
-                Use::Reusable => &mut view.reusable,
-                Use::Bound => &mut view.bind_locked,
-                Use::Destination => &mut view.used,
-            } += 1;
+            range.capacity += 1;
+            match found {
+                Use::None => {}
+                Use::Reusable => {
+                    range.used += 1;
+                    range.reusable += 1;
+                }
+                Use::Bound => range.bind_locked += 1,
+                Use::Destination => range.used += 1,
+            }
         }
-        view.headroom = self.headroom(&uses, search, view.free + view.reusable, usable);
-        view
+        let usable = |found: Use| matches!(found, Use::None | Use::Reusable);
+        let headroom = self.headroom(&uses, search, range.headroom(), usable);
+        ConnectView { range, headroom }
     }
 
     /// True if a connect() of a socket that is bound to this port would succeed.
@@ -173,7 +164,7 @@ impl Moment<'_> {
     /// What a bind() to port 0 will find.
     #[must_use]
     pub fn bind_any(&self, query: &BindAny) -> BindView {
-        let search = capacity::of_bind(self.settings, query.own_range, query.reuse_addr);
+        let search = search::of_bind(self.settings, query.own_range, query.reuse_addr);
         let mut uses = Uses::new(search.range);
         let relaxes = self.settings.autobind_reuse && query.reuse_addr;
         // Ports that a second, relaxed search would share.
@@ -245,33 +236,25 @@ impl Moment<'_> {
         else {
             return false;
         };
-        let is_loopback = |addr: Addr| addr.ip().is_loopback();
         const LOOPBACK_IFINDEX: u32 = 1;
-        let is_permitted = match self.settings.time_wait_reuse {
-            TimeWaitReuse::Never => false,
-            TimeWaitReuse::Always => true,
-            TimeWaitReuse::Loopback => {
-                holder.device == LOOPBACK_IFINDEX
-                    || is_loopback(peer.0)
-                    || is_loopback(holder.local_addr)
-            }
-        };
+        let is_permitted = reuse::is_permitted_between(
+            self.settings.time_wait_reuse,
+            holder.local_addr,
+            peer.0,
+            holder.device == LOOPBACK_IFINDEX,
+        );
         // Times wrap, so that their difference counts.
         #[expect(clippy::cast_possible_wrap, reason = "as time_after32 does")]
         let is_after = |now: u32, then: u32| (now.wrapping_sub(then) as i32) > 0;
         let is_old_enough = match self.rules.reuse {
-            ReuseRule::NextSecond => is_after(self.now.s, ts_recent_stamp_s),
-            ReuseRule::NextSecondNotFinWait2 => {
-                substate != Substate::FinWait2 && is_after(self.now.s, ts_recent_stamp_s)
+            ReuseRule::NextSecond | ReuseRule::NextSecondNotFinWait2 => {
+                is_after(self.now.s, ts_recent_stamp_s)
             }
-            ReuseRule::Delay => {
-                let delay = self.settings.time_wait_reuse_delay_ms.unwrap_or(1000);
-                substate != Substate::FinWait2
-                    && entry_stamp_ms
-                        .is_some_and(|began| is_after(self.now.ms, began.wrapping_add(delay)))
-            }
+            ReuseRule::Delay => entry_stamp_ms.is_some_and(|began| {
+                is_after(self.now.ms, began.wrapping_add(reuse::delay_ms(self.settings)))
+            }),
         };
-        ts_recent_stamp_s != 0 && is_permitted && is_old_enough
+        ts_recent_stamp_s != 0 && is_permitted && self.rules.reuse.admits(substate) && is_old_enough
     }
 }
 
@@ -341,7 +324,7 @@ mod tests {
     use super::*;
     use crate::{
         capacity::SocketRangeRule,
-        model::{Cookie, Netns, PortSet},
+        model::{Cookie, Netns, Substate, TimeWaitReuse},
     };
 
     fn addr(text: &str) -> Addr {
@@ -351,16 +334,8 @@ mod tests {
     fn settings(reuse: TimeWaitReuse) -> Settings {
         Settings {
             range: LocalRange::new(Port(1000), Port(1001)).expect("it is a range"),
-            reserved: PortSet::default(),
-            step_width: None,
-            autobind_reuse: false,
-            unprivileged_start: 1024,
             time_wait_reuse: reuse,
-            time_wait_reuse_delay_ms: Some(1000),
-            timestamps: true,
-            max_time_waits: 1000,
-            fin_timeout_s: 60,
-            max_listen_backlog: 4096,
+            ..Settings::sample()
         }
     }
 
@@ -408,9 +383,9 @@ mod tests {
         let query = Connect { source: addr(source), destination: peer, device: 0, own_range: None };
         assert!(moment.connect_from(Port(1000), &query), "a bound socket takes it at once");
         let view = moment.connect(&query);
-        assert_eq!((view.capacity, view.used + view.reusable, view.free), (2, 1, 1));
-        assert_eq!(view.headroom.most, view.free + view.reusable);
-        view.reusable == 1
+        assert_eq!((view.range.capacity, view.range.used), (2, 1));
+        assert_eq!(view.headroom.most, 1 + view.range.reusable);
+        view.range.reusable == 1
     }
 
     #[test]

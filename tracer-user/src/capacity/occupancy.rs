@@ -1,6 +1,8 @@
 //! What one port of a namespace is good for, given who holds it.
 
-use crate::model::{BucketClass, Holder, Kind, Lease, Netns, Phase, Port, Settings, Substate};
+use crate::model::{
+    BucketClass, Holder, Kind, Lease, Netns, Phase, Port, Settings, Substate, TIME_WAIT_S,
+};
 
 /// A holder of the port.
 #[derive(Clone, Debug)]
@@ -76,10 +78,8 @@ impl Occupancy {
     /// when the old connection's last segment arrived. Of sockets the kernel keeps no such time.
     #[must_use]
     pub fn age_ms(&self, occupant: &Occupant) -> Option<u32> {
-        // TCP_TIMEWAIT_LEN (include/net/tcp.h).
-        const TIME_WAIT_MS: u32 = 60_000;
         let whole_ms = match occupant.lease.phase {
-            Phase::TimeWait(Substate::TimeWait) => TIME_WAIT_MS,
+            Phase::TimeWait(Substate::TimeWait) => TIME_WAIT_S * 1000,
             Phase::TimeWait(Substate::FinWait2) => {
                 self.settings.as_ref()?.fin_timeout_s.saturating_mul(1000)
             }

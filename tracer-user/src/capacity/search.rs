@@ -1,5 +1,6 @@
 //! Which ports a search for a free one visits.
 
+use super::reuse::ReuseRule;
 use crate::model::{LocalRange, Port, Settings};
 
 /// How the running kernel searches; found out from its features, not from its version.
@@ -9,18 +10,6 @@ pub struct KernelRules {
     pub reuse: ReuseRule,
     /// `IP_LOCAL_PORT_RANGE`.
     pub socket_range: SocketRangeRule,
-}
-
-/// When a TIME_WAIT with timestamps, where `tcp_tw_reuse` permits it, gives its port to a
-/// connect() to the same destination (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReuseRule {
-    /// In the second after the peer's last timestamp, whatever the substate (5.10).
-    NextSecond,
-    /// Likewise, but not from a FIN_WAIT2 (6.1, 6.12).
-    NextSecondNotFinWait2,
-    /// `tcp_tw_reuse_delay` after it began, but not from a FIN_WAIT2 (6.14).
-    Delay,
 }
 
 /// What the socket option `IP_LOCAL_PORT_RANGE` does to a search.
@@ -62,9 +51,14 @@ pub enum BlindSpot {
 /// only if it lies within (`inet_sk_get_local_port_range`, net/ipv4/inet_connection_sock.c).
 #[must_use]
 pub fn narrowed(range: LocalRange, own: Option<LocalRange>) -> LocalRange {
-    let Some(own) = own else { return range };
+    own.map_or(range, |own| narrowed_by_ends(range, (own.low().0, own.high().0)))
+}
+
+/// The same for the ends as the socket has them: 0 for one that is not set.
+#[must_use]
+pub fn narrowed_by_ends(range: LocalRange, (low, high): (u16, u16)) -> LocalRange {
     let within = |own: Port, otherwise: Port| if range.contains(own) { own } else { otherwise };
-    LocalRange::new(within(own.low(), range.low()), within(own.high(), range.high()))
+    LocalRange::new(within(Port(low), range.low()), within(Port(high), range.high()))
         .unwrap_or(range)
 }
 

@@ -1,73 +1,101 @@
-//! How many ports of a namespace's range are taken, and for which destinations. Counted as leases
-//! come and go, so that the answer costs the same whether a connect() fails once an hour or ten
-//! thousand times a second.
+//! How many ports of each namespace's range are in use, and for which destinations.
+//!
+//! The ledger feeds this as leases come and go, so that an answer costs the same whether a connect()
+//! fails once an hour or ten thousand times a second.
 
-use std::hash::BuildHasher as _;
+use std::{collections::VecDeque, hash::BuildHasher as _, num::NonZeroU32, sync::Arc};
 
 use hashbrown::{HashTable, hash_table::Entry};
-
 use rustc_hash::{FxBuildHasher, FxHashMap};
-
 use slab::Slab;
 
+use super::{level::Level, rates::RateCounter, reuse};
 use crate::model::{
-    Bits, Destination, Instant, Netns, Port, Pressure, Rates, Room, TakeOver, Window, seconds,
+    Destination, Instant, LocalRange, Netns, Port, PortBits, Pressure, RangeUse, Rates, Settings,
+    Substate,
 };
 
-/// No place.
-pub const NONE: u32 = u32::MAX;
+/// Where a destination is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DestinationIndex(NonZeroU32);
 
-/// Levels of use, in percent.
-const LEVELS: [u8; 4] = [0, 70, 90, 100];
+impl DestinationIndex {
+    /// The index of a place in the table; `None` beyond four billion.
+    fn new(place: usize) -> Option<Self> {
+        u32::try_from(place).ok().and_then(|place| NonZeroU32::MIN.checked_add(place)).map(Self)
+    }
 
-/// How far below a level use must fall for that to be told, in percent.
-const HYSTERESIS_PERCENT: u64 = 5;
+    fn place(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
 
-/// A destination that uses less than this part of the range is not what fills it.
-const LEAST_SHARE: u32 = 10;
-
-/// The counts of all namespaces whose windows are known.
+/// The counts of all namespaces whose settings are known.
 #[derive(Debug, Default)]
-pub struct Usage {
-    namespaces: FxHashMap<Netns, Namespace>,
-    /// By destination, which the counts know.
-    places: HashTable<u32>,
-    destinations: Slab<Counted>,
+pub(crate) struct Usage {
+    namespaces: FxHashMap<Netns, NamespaceUse>,
+    /// By destination; the key is in the table.
+    places: HashTable<DestinationIndex>,
+    destinations: Slab<DestinationUse>,
+    /// Destinations that use no port any more, the longest unused first.
+    idle: VecDeque<DestinationIndex>,
     crossed: Vec<Pressure>,
+    /// The latest time seen.
     now: Instant,
+    /// The time of the event that is being counted: not later than `now`.
+    event_at: Instant,
 }
 
 #[derive(Debug)]
-struct Namespace {
-    window: Window,
-    held: Bits,
+struct NamespaceUse {
+    settings: Arc<Settings>,
+    /// The ports of the range that are not reserved.
+    choosable: PortBits,
+    capacity: u32,
+    held: PortBits,
     held_ports: u32,
-    locked: Bits,
+    /// Ports in a bind bucket that somebody bound.
+    locked: PortBits,
     locked_ports: u32,
-    load: Load,
-    /// Counts are being made anew, which crosses nothing.
+    level: Level,
+    rates: RateCounter,
+    /// Counts are being made anew, which crosses no level.
     is_recounting: bool,
 }
 
 #[derive(Debug)]
-struct Counted {
+struct DestinationUse {
     destination: Destination,
     used: u32,
     used_locked: u32,
+    /// TIME_WAITs that connect() takes over once they are old enough.
     time_waits: u32,
-    young: Young,
-    load: Load,
+    young: YoungTimeWaits,
+    level: Level,
+    rates: RateCounter,
+    /// It stands in the list of idle destinations.
+    is_listed: bool,
+    /// It was in use since it was listed.
+    was_used: bool,
 }
 
-impl Counted {
-    fn none(destination: Destination) -> Self {
+/// Destinations without a port that are remembered for their rates.
+const MOST_IDLE: usize = 4096;
+/// A destination that uses less than one part in so many of the range is not what fills it.
+const LEAST_SHARE: u32 = 10;
+
+impl DestinationUse {
+    fn new(destination: Destination) -> Self {
         Self {
             destination,
             used: 0,
             used_locked: 0,
             time_waits: 0,
-            young: Young::default(),
-            load: Load::default(),
+            young: YoungTimeWaits::default(),
+            level: Level::default(),
+            rates: RateCounter::default(),
+            is_listed: false,
+            was_used: false,
         }
     }
 }
@@ -77,58 +105,58 @@ fn hash(destination: &Destination) -> u64 {
 }
 
 /// TIME_WAITs that are too young to be taken over: those of the present interval and those of the
-/// one before, each of the length of the delay. So none that is too young is left out.
+/// previous one, each as long as the delay. None that is too young is left out.
 #[derive(Clone, Copy, Debug, Default)]
-struct Young {
+struct YoungTimeWaits {
     interval: u64,
     present: u32,
-    before: u32,
+    previous: u32,
 }
 
-impl Young {
+impl YoungTimeWaits {
     fn at(self, now: Instant, delay_ns: u64) -> Self {
         let interval = now.ns() / delay_ns.max(1);
         match interval.saturating_sub(self.interval) {
             0 => self,
-            1 => Self { interval, present: 0, before: self.present },
-            _ => Self { interval, present: 0, before: 0 },
+            1 => Self { interval, present: 0, previous: self.present },
+            _ => Self { interval, present: 0, previous: 0 },
         }
     }
 }
 
-/// Level and rates of something that fills up.
-#[derive(Clone, Copy, Debug, Default)]
-struct Load {
-    level: usize,
-    since: Option<Instant>,
-    taken: Decaying,
-    released: Decaying,
-    held_s: Decaying,
-}
-
+// Namespaces and their ports.
 impl Usage {
-    /// The time of what is counted next.
-    pub fn set_now(&mut self, now: Instant) {
-        self.now = self.now.max(now);
+    /// Sets the time of the events that follow.
+    pub(crate) fn set_time(&mut self, at: Instant) {
+        self.event_at = at;
+        self.now = self.now.max(at);
     }
 
-    /// True if the namespace's window is known.
-    #[must_use]
-    pub fn knows(&self, netns: Netns) -> bool {
-        self.namespaces.contains_key(&netns)
+    /// The settings that the namespace's ports are counted by; `None` if they are not known.
+    pub(crate) fn settings(&self, netns: Netns) -> Option<&Arc<Settings>> {
+        self.namespaces.get(&netns).map(|namespace| &namespace.settings)
     }
 
-    /// Begins to count anew with this window: every lease of the namespace is to be entered, and
+    /// Begins to count anew by these settings: every lease of the namespace is to be entered, and
     /// then [`end_recount`](Self::end_recount) called.
-    pub fn begin_recount(&mut self, netns: Netns, window: Window) {
-        let load = self.namespaces.remove(&netns).map(|namespace| namespace.load);
-        let namespace = Namespace {
-            window,
-            held: Bits::default(),
+    pub(crate) fn begin_recount(&mut self, netns: Netns, settings: Arc<Settings>) {
+        let previous = self.namespaces.remove(&netns);
+        let (level, rates) =
+            previous.map(|previous| (previous.level, previous.rates)).unwrap_or_default();
+        let mut choosable = PortBits::default();
+        for port in settings.range.ports().filter(|port| !settings.reserved.contains(*port)) {
+            choosable.set(port, true);
+        }
+        let namespace = NamespaceUse {
+            capacity: settings.capacity(),
+            settings,
+            choosable,
+            held: PortBits::default(),
             held_ports: 0,
-            locked: Bits::default(),
+            locked: PortBits::default(),
             locked_ports: 0,
-            load: load.unwrap_or_default(),
+            level,
+            rates,
             is_recounting: true,
         };
         self.namespaces.insert(netns, namespace);
@@ -139,17 +167,17 @@ impl Usage {
         }
     }
 
-    /// Looks at what the new counts have crossed.
-    pub fn end_recount(&mut self, netns: Netns) {
+    /// Looks at which levels the new counts have crossed.
+    pub(crate) fn end_recount(&mut self, netns: Netns) {
         if let Some(namespace) = self.namespaces.get_mut(&netns) {
             namespace.is_recounting = false;
         }
         self.range_changed(netns);
-        let places: Vec<usize> = self
+        let places: Vec<_> = self
             .destinations
             .iter()
             .filter(|(_, counted)| counted.destination.netns == netns)
-            .map(|(place, _)| place)
+            .filter_map(|(place, _)| DestinationIndex::new(place))
             .collect();
         for place in places {
             self.destination_changed(place);
@@ -157,470 +185,358 @@ impl Usage {
     }
 
     /// Forgets a namespace that has ended.
-    pub fn forget(&mut self, netns: Netns) {
+    pub(crate) fn forget(&mut self, netns: Netns) {
         self.namespaces.remove(&netns);
+        // Another namespace may get its inode, and must not inherit its rates.
+        let idle = std::mem::take(&mut self.idle);
+        for place in idle {
+            let is_over = self
+                .destinations
+                .get(place.place())
+                .is_some_and(|counted| counted.destination.netns == netns && counted.used == 0);
+            if is_over {
+                self.remove(place);
+            } else {
+                self.idle.push_back(place);
+            }
+        }
     }
 
     /// A port is held now that was not.
-    pub fn take_port(&mut self, netns: Netns, port: Port) {
-        let Self { namespaces, now, .. } = self;
-        let Some(namespace) = namespaces.get_mut(&netns) else { return };
-        if namespace.window.ports.get(port) && namespace.held.set(port, true) {
+    pub(crate) fn hold_port(&mut self, netns: Netns, port: Port) {
+        let at = self.event_at;
+        let Some(namespace) = self.namespaces.get_mut(&netns) else { return };
+        if namespace.choosable.get(port) && namespace.held.set(port, true) {
             namespace.held_ports += 1;
             if !namespace.is_recounting {
-                namespace.load.take(*now);
+                namespace.rates.take(at);
                 self.range_changed(netns);
             }
         }
     }
 
-    /// A port is free now that was held, lastly for so long.
-    pub fn free_port(&mut self, netns: Netns, port: Port, held_ns: Option<u64>) {
+    /// A port is free now that was held; `held_s` is the length of the last hold, if it is known.
+    pub(crate) fn free_port(&mut self, netns: Netns, port: Port, at: Instant, held_s: Option<f64>) {
         self.set_locked(netns, port, false);
-        let Self { namespaces, now, .. } = self;
-        let Some(namespace) = namespaces.get_mut(&netns) else { return };
+        let Some(namespace) = self.namespaces.get_mut(&netns) else { return };
         if namespace.held.set(port, false) {
             namespace.held_ports -= 1;
-            namespace.load.release(*now, held_ns);
+            namespace.rates.release(at);
+            if let Some(held_s) = held_s {
+                namespace.rates.hold(at, held_s);
+            }
             self.range_changed(netns);
         }
     }
 
-    /// The port's bucket is of the class that connect() leaves out, or is no longer. True if that
-    /// is news; the leases on the port are then to be told by [`lock`](Self::lock).
-    pub fn set_locked(&mut self, netns: Netns, port: Port, is_locked: bool) -> bool {
+    /// Notes whether the port's bucket is one that connect() leaves out. True if that is a change:
+    /// each lease on the port is then to be passed to [`set_use_locked`](Self::set_use_locked).
+    pub(crate) fn set_locked(&mut self, netns: Netns, port: Port, is_locked: bool) -> bool {
         let Some(namespace) = self.namespaces.get_mut(&netns) else { return false };
-        let is_change = namespace.window.ports.get(port) && namespace.locked.set(port, is_locked);
+        let is_change = namespace.choosable.get(port) && namespace.locked.set(port, is_locked);
         if is_change {
-            let count = &mut namespace.locked_ports;
-            *count = if is_locked { *count + 1 } else { *count - 1 };
+            step(&mut namespace.locked_ports, is_locked);
         }
         is_change
     }
 
-    /// The port of a counted connection became locked, or is no longer.
-    pub fn lock(&mut self, place: u32, is_locked: bool) {
-        if let Some(counted) = self.destinations.get_mut(place as usize) {
-            let count = &mut counted.used_locked;
-            *count = if is_locked { *count + 1 } else { count.saturating_sub(1) };
-        }
-    }
-
-    /// Counts a connection; returns where, or [`NONE`] if its port is not one of the window.
-    pub fn count(&mut self, destination: Destination, port: Port) -> u32 {
-        let Self { namespaces, places, destinations, now, .. } = self;
-        let Some(namespace) = namespaces.get(&destination.netns) else { return NONE };
-        if !namespace.window.ports.get(port) {
-            return NONE;
-        }
-        let entry = places.entry(
-            hash(&destination),
-            |place| destinations[*place as usize].destination == destination,
-            |place| hash(&destinations[*place as usize].destination),
-        );
-        let place = match entry {
-            Entry::Occupied(known) => *known.get(),
-            Entry::Vacant(vacant) => {
-                // Fewer than leases.
-                let place = u32::try_from(destinations.vacant_key()).unwrap_or(NONE);
-                vacant.insert(place);
-                destinations.insert(Counted::none(destination));
-                place
-            }
-        };
-        if let Some(counted) = destinations.get_mut(place as usize) {
-            counted.used += 1;
-            counted.used_locked += u32::from(namespace.locked.get(port));
-            if !namespace.is_recounting {
-                counted.load.take(*now);
-                self.destination_changed(place as usize);
-            }
-        }
-        place
-    }
-
-    /// Takes a connection off the count, which held its port for so long.
-    pub fn uncount(&mut self, place: u32, port: Port, was_time_wait: bool, held_ns: Option<u64>) {
-        let Some(counted) = self.destinations.get_mut(place as usize) else { return };
-        let namespace = self.namespaces.get(&counted.destination.netns);
-        let is_locked = namespace.is_some_and(|namespace| namespace.locked.get(port));
-        counted.used = counted.used.saturating_sub(1);
-        counted.used_locked = counted.used_locked.saturating_sub(u32::from(is_locked));
-        counted.time_waits = counted.time_waits.saturating_sub(u32::from(was_time_wait));
-        counted.load.release(self.now, held_ns);
-        self.destination_changed(place as usize);
-    }
-
-    /// A counted connection is in TIME_WAIT, or is no longer.
-    pub fn set_time_wait(&mut self, place: u32, is_time_wait: bool) {
-        if let Some(counted) = self.destinations.get_mut(place as usize) {
-            let count = &mut counted.time_waits;
-            *count = if is_time_wait { *count + 1 } else { count.saturating_sub(1) };
-            if is_time_wait
-                && let Some(namespace) = self.namespaces.get(&counted.destination.netns)
-                && !namespace.is_recounting
-            {
-                counted.young = counted.young.at(self.now, namespace.window.take_over_delay_ns);
-                counted.young.present += 1;
-            }
-            self.destination_changed(place as usize);
-        }
-    }
-
-    /// The destination that is counted there.
-    #[must_use]
-    pub fn destination(&self, place: u32) -> Option<&Destination> {
-        self.destinations.get(place as usize).map(|counted| &counted.destination)
-    }
-
-    /// The ports as this destination sees them; `None` if the namespace's window is not known.
-    #[must_use]
-    pub fn room(&self, destination: &Destination) -> Option<Room> {
-        let namespace = self.namespaces.get(&destination.netns)?;
-        let place = self.place(destination);
-        let counted = place.and_then(|place| self.destinations.get(place as usize));
-        Some(namespace.room_of(destination, counted, self.now))
-    }
-
-    /// The ports as bind() to port 0 sees them.
-    #[must_use]
-    pub fn room_of_range(&self, netns: Netns) -> Option<Room> {
-        self.namespaces.get(&netns).map(Namespace::room)
-    }
-
-    /// Every destination of a namespace that uses ports of its range.
-    pub fn destinations(&self, netns: Netns) -> impl Iterator<Item = (&Destination, Room, Rates)> {
-        let namespace = self.namespaces.get(&netns);
-        self.destinations.iter().filter_map(move |(_, counted)| {
-            let Counted { destination, load, .. } = counted;
-            let room = namespace?.room_of(destination, Some(counted), self.now);
-            (destination.netns == netns).then(|| (destination, room, load.rates(self.now)))
-        })
-    }
-
-    /// What a socket's own range leaves of the namespace's: each end counts only if it lies within
-    /// (`inet_sk_get_local_port_range`, net/ipv4/inet_connection_sock.c).
-    #[must_use]
-    pub fn narrowed(&self, netns: Netns, own: (u16, u16)) -> Option<(Port, Port)> {
-        let Window { low, high, .. } = self.namespaces.get(&netns)?.window;
-        let within = |end: u16, otherwise: Port| {
-            if (low.0..=high.0).contains(&end) { Port(end) } else { otherwise }
-        };
-        Some((within(own.0, low), within(own.1, high)))
-    }
-
-    /// Where a destination is counted.
-    #[must_use]
-    pub fn place(&self, destination: &Destination) -> Option<u32> {
-        let is_it = |place: &u32| self.destinations[*place as usize].destination == *destination;
-        self.places.find(hash(destination), is_it).copied()
-    }
-
-    /// True if the port is one that connect() leaves out because somebody bound it.
-    #[must_use]
-    pub fn is_locked(&self, netns: Netns, port: Port) -> bool {
+    /// True if somebody bound the port, so that connect() leaves it out.
+    pub(crate) fn is_locked(&self, netns: Netns, port: Port) -> bool {
         self.namespaces.get(&netns).is_some_and(|namespace| namespace.locked.get(port))
     }
 
-    /// True if the port is one of the window.
-    #[must_use]
-    pub fn is_of_range(&self, netns: Netns, port: Port) -> bool {
-        self.namespaces.get(&netns).is_some_and(|namespace| namespace.window.ports.get(port))
+    /// True if the port is in the range and not reserved.
+    pub(crate) fn is_choosable(&self, netns: Netns, port: Port) -> bool {
+        self.namespaces.get(&netns).is_some_and(|namespace| namespace.choosable.get(port))
     }
 
-    /// The window's ports that connect() leaves out because somebody bound them.
-    pub fn locked_ports(&self, netns: Netns) -> impl Iterator<Item = Port> {
+    /// The ports of the range that connect() leaves out because somebody bound them.
+    pub(crate) fn locked_ports(&self, netns: Netns) -> impl Iterator<Item = Port> {
         self.namespaces.get(&netns).into_iter().flat_map(|namespace| namespace.locked.ports())
     }
 
-    /// The crossings that nobody has taken, oldest first.
-    pub fn take_crossed(&mut self) -> Vec<Pressure> {
-        std::mem::take(&mut self.crossed)
+    /// The ports as a bind() to port 0 and the wildcard address sees them.
+    pub(crate) fn range(&self, netns: Netns) -> Option<RangeUse> {
+        self.namespaces.get(&netns).map(NamespaceUse::range)
     }
 
-    /// True if there are any.
-    #[must_use]
-    pub fn has_crossed(&self) -> bool {
-        !self.crossed.is_empty()
+    /// How fast the ports of the range are taken and released.
+    pub(crate) fn range_rates(&self, netns: Netns) -> Option<Rates> {
+        self.namespaces.get(&netns).map(|namespace| namespace.rates.rates(self.now))
     }
 
     fn range_changed(&mut self, netns: Netns) {
         let Self { namespaces, crossed, now, .. } = self;
         let Some(namespace) = namespaces.get_mut(&netns) else { return };
-        let room = namespace.room();
-        if let Some(is_rising) = namespace.load.moves(&room) {
-            crossed.push(namespace.load.pressure(*now, netns, None, is_rising, room));
+        if namespace.is_recounting {
+            return;
+        }
+        let range = namespace.range();
+        if let Some(is_rising) = namespace.level.follow(&range) {
+            crossed.push(Pressure {
+                at: *now,
+                netns,
+                destination: None,
+                level_percent: namespace.level.percent(),
+                is_rising,
+                range,
+                rates: namespace.rates.rates(*now),
+            });
+        }
+    }
+}
+
+// Destinations.
+impl Usage {
+    /// Counts a connection; returns where, or `None` if its port is not one that connect() may
+    /// choose.
+    pub(crate) fn join(
+        &mut self,
+        destination: Destination,
+        port: Port,
+    ) -> Option<DestinationIndex> {
+        let Self { namespaces, places, destinations, event_at, .. } = self;
+        let namespace = namespaces.get(&destination.netns)?;
+        if !namespace.choosable.get(port) {
+            return None;
+        }
+        let entry = places.entry(
+            hash(&destination),
+            |place| destinations[place.place()].destination == destination,
+            |place| hash(&destinations[place.place()].destination),
+        );
+        let index = match entry {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(vacant) => {
+                let index = DestinationIndex::new(destinations.vacant_key())?;
+                vacant.insert(index);
+                destinations.insert(DestinationUse::new(destination));
+                index
+            }
+        };
+        let counted = destinations.get_mut(index.place())?;
+        counted.used += 1;
+        counted.used_locked += u32::from(namespace.locked.get(port));
+        counted.was_used = true;
+        if !namespace.is_recounting {
+            counted.rates.take(*event_at);
+            self.destination_changed(index);
+        }
+        Some(index)
+    }
+
+    /// Takes a connection off the count. `is_time_wait` if it counts as a TIME_WAIT.
+    pub(crate) fn leave(
+        &mut self,
+        index: DestinationIndex,
+        port: Port,
+        is_time_wait: bool,
+        at: Instant,
+    ) {
+        let Some(counted) = self.destinations.get_mut(index.place()) else { return };
+        let namespace = self.namespaces.get(&counted.destination.netns);
+        let is_locked = namespace.is_some_and(|namespace| namespace.locked.get(port));
+        counted.used = counted.used.saturating_sub(1);
+        counted.used_locked = counted.used_locked.saturating_sub(u32::from(is_locked));
+        counted.time_waits = counted.time_waits.saturating_sub(u32::from(is_time_wait));
+        counted.rates.release(at);
+        self.destination_changed(index);
+    }
+
+    /// The length of a hold on a port of this destination is known.
+    pub(crate) fn hold_is_known(&mut self, index: DestinationIndex, at: Instant, held_s: f64) {
+        if let Some(counted) = self.destinations.get_mut(index.place()) {
+            counted.rates.hold(at, held_s);
         }
     }
 
-    fn destination_changed(&mut self, place: usize) {
-        let Self { namespaces, places, destinations, crossed, now } = self;
-        let Some(counted) = destinations.get_mut(place) else { return };
+    /// For how long a TIME_WAIT keeps a port from this destination, seconds: until connect() takes
+    /// it over, where it may, else until it ends.
+    pub(crate) fn time_wait_s(
+        &self,
+        index: DestinationIndex,
+        substate: Substate,
+        has_timestamps: Option<bool>,
+    ) -> Option<f64> {
+        let destination = self.destination(index)?;
+        let settings = self.settings(destination.netns)?;
+        Some(reuse::time_wait_s(settings, destination, substate, has_timestamps))
+    }
+
+    /// The port of a counted connection is in a bucket that somebody bound now, or is no longer.
+    pub(crate) fn set_use_locked(&mut self, index: DestinationIndex, is_locked: bool) {
+        if let Some(counted) = self.destinations.get_mut(index.place()) {
+            step(&mut counted.used_locked, is_locked);
+        }
+    }
+
+    /// A counted connection is in a TIME_WAIT now that connect() takes over once it is old enough,
+    /// or is no longer.
+    pub(crate) fn set_time_wait(&mut self, index: DestinationIndex, is_time_wait: bool) {
+        let Some(counted) = self.destinations.get_mut(index.place()) else { return };
+        step(&mut counted.time_waits, is_time_wait);
+        if is_time_wait
+            && let Some(namespace) = self.namespaces.get(&counted.destination.netns)
+            && !namespace.is_recounting
+        {
+            counted.young = counted.young.at(self.event_at, reuse::delay_ns(&namespace.settings));
+            counted.young.present += 1;
+        }
+        self.destination_changed(index);
+    }
+
+    /// The destination that is counted there.
+    pub(crate) fn destination(&self, index: DestinationIndex) -> Option<&Destination> {
+        self.destinations.get(index.place()).map(|counted| &counted.destination)
+    }
+
+    /// Where a destination is counted.
+    pub(crate) fn index(&self, destination: &Destination) -> Option<DestinationIndex> {
+        let is_it =
+            |index: &DestinationIndex| self.destinations[index.place()].destination == *destination;
+        self.places.find(hash(destination), is_it).copied()
+    }
+
+    /// The ports as a connect() to this destination sees them; `None` if the namespace's settings
+    /// are not known.
+    pub(crate) fn for_destination(&self, destination: &Destination) -> Option<RangeUse> {
+        let namespace = self.namespaces.get(&destination.netns)?;
+        let index = self.index(destination);
+        let counted = index.and_then(|index| self.destinations.get(index.place()));
+        Some(namespace.for_destination(destination, counted, self.now))
+    }
+
+    /// How fast ports for this destination are taken and released.
+    pub(crate) fn destination_rates(&self, destination: &Destination) -> Option<Rates> {
+        let counted = self.destinations.get(self.index(destination)?.place())?;
+        Some(counted.rates.rates(self.now))
+    }
+
+    /// Every destination that uses ports of its namespace's range, or did lately.
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = (&Destination, RangeUse, Rates)> {
+        self.destinations.iter().filter_map(|(_, counted)| {
+            let DestinationUse { destination, rates, .. } = counted;
+            let namespace = self.namespaces.get(&destination.netns)?;
+            let range = namespace.for_destination(destination, Some(counted), self.now);
+            Some((destination, range, rates.rates(self.now)))
+        })
+    }
+
+    /// What a socket's own range leaves of the namespace's.
+    pub(crate) fn narrowed(&self, netns: Netns, own: (u16, u16)) -> Option<LocalRange> {
+        let settings = self.settings(netns)?;
+        Some(super::search::narrowed_by_ends(settings.range, own))
+    }
+
+    /// The crossings that have not been taken yet, oldest first.
+    pub(crate) fn take_crossed(&mut self) -> Vec<Pressure> {
+        std::mem::take(&mut self.crossed)
+    }
+
+    /// The time of the event that is being counted.
+    pub(crate) fn event_time(&self) -> Instant {
+        self.event_at
+    }
+
+    /// True if there are any.
+    pub(crate) fn has_crossed(&self) -> bool {
+        !self.crossed.is_empty()
+    }
+
+    fn destination_changed(&mut self, index: DestinationIndex) {
+        let Self { namespaces, destinations, crossed, now, .. } = self;
+        let Some(counted) = destinations.get_mut(index.place()) else { return };
         let destination = counted.destination;
         // In a namespace that has ended nothing is crossed any more.
         if let Some(namespace) = namespaces.get(&destination.netns) {
             if namespace.is_recounting {
                 return;
             }
-            let room = namespace.room_of(&destination, Some(counted), *now);
-            let is_what_fills_it =
-                counted.load.level > 0 || room.used.saturating_mul(LEAST_SHARE) >= room.capacity;
-            if is_what_fills_it && let Some(is_rising) = counted.load.moves(&room) {
-                let (load, netns) = (&counted.load, destination.netns);
-                crossed.push(load.pressure(*now, netns, Some(destination), is_rising, room));
+            let range = namespace.for_destination(&destination, Some(counted), *now);
+            let fills_the_range = counted.level.is_raised()
+                || range.used.saturating_mul(LEAST_SHARE) >= range.capacity;
+            if fills_the_range && let Some(is_rising) = counted.level.follow(&range) {
+                crossed.push(Pressure {
+                    at: *now,
+                    netns: destination.netns,
+                    destination: Some(destination),
+                    level_percent: counted.level.percent(),
+                    is_rising,
+                    range,
+                    rates: counted.rates.rates(*now),
+                });
             }
         }
         if counted.used == 0 {
-            let found = places.find_entry(hash(&destination), |known| *known as usize == place);
-            if let Ok(found) = found {
-                found.remove();
+            if !counted.is_listed {
+                (counted.is_listed, counted.was_used) = (true, false);
+                self.idle.push_back(index);
             }
-            destinations.remove(place);
+            while self.idle.len() > MOST_IDLE {
+                self.forget_an_idle_destination();
+            }
+        }
+    }
+
+    fn forget_an_idle_destination(&mut self) {
+        let Some(index) = self.idle.pop_front() else { return };
+        let Some(counted) = self.destinations.get_mut(index.place()) else { return };
+        match counted {
+            counted if counted.used > 0 => counted.is_listed = false,
+            counted if counted.was_used => {
+                counted.was_used = false;
+                self.idle.push_back(index);
+            }
+            _ => self.remove(index),
+        }
+    }
+
+    fn remove(&mut self, index: DestinationIndex) {
+        let Some(counted) = self.destinations.try_remove(index.place()) else { return };
+        let found = self.places.find_entry(hash(&counted.destination), |known| *known == index);
+        if let Ok(found) = found {
+            found.remove();
         }
     }
 }
 
-impl Namespace {
-    fn room(&self) -> Room {
-        Room {
-            capacity: self.window.capacity,
-            reserved: self.window.reserved,
+impl NamespaceUse {
+    fn range(&self) -> RangeUse {
+        RangeUse {
+            capacity: self.capacity,
+            reserved: self.settings.range.len() - self.capacity,
             used: self.held_ports,
             bind_locked: 0,
             reusable: 0,
         }
     }
 
-    fn room_of(&self, destination: &Destination, counted: Option<&Counted>, now: Instant) -> Room {
+    fn for_destination(
+        &self,
+        destination: &Destination,
+        counted: Option<&DestinationUse>,
+        now: Instant,
+    ) -> RangeUse {
         let (used, used_locked, old) = counted.map_or((0, 0, 0), |counted| {
-            let Young { present, before, .. } =
-                counted.young.at(now, self.window.take_over_delay_ns);
-            let old = counted.time_waits.saturating_sub(present + before);
+            let YoungTimeWaits { present, previous, .. } =
+                counted.young.at(now, reuse::delay_ns(&self.settings));
+            let old = counted.time_waits.saturating_sub(present + previous);
             (counted.used, counted.used_locked, old)
         });
-        let is_taken_over = match self.window.take_over {
-            TakeOver::Never => false,
-            TakeOver::Always => true,
-            TakeOver::Loopback => {
-                destination.source.ip().is_loopback() || destination.peer.0.ip().is_loopback()
-            }
-        };
-        Room {
+        let is_reused = reuse::is_permitted(&self.settings, destination);
+        RangeUse {
             used,
             bind_locked: self.locked_ports.saturating_sub(used_locked),
-            reusable: if is_taken_over { old } else { 0 },
-            ..self.room()
+            reusable: if is_reused { old } else { 0 },
+            ..self.range()
         }
     }
 }
 
-impl Load {
-    fn take(&mut self, now: Instant) {
-        self.since.get_or_insert(now);
-        self.taken.add(now, 1.0);
-    }
-
-    fn release(&mut self, now: Instant, held_ns: Option<u64>) {
-        self.released.add(now, 1.0);
-        if let Some(held_ns) = held_ns {
-            self.held_s.add(now, seconds(held_ns));
-        }
-    }
-
-    /// Moves to the level that belongs to this use: `Some(true)` if that is a higher one.
-    fn moves(&mut self, room: &Room) -> Option<bool> {
-        let before = self.level;
-        let of_capacity = |percent: u64| percent * u64::from(room.capacity);
-        let used = u64::from(room.unavailable()) * 100;
-        let reaches = |level: usize| {
-            room.capacity > 0
-                && LEVELS.get(level).is_some_and(|percent| used >= of_capacity(u64::from(*percent)))
-        };
-        while reaches(self.level + 1) {
-            self.level += 1;
-        }
-        let is_below = |level: usize| {
-            let least = LEVELS.get(level).map_or(0, |percent| u64::from(*percent));
-            used < of_capacity(least.saturating_sub(HYSTERESIS_PERCENT)) || room.capacity == 0
-        };
-        while self.level > 0 && is_below(self.level) {
-            self.level -= 1;
-        }
-        (self.level != before).then_some(self.level > before)
-    }
-
-    fn pressure(
-        &self,
-        at: Instant,
-        netns: Netns,
-        destination: Option<Destination>,
-        is_rising: bool,
-        room: Room,
-    ) -> Pressure {
-        Pressure {
-            at,
-            netns,
-            destination,
-            level_percent: LEVELS.get(self.level).copied().unwrap_or(100),
-            is_rising,
-            room,
-            rates: self.rates(at),
-        }
-    }
-
-    fn rates(&self, now: Instant) -> Rates {
-        let Some(since) = self.since else { return Rates::default() };
-        // A sum that decays is short of what it will be until it has gone on for long.
-        let observed_s =
-            Decaying::TIME_S * (1.0 - (-seconds(now.since(since)) / Decaying::TIME_S).exp());
-        let rate = |sum: Decaying| if observed_s > 0.0 { sum.at(now) / observed_s } else { 0.0 };
-        let released = self.released.at(now);
-        Rates {
-            taken_per_s: rate(self.taken),
-            released_per_s: rate(self.released),
-            hold_s: (released > 1e-6).then(|| self.held_s.at(now) / released),
-        }
-    }
-}
-
-/// A sum in which what is older counts less.
-#[derive(Clone, Copy, Debug, Default)]
-struct Decaying {
-    sum: f64,
-    at: Instant,
-}
-
-impl Decaying {
-    /// What is so old counts a third.
-    const TIME_S: f64 = 10.0;
-
-    fn at(self, now: Instant) -> f64 {
-        self.sum * (-seconds(now.since(self.at)) / Self::TIME_S).exp()
-    }
-
-    fn add(&mut self, now: Instant, value: f64) {
-        self.sum = self.at(now) + value;
-        self.at = self.at.max(now);
-    }
+/// One more, or one less.
+fn step(count: &mut u32, is_more: bool) {
+    *count = if is_more { *count + 1 } else { count.saturating_sub(1) };
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Addr;
-
-    const NETNS: Netns = Netns(1);
-
-    fn destination(port: u16) -> Destination {
-        let addr = Addr([0, 0, 0xffff_u32.to_be(), 0x0100_000a]);
-        Destination { netns: NETNS, source: addr, peer: (addr, Port(port)) }
-    }
-
-    fn usage(ports: u16) -> Usage {
-        let mut usage = Usage::default();
-        let window =
-            Window::new(Port(997), Port(999 + ports), |port| port.0 < 1000, TakeOver::Always, 1);
-        usage.begin_recount(NETNS, window);
-        usage.end_recount(NETNS);
-        usage
-    }
-
-    fn levels(usage: &mut Usage) -> Vec<(bool, u8)> {
-        usage
-            .take_crossed()
-            .iter()
-            .filter(|pressure| pressure.destination.is_some())
-            .map(|pressure| (pressure.is_rising, pressure.level_percent))
-            .collect()
-    }
-
-    #[test]
-    fn a_destination_crosses_levels_and_falls_back_once() {
-        let mut usage = usage(20);
-        let mut place = NONE;
-        for port in 0..20 {
-            usage.set_now(Instant::from_ns(u64::from(port) * 1_000_000_000));
-            place = usage.count(destination(80), Port(1000 + port));
-        }
-        assert_eq!(levels(&mut usage), [(true, 70), (true, 90), (true, 100)]);
-        // At 95 %, and again at 100 %: no news.
-        usage.uncount(place, Port(1000), false, None);
-        usage.count(destination(80), Port(1000));
-        assert!(levels(&mut usage).is_empty());
-        for port in 0..20 {
-            usage.uncount(place, Port(1000 + port), false, Some(5_000_000_000));
-        }
-        assert_eq!(levels(&mut usage), [(false, 90), (false, 70), (false, 0)]);
-        assert_eq!(usage.room(&destination(80)).expect("the window is known").used, 0);
-    }
-
-    #[test]
-    fn bound_ports_are_lost_to_every_destination_but_not_counted_twice() {
-        let mut usage = usage(10);
-        for port in 1000..1004 {
-            usage.take_port(NETNS, Port(port));
-            assert!(usage.set_locked(NETNS, Port(port), true));
-            assert!(!usage.set_locked(NETNS, Port(port), true));
-        }
-        // Outside the window.
-        assert!(!usage.set_locked(NETNS, Port(999), true));
-        assert_eq!(usage.count(destination(80), Port(999)), NONE);
-        let place = usage.count(destination(80), Port(1000));
-        usage.count(destination(80), Port(1009));
-        let room = usage.room(&destination(80)).expect("the window is known");
-        assert_eq!(room, Room { capacity: 10, reserved: 3, used: 2, bind_locked: 3, reusable: 0 });
-        assert_eq!(room.headroom(), 5);
-        assert_eq!(usage.room(&destination(81)).expect("known").headroom(), 6);
-        assert_eq!(usage.locked_ports(NETNS).count(), 4);
-        assert!(usage.set_locked(NETNS, Port(1000), false));
-        usage.lock(place, false);
-        assert_eq!(usage.room(&destination(80)).expect("known").bind_locked, 3);
-        usage.uncount(place, Port(1000), false, None);
-        assert_eq!(usage.room(&destination(80)).expect("known").used, 1);
-    }
-
-    #[test]
-    fn a_time_wait_counts_as_free_when_it_is_old_enough() {
-        const DELAY_NS: u64 = 1_000_000_000;
-        let mut usage = Usage::default();
-        let window = Window::new(Port(1), Port(10), |_| false, TakeOver::Always, DELAY_NS);
-        usage.begin_recount(NETNS, window);
-        usage.end_recount(NETNS);
-        let mut place = NONE;
-        for port in 1..=10 {
-            place = usage.count(destination(80), Port(port));
-        }
-        let headroom = |usage: &Usage| usage.room(&destination(80)).expect("known").headroom();
-        for _ in 0..4 {
-            usage.set_time_wait(place, true);
-        }
-        assert_eq!(headroom(&usage), 0);
-        usage.set_now(Instant::from_ns(DELAY_NS));
-        usage.set_time_wait(place, true);
-        assert_eq!(headroom(&usage), 0);
-        usage.set_now(Instant::from_ns(2 * DELAY_NS));
-        assert_eq!(headroom(&usage), 4);
-        usage.set_now(Instant::from_ns(3 * DELAY_NS));
-        assert_eq!(headroom(&usage), 5);
-        usage.set_time_wait(place, false);
-        assert_eq!(headroom(&usage), 4);
-    }
-
-    #[test]
-    fn rates_are_those_of_the_last_seconds() {
-        let mut usage = usage(1000);
-        // A hundred a second for twenty seconds, each held for a second.
-        for tick in 0..2000_u64 {
-            usage.set_now(Instant::from_ns(tick * 10_000_000));
-            let place = usage.count(destination(80), Port(1000));
-            if tick >= 100 {
-                usage.uncount(place, Port(1000), false, Some(1_000_000_000));
-            }
-        }
-        let (_, room, rates) = usage.destinations(NETNS).next().expect("there is one");
-        assert_eq!(room.used, 100);
-        assert!((rates.taken_per_s - 100.0).abs() < 2.0, "{rates:?}");
-        assert!((rates.released_per_s - 100.0).abs() < 20.0, "{rates:?}");
-        assert!((rates.hold_s.expect("some were let go") - 1.0).abs() < 0.01, "{rates:?}");
-    }
-}
+mod tests;

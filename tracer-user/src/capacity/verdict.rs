@@ -1,6 +1,6 @@
 //! What each setting of a namespace means for its ports.
 
-use crate::model::{Port, Settings, TimeWaitReuse};
+use crate::model::{Port, Settings, TIME_WAIT_S, TimeWaitReuse};
 
 /// How a setting is to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,8 +26,6 @@ pub struct Verdict {
     pub meaning: String,
 }
 
-/// Seconds that a TIME_WAIT lasts (`TCP_TIMEWAIT_LEN`, include/net/tcp.h), rounding aside.
-const TIME_WAIT_S: u32 = 60;
 /// `ip_local_port_range` unless somebody set it: 32768 to 60999.
 const DEFAULT_CAPACITY: u32 = 28_232;
 /// All ports that need no privilege.
@@ -60,7 +58,7 @@ pub fn judge(settings: &Settings, listeners: &[Port], time_waits: u32) -> Vec<Ve
             grade: if delay_ms > 1000 { Grade::Note } else { Grade::Good },
             meaning: format!(
                 "a TIME_WAIT can be taken over {} s after it began",
-                seconds(delay_ms)
+                f64::from(delay_ms) / 1e3
             ),
         });
     }
@@ -186,10 +184,6 @@ fn max_tw_buckets(most: u32, now: u32) -> Verdict {
     }
 }
 
-fn seconds(ms: u32) -> f64 {
-    f64::from(ms) / 1e3
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,15 +193,8 @@ mod tests {
         Settings {
             range: LocalRange::parse(range).unwrap(),
             reserved: PortSet::parse(reserved).unwrap(),
-            step_width: None,
-            autobind_reuse: false,
-            unprivileged_start: 1024,
             time_wait_reuse: TimeWaitReuse::Always,
-            time_wait_reuse_delay_ms: Some(1000),
-            timestamps: true,
-            max_time_waits: 1 << 17,
-            fin_timeout_s: 60,
-            max_listen_backlog: 4096,
+            ..Settings::sample()
         }
     }
 

@@ -12,9 +12,11 @@ mod owners;
 mod ports;
 mod sink;
 mod state;
+mod view;
 
 #[cfg(test)]
 mod tests;
 
 pub use sink::Sink;
 pub use state::{Differences, Ledger};
+pub use view::DestinationView;

@@ -17,7 +17,7 @@ use slab::Slab;
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags};
 
 use crate::{
-    capacity::usage::Usage,
+    capacity::{DestinationIndex, Usage, cause_of},
     ledger::{
         Sink,
         cookies::ByCookie,
@@ -28,7 +28,7 @@ use crate::{
     model::{
         Addr, BucketClass, Cause, Change, Cookie, Destination, Failure, Family, Held, HeldBy,
         Instant, Kind, Lease, LeaseEvent, LeaseId, Netns, Operation, Peer, Phase, Port, Reason,
-        Reuse, Side, Sight, Substate, port,
+        Reuse, Side, Sight, Substate, port, seconds,
     },
 };
 
@@ -62,7 +62,7 @@ pub struct Ledger {
     ended: Option<FxHashSet<Hold>>,
     /// Counts the snapshots, to tell what changed while the present one was taken.
     epoch: u16,
-    usage: Usage,
+    pub(super) usage: Usage,
     culprits: FxHashMap<Netns, counts::Culprit>,
     /// Counts the comparisons with the kernel.
     comparison: u16,
@@ -98,8 +98,8 @@ struct Entry {
     socket_end: Option<Instant>,
     /// The state of this lease's address in the bucket of its port.
     address_class: BucketClass,
-    /// Where the connection is counted, or [`NONE`].
-    destination: u32,
+    /// Where the connection is counted; `None` if it is not.
+    destination: Option<DestinationIndex>,
     /// The epoch of the latest change of holder or phase. Epochs and comparisons begin anew after
     /// 65,536 of them, which at worst leaves the lease out of one comparison.
     changed: u16,
@@ -196,7 +196,7 @@ impl Ledger {
     pub fn new(sight: Sight) -> Self {
         let mut usage = Usage::default();
         // What a snapshot finds crosses its levels now, not at the kernel's boot.
-        usage.set_now(sight.since);
+        usage.set_time(sight.since);
         Self {
             sight,
             next_id: 1,
@@ -257,7 +257,7 @@ impl Ledger {
         if fact.time_ns < self.sight.since.ns() {
             return;
         }
-        self.usage.set_now(Instant::from_ns(fact.time_ns));
+        self.usage.set_time(Instant::from_ns(fact.time_ns));
         let owner = owner.map(|owner| self.owners.share(owner));
         match kind {
             FactKind::ConnectStart => self.connect_start(fact, owner, sink),
@@ -284,7 +284,7 @@ impl Ledger {
     pub fn settle(&mut self, now: Instant, sink: &mut impl Sink) {
         // The end of a run settles everything, whatever the time.
         if now != Instant::from_ns(u64::MAX) {
-            self.usage.set_now(now);
+            self.usage.set_time(now);
         }
         for settles_ns in [KILL_SETTLES_NS, EXPIRY_SETTLES_NS] {
             let queue = |ledger: &mut Self| -> Option<Deadline> {
@@ -484,10 +484,10 @@ impl Ledger {
         };
         let at = Instant::from_ns(fact.time_ns);
         let is_search = fact.detail == libc::EADDRINUSE && fact.local_port == 0;
-        let room = is_search.then(|| self.usage.room_of_range(netns)).flatten();
-        let culprit = room.and_then(|_| self.culprit(netns, at));
-        sink.failure(
-            &Failure {
+        let range = is_search.then(|| self.usage.range(netns)).flatten();
+        let culprit = range.and_then(|_| self.culprit(netns, at));
+        self.report_failure(
+            Failure {
                 at,
                 netns,
                 cookie: Cookie(fact.cookie),
@@ -503,13 +503,13 @@ impl Ledger {
                     .or(culprit.map(|(index, _)| index))
                     .map(|index| &self.leases[index as usize].lease),
                 holder_ports: culprit.map(|(_, ports)| ports),
-                room,
+                range,
                 own_range: None,
                 is_of_range: port(fact.local_port)
-                    .is_some_and(|port| self.usage.is_of_range(netns, port)),
+                    .is_some_and(|port| self.usage.is_choosable(netns, port)),
                 search_ns: None,
             },
-            self,
+            sink,
         );
         // Another program at the hook that tells of the bind may have refused it, and the kernel
         // has taken the port back (`__inet_bind`, net/ipv4/af_inet.c).
@@ -802,21 +802,22 @@ impl Ledger {
             .map(|peer| Destination { netns, source: Addr(fact.local_addr), peer });
         let own_range = Some(pending.own_range)
             .filter(|own| *own != (0, 0))
-            .and_then(|own| self.usage.narrowed(netns, own));
-        let (room, culprit) = match (destination, own_range) {
-            (Some(destination), Some(range)) => self.room_within(&destination, range, at),
+            .and_then(|own| self.usage.narrowed(netns, own))
+            .map(|own| (own.low(), own.high()));
+        let (range, culprit) = match (destination, own_range) {
+            (Some(destination), Some(range)) => self.use_within(&destination, range, at),
             (Some(destination), None) => {
-                let room = self.usage.room(&destination);
-                let is_locked = room.is_some_and(|room| room.bind_locked > 0);
-                (room, is_locked.then(|| self.culprit(netns, at)).flatten())
+                let range = self.usage.for_destination(&destination);
+                let is_locked = range.is_some_and(|range| range.bind_locked > 0);
+                (range, is_locked.then(|| self.culprit(netns, at)).flatten())
             }
             (None, _) => {
-                let room = self.usage.room_of_range(netns);
-                (room, room.and_then(|_| self.culprit(netns, at)))
+                let range = self.usage.range(netns);
+                (range, range.and_then(|_| self.culprit(netns, at)))
             }
         };
-        sink.failure(
-            &Failure {
+        self.report_failure(
+            Failure {
                 at,
                 netns,
                 cookie: Cookie(fact.cookie),
@@ -830,13 +831,19 @@ impl Ledger {
                 cause: None,
                 holder: culprit.map(|(index, _)| &self.leases[index as usize].lease),
                 holder_ports: culprit.map(|(_, ports)| ports),
-                room,
+                range,
                 own_range,
                 is_of_range: false,
                 search_ns,
             },
-            self,
+            sink,
         );
+    }
+
+    /// Reports a call that got no port, with its cause.
+    fn report_failure(&self, failure: Failure<'_>, sink: &mut impl Sink) {
+        let cause = cause_of(&failure);
+        sink.failure(&Failure { cause, ..failure }, self);
     }
 
     /// connect() or listen() of a bound socket went back to CLOSE without a SYN or a listener.
@@ -868,8 +875,8 @@ impl Ledger {
                 )
                 .map(|index| self.leases[index as usize].lease.clone()),
         };
-        sink.failure(
-            &Failure {
+        self.report_failure(
+            Failure {
                 at,
                 netns: lease.netns,
                 cookie: lease.cookie,
@@ -883,15 +890,15 @@ impl Ledger {
                 cause: Some(Cause::PortHeld),
                 holder: holder.as_ref(),
                 holder_ports: None,
-                room: None,
+                range: None,
                 own_range: None,
-                is_of_range: self.usage.is_of_range(lease.netns, lease.local_port),
+                is_of_range: self.usage.is_choosable(lease.netns, lease.local_port),
                 search_ns: lease
                     .timer_armed
                     .filter(|_| operation == Operation::Connect)
                     .map(|attempt| at.since(attempt)),
             },
-            self,
+            sink,
         );
     }
 
@@ -983,6 +990,7 @@ impl Ledger {
         entry.lease.peer = tuple.peer.into();
         self.move_in_bucket(index, tuple.local.0);
         self.recount(index);
+        self.foresee_hold(index, substate, at);
         self.tell(index, at, Change::TimeWait(substate), sink);
     }
 
@@ -1184,7 +1192,7 @@ impl Ledger {
             close_reason: None,
             socket_end: None,
             address_class: BucketClass::Connect,
-            destination: NONE,
+            destination: None,
             changed: self.epoch,
             seen: 0,
             next_of_cookie: NONE,
@@ -1202,7 +1210,7 @@ impl Ledger {
             self.listeners.entry((netns, local_port)).or_default().push(index);
         }
         if first_of_port == NONE {
-            self.usage.take_port(netns, local_port);
+            self.usage.hold_port(netns, local_port);
         }
         self.join_bucket(index);
         self.recount(index);
@@ -1247,8 +1255,8 @@ impl Ledger {
         }
         let Lease { netns, local_port, local_addr, acquired, .. } = lease;
         if self.ports.get(netns, local_port).first == NONE {
-            let held_ns = acquired.map(|acquired| at.since(acquired));
-            self.usage.free_port(netns, local_port, held_ns);
+            let held_s = acquired.map(|acquired| seconds(at.since(acquired)));
+            self.usage.free_port(netns, local_port, at, held_s);
         } else {
             self.leave_bucket(netns, local_port, local_addr);
         }

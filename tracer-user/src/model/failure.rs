@@ -2,7 +2,7 @@
 
 use tracer_ebpf::Owner;
 
-use super::{Addr, Cookie, Family, Instant, Lease, Netns, Port, Room};
+use super::{Addr, Cookie, Family, Instant, Lease, Netns, Port, RangeUse};
 
 /// The call that got no port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub struct Failure<'a> {
     /// Of a range that is in the way: how many of its ports that process has bound.
     pub holder_ports: Option<u32>,
     /// The ports of the range, where one was searched and its settings are known.
-    pub room: Option<Room>,
+    pub range: Option<RangeUse>,
     /// The range that was searched, if the socket had one of its own (`IP_LOCAL_PORT_RANGE`).
     pub own_range: Option<(Port, Port)>,
     /// The port that was asked for is one of those that connect() chooses from.

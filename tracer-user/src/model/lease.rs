@@ -6,6 +6,10 @@ use tracer_ebpf::Owner;
 
 use super::{Addr, Cookie, Family, Instant, LeaseId, Netns, Port};
 
+/// How long a TIME_WAIT lasts, seconds (`TCP_TIMEWAIT_LEN`, include/net/tcp.h), before the timer
+/// wheel rounds it up by as much as 4 s. No setting changes it.
+pub const TIME_WAIT_S: u32 = 60;
+
 /// How a lease began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {

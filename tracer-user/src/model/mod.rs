@@ -7,24 +7,25 @@ mod held;
 mod holder;
 mod ids;
 mod lease;
+mod port_bits;
 mod pressure;
 mod scan;
 mod settings;
 mod sight;
 mod time;
-mod window;
 
 pub use failure::{Cause, Failure, Operation};
 pub use held::{Coverage, Held, HeldBy, Unknown};
 pub use holder::{BucketClass, Holder, HolderBy};
 pub(crate) use ids::port;
 pub use ids::{Addr, Cookie, Family, LeaseId, Netns, Port};
-pub use lease::{Change, Kind, Lease, LeaseEvent, Peer, Phase, Reason, Reuse, Side, Substate};
-pub use pressure::{Destination, Pressure, Rates, Room};
+pub use lease::{
+    Change, Kind, Lease, LeaseEvent, Peer, Phase, Reason, Reuse, Side, Substate, TIME_WAIT_S,
+};
+pub(crate) use port_bits::PortBits;
+pub use pressure::{Destination, Pressure, RangeUse, Rates};
 pub use scan::Scan;
 pub use settings::{LocalRange, PortClass, PortSet, Settings, TimeWaitReuse};
 pub use sight::Sight;
 pub use time::Instant;
 pub(crate) use time::{microseconds, seconds};
-pub(crate) use window::Bits;
-pub use window::{TakeOver, Window};

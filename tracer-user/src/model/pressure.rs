@@ -16,7 +16,7 @@ pub struct Destination {
 /// What became of the ports of a range, as one destination sees it, or as a bind() to port 0 and
 /// the wildcard address does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
+pub struct RangeUse {
     /// Ports of the range that are not reserved.
     pub capacity: u32,
     /// Ports of the range that are.
@@ -32,7 +32,7 @@ pub struct Room {
     pub reusable: u32,
 }
 
-impl Room {
+impl RangeUse {
     /// How many more connect()s, or bind()s, will find a port.
     #[must_use]
     pub fn headroom(&self) -> u32 {
@@ -69,7 +69,7 @@ pub struct Pressure {
     /// It was at a lower level before.
     pub is_rising: bool,
     /// The ports.
-    pub room: Room,
+    pub range: RangeUse,
     /// How fast they go.
     pub rates: Rates,
 }

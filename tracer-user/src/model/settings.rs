@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use crate::model::{Port, TakeOver, Window};
+use super::Port;
 
 /// What a namespace lets its sockets do with ports. A setting that the running kernel does not
 /// have is `None`.
@@ -43,20 +43,22 @@ impl Settings {
         self.range.len() - self.reserved.count_within(self.range)
     }
 
-    /// What the ledger counts in.
-    #[must_use]
-    pub fn window(&self) -> Window {
-        let take_over = match self.time_wait_reuse {
-            _ if !self.timestamps => TakeOver::Never,
-            TimeWaitReuse::Never => TakeOver::Never,
-            TimeWaitReuse::Always => TakeOver::Always,
-            TimeWaitReuse::Loopback => TakeOver::Loopback,
-        };
-        // Where there is no such setting, in the second after the last timestamp.
-        let delay_ms = self.time_wait_reuse_delay_ms.unwrap_or(1000);
-        let is_reserved = |port| self.reserved.contains(port);
-        let (low, high) = (self.range.low(), self.range.high());
-        Window::new(low, high, is_reserved, take_over, u64::from(delay_ms) * 1_000_000)
+    /// Linux's defaults, for tests.
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        Self {
+            range: LocalRange { low: Port(32_768), high: Port(60_999) },
+            reserved: PortSet::default(),
+            step_width: None,
+            autobind_reuse: false,
+            unprivileged_start: 1024,
+            time_wait_reuse: TimeWaitReuse::Loopback,
+            time_wait_reuse_delay_ms: Some(1000),
+            timestamps: true,
+            max_time_waits: 1 << 17,
+            fin_timeout_s: 60,
+            max_listen_backlog: 4096,
+        }
     }
 
     /// True if connect() and bind() to port 0 may choose this port.
@@ -292,15 +294,7 @@ mod tests {
         Settings {
             range: LocalRange::parse(range).unwrap(),
             reserved: PortSet::parse(reserved).unwrap(),
-            step_width: None,
-            autobind_reuse: false,
-            unprivileged_start: 1024,
-            time_wait_reuse: TimeWaitReuse::Loopback,
-            time_wait_reuse_delay_ms: Some(1000),
-            timestamps: true,
-            max_time_waits: 1 << 17,
-            fin_timeout_s: 60,
-            max_listen_backlog: 4096,
+            ..Settings::sample()
         }
     }
 

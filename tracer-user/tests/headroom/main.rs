@@ -179,12 +179,10 @@ impl<'a> Case<'a> {
             own_range,
         };
         let predicted = moment.connect(&query);
-        assert_eq!(
-            predicted.capacity,
-            predicted.used + predicted.bind_locked + predicted.reusable + predicted.free
-        );
-        self.tally.locked += u64::from(predicted.bind_locked > 0);
-        self.tally.reusing += u64::from(predicted.reusable > 0);
+        // They differ by the port that a search of an odd number of ports leaves out.
+        assert!(predicted.headroom.most <= predicted.range.headroom());
+        self.tally.locked += u64::from(predicted.range.bind_locked > 0);
+        self.tally.reusing += u64::from(predicted.range.reusable > 0);
         let mut succeeded = 0;
         let limit = predicted.headroom.most + 3;
         while succeeded <= limit {

@@ -83,22 +83,22 @@ fn a_failure_is_explained_by_what_the_kernel_has() {
                     let counted = ["capacity", "used", "bind_locked"].map(|name| {
                         range[name].as_u64().unwrap_or_else(|| panic!("seed {seed}: {record}"))
                     });
-                    // What can be taken over a moment later is in use at this one.
-                    let used = seen.used + seen.reusable;
-                    let expected = [seen.capacity, used, seen.bind_locked].map(u64::from);
+                    let expected = [seen.range.capacity, seen.range.used, seen.range.bind_locked]
+                        .map(u64::from);
                     let told = format!(
                         "seed {seed}: {record}\n{seen:?} at {:?}\n{settings:?}\n{:#?}",
                         view.at, view.holders
                     );
                     assert_eq!(counted, expected, "{told}");
-                    let cause = match (seen.capacity, used, seen.bind_locked) {
+                    let cause = match (seen.range.capacity, seen.range.used, seen.range.bind_locked)
+                    {
                         (0, _, _) => "reserved",
                         (_, used, locked) if locked > 0 && locked >= used => "range_bind_locked",
                         _ => "range_full",
                     };
                     assert_eq!(record["cause"], cause, "{told}");
-                    assert_eq!(record["holder"].is_null(), seen.bind_locked == 0, "{told}");
-                    locked += u64::from(seen.bind_locked > 0);
+                    assert_eq!(record["holder"].is_null(), seen.range.bind_locked == 0, "{told}");
+                    locked += u64::from(seen.range.bind_locked > 0);
                     failures += 1;
                 }
             });

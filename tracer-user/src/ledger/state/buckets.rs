@@ -148,8 +148,8 @@ impl Ledger {
         while let Some(entry) = self.leases.get(next as usize) {
             let (index, is_time_wait) = (next, matches!(entry.lease.phase, Phase::TimeWait(_)));
             next = entry.next_of_port;
-            if entry.destination != NONE {
-                self.usage.lock(entry.destination, is_locked);
+            if let Some(counted) = entry.destination {
+                self.usage.set_use_locked(counted, is_locked);
             }
             if is_time_wait {
                 self.recount(index);

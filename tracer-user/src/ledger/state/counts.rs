@@ -1,12 +1,14 @@
-//! Keeps the counts of [`usage`](crate::ledger::usage) in step with the leases.
+//! Keeps the counts of [`Usage`](crate::capacity::Usage) in step with the leases.
+
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
 use crate::{
-    ledger::{Sink, marks::Mark, ports::NONE, state::Ledger},
+    ledger::{Sink, marks::Mark, state::Ledger},
     model::{
-        BucketClass, Destination, Instant, Kind, Lease, LeaseId, Netns, Phase, Port, Rates, Room,
-        Substate, Window,
+        BucketClass, Destination, Instant, Kind, Lease, LeaseId, Netns, Phase, Port, RangeUse,
+        Settings, Substate, seconds,
     },
 };
 
@@ -25,7 +27,7 @@ pub(super) struct Narrow {
     found: Instant,
     destination: Destination,
     range: (Port, Port),
-    room: Room,
+    range_use: RangeUse,
     /// Who holds most of the locked ports, and how many.
     culprit: Option<(LeaseId, u32, u32)>,
 }
@@ -38,15 +40,9 @@ const NARROW_LASTS_NS: u64 = 20_000_000;
 const MOST_LOOKED_AT: usize = 256;
 
 impl Ledger {
-    /// True if the namespace's window is known.
-    #[must_use]
-    pub fn knows_window(&self, netns: Netns) -> bool {
-        self.usage.knows(netns)
-    }
-
-    /// Counts, from now on, what becomes of these ports of a namespace.
-    pub fn set_window(&mut self, netns: Netns, window: Window) {
-        self.usage.begin_recount(netns, window);
+    /// Counts the ports of a namespace by these settings from now on.
+    pub fn set_settings(&mut self, netns: Netns, settings: Arc<Settings>) {
+        self.usage.begin_recount(netns, settings);
         let of_it: Vec<u32> = self
             .ports
             .chains_of(netns)
@@ -55,10 +51,10 @@ impl Ledger {
             .collect();
         for index in &of_it {
             let entry = &mut self.leases[*index as usize];
-            entry.destination = NONE;
+            entry.destination = None;
             entry.marks.take(Mark::CountedTimeWait);
             let port = entry.lease.local_port;
-            self.usage.take_port(netns, port);
+            self.usage.hold_port(netns, port);
             let is_locked = self.ports.get(netns, port).class == BucketClass::Bind;
             self.usage.set_locked(netns, port, is_locked);
         }
@@ -68,27 +64,9 @@ impl Ledger {
         self.usage.end_recount(netns);
     }
 
-    /// Forgets the window of a namespace that has ended.
-    pub fn forget_window(&mut self, netns: Netns) {
+    /// Forgets the settings of a namespace that has ended.
+    pub fn forget_settings(&mut self, netns: Netns) {
         self.usage.forget(netns);
-    }
-
-    /// The ports as a connect() to this destination sees them; `None` if the namespace's window is
-    /// not known.
-    #[must_use]
-    pub fn room(&self, destination: &Destination) -> Option<Room> {
-        self.usage.room(destination)
-    }
-
-    /// The ports as a bind() to port 0 and the wildcard address sees them.
-    #[must_use]
-    pub fn room_of_range(&self, netns: Netns) -> Option<Room> {
-        self.usage.room_of_range(netns)
-    }
-
-    /// Every destination of a namespace that uses ports of its range.
-    pub fn destinations(&self, netns: Netns) -> impl Iterator<Item = (&Destination, Room, Rates)> {
-        self.usage.destinations(netns)
     }
 
     /// Tells of the levels that were crossed.
@@ -111,35 +89,54 @@ impl Ledger {
             && entry.lease.phase == Phase::TimeWait(Substate::TimeWait)
             && entry.lease.has_timestamps != Some(false)
             && self.ports.get(entry.lease.netns, port).class == BucketClass::Connect;
-        let place = entry.destination;
-        if place != NONE && self.usage.destination(place) != wanted.as_ref() {
-            self.usage.uncount(place, port, entry.marks.has(Mark::CountedTimeWait), None);
+        if let Some(counted) = entry.destination
+            && self.usage.destination(counted) != wanted.as_ref()
+        {
+            let was_time_wait = entry.marks.has(Mark::CountedTimeWait);
+            let at = self.usage.event_time();
+            self.usage.leave(counted, port, was_time_wait, at);
             let entry = &mut self.leases[index as usize];
-            entry.destination = NONE;
+            entry.destination = None;
             entry.marks.take(Mark::CountedTimeWait);
         }
         if let Some(wanted) = wanted
-            && self.leases[index as usize].destination == NONE
+            && self.leases[index as usize].destination.is_none()
         {
-            let place = self.usage.count(wanted, port);
-            self.leases[index as usize].destination = place;
+            let counted = self.usage.join(wanted, port);
+            self.leases[index as usize].destination = counted;
         }
         let entry = &mut self.leases[index as usize];
-        if entry.destination != NONE && entry.marks.has(Mark::CountedTimeWait) != is_time_wait {
+        if let Some(counted) = entry.destination
+            && entry.marks.has(Mark::CountedTimeWait) != is_time_wait
+        {
             entry.marks.set(Mark::CountedTimeWait, is_time_wait);
-            self.usage.set_time_wait(entry.destination, is_time_wait);
+            self.usage.set_time_wait(counted, is_time_wait);
+        }
+    }
+
+    /// A TIME_WAIT has begun: for how long it keeps the port from others is known in advance.
+    pub(super) fn foresee_hold(&mut self, index: u32, substate: Substate, at: Instant) {
+        let entry = &self.leases[index as usize];
+        if let Some(counted) = entry.destination
+            && let Some(acquired) = entry.lease.acquired
+            && let Some(time_wait_s) =
+                self.usage.time_wait_s(counted, substate, entry.lease.has_timestamps)
+        {
+            self.usage.hold_is_known(counted, at, seconds(at.since(acquired)) + time_wait_s);
         }
     }
 
     /// Takes a lease that ends out of the counts.
     pub(super) fn uncount(&mut self, index: u32, at: Instant) {
         let entry = &mut self.leases[index as usize];
-        let place = std::mem::replace(&mut entry.destination, NONE);
-        if place != NONE {
-            let held_ns = entry.lease.acquired.map(|acquired| at.since(acquired));
-            let port = entry.lease.local_port;
-            self.usage.uncount(place, port, entry.marks.has(Mark::CountedTimeWait), held_ns);
+        let Some(counted) = entry.destination.take() else { return };
+        let Lease { acquired, time_wait, local_port, .. } = entry.lease;
+        // That of a TIME_WAIT was known when it began.
+        if let Some(acquired) = acquired.filter(|_| time_wait.is_none()) {
+            self.usage.hold_is_known(counted, at, seconds(at.since(acquired)));
         }
+        let is_time_wait = self.leases[index as usize].marks.has(Mark::CountedTimeWait);
+        self.usage.leave(counted, local_port, is_time_wait, at);
     }
 
     /// The lease that stands for those that keep connect() from the ports of a range, and how many
@@ -160,12 +157,12 @@ impl Ledger {
 
     /// The ports of a socket's own range as a connect() of it sees them, and who holds most of
     /// those that others have bound.
-    pub(super) fn room_within(
+    pub(super) fn use_within(
         &mut self,
         destination: &Destination,
         range: (Port, Port),
         now: Instant,
-    ) -> (Option<Room>, Option<(u32, u32)>) {
+    ) -> (Option<RangeUse>, Option<(u32, u32)>) {
         let found = self
             .narrow
             .filter(|known| {
@@ -178,7 +175,7 @@ impl Ledger {
         let culprit = found.culprit.filter(|(id, index, _)| {
             self.leases.get(*index as usize).is_some_and(|entry| entry.lease.id == *id)
         });
-        (Some(found.room), culprit.map(|(_, index, ports)| (index, ports)))
+        (Some(found.range_use), culprit.map(|(_, index, ports)| (index, ports)))
     }
 
     fn look_within(
@@ -188,30 +185,30 @@ impl Ledger {
         found: Instant,
     ) -> Narrow {
         let netns = destination.netns;
-        let place = self.usage.place(destination);
-        let mut room = Room::default();
+        let counted = self.usage.index(destination);
+        let mut range_use = RangeUse::default();
         let mut locked = Vec::new();
         for port in (range.0.0..=range.1.0).map(Port) {
-            if !self.usage.is_of_range(netns, port) {
-                room.reserved += 1;
+            if !self.usage.is_choosable(netns, port) {
+                range_use.reserved += 1;
                 continue;
             }
-            room.capacity += 1;
+            range_use.capacity += 1;
             let is_used = self
                 .chain(self.ports.get(netns, port).first, |entry| entry.next_of_port)
                 .take(MOST_LOOKED_AT)
-                .any(|(_, entry)| place == Some(entry.destination));
+                .any(|(_, entry)| counted.is_some() && entry.destination == counted);
             if is_used {
-                room.used += 1;
+                range_use.used += 1;
             } else if self.usage.is_locked(netns, port) {
-                room.bind_locked += 1;
+                range_use.bind_locked += 1;
                 locked.push(port);
             }
         }
         let culprit = self
             .culprit_among(netns, locked)
             .map(|(index, ports)| (self.leases[index as usize].lease.id, index, ports));
-        Narrow { found, destination: *destination, range, room, culprit }
+        Narrow { found, destination: *destination, range, range_use, culprit }
     }
 
     fn culprit_among(

@@ -23,7 +23,7 @@ const MOST_PROCESSES: usize = 10_000;
 const MOST_DESTINATIONS: usize = 50_000;
 /// Namespaces remembered before those in which nothing is held and nothing failed are forgotten.
 const MOST_NAMESPACES: usize = 1000;
-/// Room for ports that an empty namespace keeps.
+/// RangeUse for ports that an empty namespace keeps.
 const FEW_PORTS: usize = 64;
 /// Scans that are told apart.
 const MOST_SCANS: usize = 1000;

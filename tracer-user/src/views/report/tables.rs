@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long a TIME_WAIT lasts (`TCP_TIMEWAIT_LEN`, include/net/tcp.h); no setting changes it.
-pub const TIME_WAIT_S: f64 = 60.0;
+pub const TIME_WAIT_S: f64 = crate::model::TIME_WAIT_S as f64;
 
 /// The name of an owner.
 #[must_use]

@@ -10,7 +10,7 @@ use crate::{
     ledger::Differences,
     model::{
         Addr, Change, Failure, Instant, Kind, Lease, LeaseEvent, LeaseId, Netns, Operation, Phase,
-        Pressure, Reuse, Room, Scan, Settings, seconds,
+        Pressure, RangeUse, Reuse, Scan, Settings, seconds,
     },
     record::{Cgroup, Loss, RecordType, Start, Summary, names},
     views::{
@@ -256,7 +256,7 @@ impl Output for Json {
             cause: _,
             holder,
             holder_ports,
-            room,
+            range,
             own_range,
             is_of_range: _,
             search_ns,
@@ -290,7 +290,7 @@ impl Output for Json {
                     AsSerde(Holder::of(lease, holder_cgroup, free_in_s(lease, at)))
                 }),
                 "holder_ports": holder_ports,
-                "range": room.map(|room| AsSerde(Range::from(room))),
+                "range": range.map(|range| AsSerde(Range::from(range))),
                 "own_range": own_range.map(|(low, high)| AsSerde([low.0, high.0])),
                 "advice": advice.map(names::advice).map(Name),
                 "search_us": search_ns.map(Microseconds),
@@ -314,7 +314,7 @@ impl Output for Json {
             hold_s: Option<f64>,
             eta_s: Option<f64>,
         }
-        let Pressure { at, netns, destination, level_percent, is_rising, room, rates } = *pressure;
+        let Pressure { at, netns, destination, level_percent, is_rising, range, rates } = *pressure;
         let peer = destination.map(|destination| destination.peer);
         let details = Details {
             source_addr: destination.map(|destination| destination.source),
@@ -322,8 +322,8 @@ impl Output for Json {
             peer_port: peer.map(|(_, port)| port.0),
             level_percent,
             rising: is_rising,
-            range: room.into(),
-            headroom: room.headroom(),
+            range: range.into(),
+            headroom: range.headroom(),
             rate_per_s: rates.taken_per_s,
             release_per_s: rates.released_per_s,
             hold_s: rates.hold_s,
@@ -510,9 +510,9 @@ struct Range {
     reusable: u32,
 }
 
-impl From<Room> for Range {
-    fn from(room: Room) -> Self {
-        let Room { capacity, reserved, used, bind_locked, reusable } = room;
+impl From<RangeUse> for Range {
+    fn from(range: RangeUse) -> Self {
+        let RangeUse { capacity, reserved, used, bind_locked, reusable } = range;
         Self { capacity, reserved, used, bind_locked, reusable }
     }
 }

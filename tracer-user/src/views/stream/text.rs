@@ -9,8 +9,8 @@ use crate::{
     capacity::{Advice, Forecast, advice_on, cause_of, free_in_s},
     ledger::Differences,
     model::{
-        Addr, Change, Failure, Instant, Lease, LeaseEvent, Netns, Phase, Port, Pressure, Reuse,
-        Room, Scan, Settings, Side,
+        Addr, Change, Failure, Instant, Lease, LeaseEvent, Netns, Phase, Port, Pressure, RangeUse,
+        Reuse, Scan, Settings, Side,
     },
     record::{Cgroup, Loss, Place, RecordType, Start, Summary, names},
     views::{
@@ -297,8 +297,8 @@ impl Output for Text {
     ) {
         let found = cause_of(failure);
         let cause = found.map(|cause| names::cause(cause).replace('_', " "));
-        let range = failure.room.map(|room| {
-            let Room { capacity, reserved, used, bind_locked, .. } = room;
+        let range = failure.range.map(|range| {
+            let RangeUse { capacity, reserved, used, bind_locked, .. } = range;
             let of = |count: u32, what: &str| {
                 if count == 0 { String::new() } else { format!("{count} {what}") }
             };
@@ -345,7 +345,7 @@ impl Output for Text {
     }
 
     fn pressure(&mut self, pressure: &Pressure, forecast: &Forecast) {
-        let Pressure { at, netns, destination, level_percent, is_rising, room, rates } = *pressure;
+        let Pressure { at, netns, destination, level_percent, is_rising, range, rates } = *pressure;
         let verb = if is_rising { "rises to" } else { "falls to" };
         let level = match level_percent {
             0 => "falls back".to_owned(),
@@ -362,8 +362,8 @@ impl Output for Text {
         };
         self.line(&line, |details| {
             details.part(level);
-            details.part(format!("{} of {} ports used", room.used, room.capacity));
-            details.part(format!("{} left", room.headroom()));
+            details.part(format!("{} of {} ports used", range.used, range.capacity));
+            details.part(format!("{} left", range.headroom()));
             details.part(format!("{:.1}/s", rates.taken_per_s));
             if let Some(eta_s) = forecast.eta_s.filter(|eta_s| *eta_s > 0.0) {
                 details.part(format!("none left in {}", duration(eta_s)));

@@ -234,7 +234,7 @@ fn failure_by_serde(
             },
         }),
         holder_ports: failure.holder_ports,
-        range: failure.room.map(Into::into),
+        range: failure.range.map(Into::into),
         own_range: failure.own_range.map(|(low, high)| [low.0, high.0]),
         advice: advice_on(failure, cause).map(names::advice),
         search_us: failure.search_ns.map(microseconds),
@@ -254,7 +254,7 @@ struct Call {
     errno: i32,
     cause: Option<Cause>,
     holder: Option<Lease>,
-    room: Option<Room>,
+    range: Option<RangeUse>,
     own_range: Option<(Port, Port)>,
     numbers: (u16, Option<u32>, Option<u64>, bool),
 }
@@ -270,7 +270,7 @@ fn calls() -> impl Strategy<Value = Call> {
         Cause::Other,
     ]);
     let rooms = prop::array::uniform5(0..70_000_u32).prop_map(
-        |[capacity, reserved, used, bind_locked, reusable]| Room {
+        |[capacity, reserved, used, bind_locked, reusable]| RangeUse {
             capacity,
             reserved,
             used,
@@ -290,12 +290,12 @@ fn calls() -> impl Strategy<Value = Call> {
         option::of((ports(), ports())),
         any::<(u16, Option<u32>, Option<u64>, bool)>(),
     )
-        .prop_map(|(operation, errno, cause, holder, room, own_range, numbers)| Call {
+        .prop_map(|(operation, errno, cause, holder, range, own_range, numbers)| Call {
             operation,
             errno,
             cause,
             holder,
-            room,
+            range,
             own_range,
             numbers,
         })
@@ -338,7 +338,7 @@ const RECORDS: [Both; 3] = [
             cause: call.cause,
             holder: call.holder.as_ref(),
             holder_ports,
-            room: call.room,
+            range: call.range,
             own_range: call.own_range,
             is_of_range,
             search_ns,
