@@ -1,6 +1,7 @@
 //! What is written with `-o json` is what `docs/records.schema.json` says: real streams and answers
 //! are validated against it, field by field. Needs root, and says so if it does not have it.
 
+mod manual;
 mod schema;
 #[path = "../scenarios/support.rs"]
 #[expect(dead_code, reason = "the scenarios use the rest of it")]

@@ -1,6 +1,6 @@
 //! The schema, and what it says of a record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use boon::{Compiler, Draft, SchemaIndex, Schemas};
 use serde_json::Value;
@@ -12,6 +12,28 @@ pub fn choices(pointer: &str) -> Vec<String> {
     let json: Value = serde_json::from_str(TEXT).expect("the schema is JSON");
     let choices = json.pointer(pointer).and_then(Value::as_array).expect("there is an enum");
     choices.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// Every field that the schema has, and every string that one can be.
+pub fn words() -> BTreeSet<String> {
+    fn collect(schema: &Value, words: &mut BTreeSet<String>) {
+        match schema {
+            Value::Object(keywords) => {
+                if let Some(Value::Object(fields)) = keywords.get("properties") {
+                    words.extend(fields.keys().cloned());
+                }
+                if let Some(Value::Array(names)) = keywords.get("enum") {
+                    words.extend(names.iter().filter_map(Value::as_str).map(str::to_owned));
+                }
+                keywords.values().for_each(|keyword| collect(keyword, words));
+            }
+            Value::Array(schemas) => schemas.iter().for_each(|schema| collect(schema, words)),
+            _ => {}
+        }
+    }
+    let mut words = BTreeSet::new();
+    collect(&serde_json::from_str(TEXT).expect("the schema is JSON"), &mut words);
+    words
 }
 
 /// The compiled schema: one for each type, so that an error names the field and not twenty types
