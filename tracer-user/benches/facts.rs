@@ -19,14 +19,13 @@ use anyhow::{Context as _, Result, bail};
 use perf_event::{Builder, events::Hardware};
 use tracer_ebpf::{Fact, FactKind, Owner, TcpState, decode, flags};
 use tracer_user::{
-    capacity::Forecast,
     ledger::{Ledger, Sink},
     model::{
         Addr, Failure, Instant, LeaseEvent, LocalRange, Netns, Port, PortSet, Pressure, Settings,
         Sight, TimeWaitReuse,
     },
-    record::Cgroup,
-    views::{Output as _, Verbosity, stream::json::Json},
+    record::{Body, Cgroup, Record},
+    views::{Verbosity, View as _, stream::json::Json},
 };
 use zerocopy::IntoBytes as _;
 
@@ -183,17 +182,21 @@ struct Records {
 }
 
 impl Sink for Records {
-    fn lease(&mut self, event: LeaseEvent<'_>, _ledger: &Ledger) {
+    fn lease(&mut self, event: LeaseEvent<'_>, ledger: &Ledger) {
         self.written += 1;
-        self.output.lease(&event, Some(&self.cgroup));
+        let body = Body::Lease { event, cgroup: Some(&self.cgroup) };
+        self.output.record(&Record { at: event.at, body }, ledger);
     }
 
-    fn failure(&mut self, failure: &Failure<'_>, _ledger: &Ledger) {
-        self.output.failure(failure, Some(&self.cgroup), Some(&self.cgroup));
+    fn failure(&mut self, failure: &Failure<'_>, ledger: &Ledger) {
+        let cgroup = Some(&self.cgroup);
+        let body = Body::Fail { failure, cgroup, holder_cgroup: cgroup };
+        self.output.record(&Record { at: failure.at, body }, ledger);
     }
 
-    fn pressure(&mut self, pressure: &Pressure, _ledger: &Ledger) {
-        self.output.pressure(pressure, &Forecast::of(&pressure.range, &pressure.rates));
+    fn pressure(&mut self, pressure: &Pressure, ledger: &Ledger) {
+        let body = Body::Pressure(pressure);
+        self.output.record(&Record { at: pressure.at, body }, ledger);
     }
 }
 

@@ -6,24 +6,17 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     agent::{namespaces::Namespaces, session::Audience},
-    capacity::Forecast,
     kernel::{
         hooks::loader::{HookStatus, Outcome},
-        host::{
-            cgroup::{CgroupRoot, container_of},
-            clock,
-        },
+        host::cgroup::{CgroupRoot, container_of},
     },
     ledger::{Ledger, Sink},
-    model::{
-        Change, Failure, Family, Instant, Kind, Lease, LeaseEvent, Netns, Operation, Pressure,
-        Scan, Settings,
-    },
+    model::{Change, Failure, Instant, Lease, LeaseEvent, Netns, Pressure},
     record::{
-        Cgroup, HookReport, RecordType, Start, Totals,
+        Body, Cgroup, HookReport, Record, RecordType, Start, Totals,
         filter::{Filter, Subject},
     },
-    views::{Output, stream::writer::Writer},
+    views::{View, stream::writer::Writer},
 };
 
 /// How long the end waits for a reader that does not read.
@@ -31,7 +24,7 @@ const READER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Shows what the filter admits.
 pub(crate) struct Reporter<'a> {
-    pub output: &'a mut dyn Output,
+    output: &'a mut dyn View,
     writer: Writer,
     filter: Filter,
     cgroups: CgroupNames,
@@ -44,7 +37,7 @@ impl<'a> Reporter<'a> {
     /// Shows nothing yet. Names of cgroups are those below this root; namespaces are those that were
     /// seen so far.
     pub fn new(
-        output: &'a mut dyn Output,
+        output: &'a mut dyn View,
         filter: Filter,
         cgroups: Option<CgroupRoot>,
         namespaces: Namespaces,
@@ -77,25 +70,24 @@ impl<'a> Reporter<'a> {
         self.namespaces.meet_all(&seen, ledger);
         let mut held = if shows_held { self.admitted(ledger) } else { Vec::new() };
         held.sort_by_key(|lease| (lease.netns, lease.local_port, lease.id));
-        let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
-        let hooks = hooks.iter().map(HookReport::from);
-        output.start(&Start {
+        let start = Start {
             at,
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
                 .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
-            hooks: hooks.collect(),
+            hooks: hooks.iter().map(HookReport::from).collect(),
             held: held.len(),
             warnings,
-        });
+        };
+        self.show(&Record { at, body: Body::Start(&start) }, ledger);
         for (netns, _) in seen {
-            if let Some(settings) = namespaces.untold(netns) {
-                tell_settings(*output, filter, totals, at, netns, &settings);
+            if let Some(settings) = self.namespaces.untold(netns) {
+                let body = Body::Namespace { netns, settings: &settings };
+                self.show(&Record { at, body }, ledger);
             }
         }
-        for lease in &held {
-            output.lease(&LeaseEvent { at, lease, change: Change::Held }, cgroups.of_lease(lease));
+        for lease in held {
+            self.lease(LeaseEvent { at, lease, change: Change::Held }, ledger);
         }
-        totals.add(RecordType::Held, held.len() as u64);
     }
 
     /// The leases that the filter admits to those that are held.
@@ -110,22 +102,18 @@ impl<'a> Reporter<'a> {
             .collect()
     }
 
-    /// Tells which settings have changed.
+    /// Shows which settings have changed.
     pub fn follow_settings(&mut self, at: Instant, ledger: &mut Ledger) {
-        let Self { output, filter, namespaces, totals, .. } = self;
-        for (netns, settings) in namespaces.changes(ledger) {
-            tell_settings(*output, filter, totals, at, netns, &settings);
+        for (netns, settings) in self.namespaces.changes(ledger) {
+            let body = Body::Namespace { netns, settings: &settings };
+            self.show(&Record { at, body }, ledger);
         }
     }
 
-    /// Tells of a port scan.
-    pub fn scan(&mut self, scan: &Scan) {
-        let Self { output, filter, totals, .. } = self;
-        let tried = scan.port_low.0..=scan.port_high.0;
-        if filter.admits_scan(scan.netns, scan.source.ip(), &tried) {
-            totals.add(RecordType::Scan, 1);
-            output.scan(Instant::from_ns(clock::monotonic_ns()), scan);
-        }
+    /// Shows a record, if the filter admits it.
+    pub fn show(&mut self, record: &Record<'_>, ledger: &Ledger) {
+        let Self { output, filter, cgroups: _, namespaces, totals, writer: _ } = self;
+        show(*output, filter, namespaces, totals, record, ledger);
     }
 
     /// Begins to write to stdout what the output has collected.
@@ -169,85 +157,54 @@ impl Audience for Reporter<'_> {
 }
 
 impl Sink for Reporter<'_> {
-    fn lease(&mut self, event: LeaseEvent<'_>, _ledger: &Ledger) {
+    fn lease(&mut self, event: LeaseEvent<'_>, ledger: &Ledger) {
         let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
-        let record = RecordType::of(&event.change);
-        let cgroup = cgroups.of_lease(event.lease);
-        if filter.admits(&Subject::of(record, event.lease, cgroup)) {
-            let LeaseEvent { at, lease, .. } = event;
-            if let Some(settings) = namespaces.untold(lease.netns) {
-                tell_settings(*output, filter, totals, at, lease.netns, &settings);
-            }
-            totals.add(record, 1);
-            output.lease(&event, cgroup);
-        }
+        let body = Body::Lease { event, cgroup: cgroups.of_lease(event.lease) };
+        let record = Record { at: event.at, body };
+        show(*output, filter, namespaces, totals, &record, ledger);
     }
 
-    fn pressure(&mut self, pressure: &Pressure, _ledger: &Ledger) {
-        let Self { output, filter, cgroups: _, namespaces: _, totals, writer: _ } = self;
-        let destination = pressure.destination;
-        let subject = Subject {
-            record: RecordType::Pressure,
-            netns: pressure.netns,
-            // A range is that of both.
-            family: destination.map(|destination| match destination.peer.0.is_ipv4() {
-                true => Family::Ipv4,
-                false => Family::Ipv6,
-            }),
-            kind: if destination.is_some() { Kind::Connect } else { Kind::BindAuto },
-            local_port: 0,
-            peer: destination.map(|destination| destination.peer),
-            owner: None,
-            cgroup: None,
-        };
-        if filter.admits(&subject) {
-            totals.add(RecordType::Pressure, 1);
-            output.pressure(pressure, &Forecast::of(&pressure.range, &pressure.rates));
-        }
+    fn pressure(&mut self, pressure: &Pressure, ledger: &Ledger) {
+        self.show(&Record { at: pressure.at, body: Body::Pressure(pressure) }, ledger);
     }
 
-    fn failure(&mut self, failure: &Failure<'_>, _ledger: &Ledger) {
+    fn failure(&mut self, failure: &Failure<'_>, ledger: &Ledger) {
         let Self { output, filter, cgroups, namespaces, totals, writer: _ } = self;
         let holder_cgroup = failure.holder.and_then(|holder| cgroups.of_lease(holder)).cloned();
         let cgroup = failure.owner.and_then(|owner| cgroups.get(owner.cgroup_id));
-        let subject = Subject {
-            record: RecordType::Fail,
-            netns: failure.netns,
-            family: Some(failure.family),
-            kind: match failure.operation {
-                Operation::Bind => Kind::Bind,
-                Operation::Connect => Kind::Connect,
-                Operation::Listen => Kind::Listen,
-            },
-            local_port: failure.local_port,
-            peer: failure.peer,
-            owner: failure.owner.as_ref(),
-            cgroup,
-        };
-        if filter.admits(&subject) {
-            let Failure { at, netns, .. } = *failure;
-            if let Some(settings) = namespaces.untold(netns) {
-                tell_settings(*output, filter, totals, at, netns, &settings);
-            }
-            totals.add(RecordType::Fail, 1);
-            output.failure(failure, cgroup, holder_cgroup.as_ref());
-        }
+        let body = Body::Fail { failure, cgroup, holder_cgroup: holder_cgroup.as_ref() };
+        let record = Record { at: failure.at, body };
+        show(*output, filter, namespaces, totals, &record, ledger);
     }
 }
 
-/// Tells the settings of a namespace, unless records of this type are not wanted.
-fn tell_settings(
-    output: &mut dyn Output,
+/// Shows a record, if the filter admits it, after the settings of its namespace if no record has
+/// shown them yet.
+fn show(
+    output: &mut dyn View,
     filter: &Filter,
+    namespaces: &mut Namespaces,
     totals: &mut Totals,
-    at: Instant,
-    netns: Netns,
-    settings: &Settings,
+    record: &Record<'_>,
+    ledger: &Ledger,
 ) {
-    if filter.admits_settings() {
-        totals.add(RecordType::Namespace, 1);
-        output.namespace(at, netns, settings);
+    if !filter.admits_record(record) {
+        return;
     }
+    if let Some(netns) = record.netns()
+        && let Some(settings) = namespaces.untold(netns)
+    {
+        let body = Body::Namespace { netns, settings: &settings };
+        let settings = Record { at: record.at, body };
+        if filter.admits_record(&settings) {
+            totals.add(RecordType::Namespace, 1);
+            output.record(&settings, ledger);
+        }
+    }
+    if let Some(record_type) = record.record_type() {
+        totals.add(record_type, 1);
+    }
+    output.record(record, ledger);
 }
 
 /// Names of cgroups, each looked up once.

@@ -22,10 +22,10 @@ use crate::{
         namespace::scope::Scope,
     },
     ledger::{Differences, Ledger, Sink},
-    model::{Failure, Instant, LeaseEvent, Pressure, Unknown},
-    record::{Summary, filter::Filter},
+    model::{Failure, Instant, LeaseEvent, Pressure, Scan, Unknown},
+    record::{Body, Record, Summary, Verify, filter::Filter},
     sources::scan::Scans,
-    views::Output,
+    views::View,
 };
 
 /// What the user asked for.
@@ -84,7 +84,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// See [`AgentError`]. A reader of stdout that goes away is not an error.
-pub async fn trace(options: Options, output: &mut dyn Output) -> Result<(), AgentError> {
+pub async fn trace(options: Options, output: &mut dyn View) -> Result<(), AgentError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
     let Options { load, snapshot, duration, verify, filter } = options;
@@ -282,8 +282,13 @@ impl Session<'_> {
         for prober in &over {
             tried_ports.forget(prober);
         }
-        for scan in &scans {
-            self.reporter.scan(scan);
+        self.show_scans(&scans);
+    }
+
+    fn show_scans(&mut self, scans: &[Scan]) {
+        let at = Instant::from_ns(clock::monotonic_ns());
+        for scan in scans {
+            self.reporter.show(&Record { at, body: Body::Scan(scan) }, &self.ledger);
         }
     }
 
@@ -350,7 +355,16 @@ impl Session<'_> {
         if let Some(interval) = self.checks.filter(|_| Deadline::now() >= self.next_check) {
             self.next_check = Deadline::now() + interval;
             if self.verifies {
-                self.reporter.output.verify(at, differences);
+                let verify = Verify {
+                    leases: differences.leases as u64,
+                    kernel: differences.kernel as u64,
+                    missing: differences.missing() as u64,
+                    extra: differences.extra() as u64,
+                    classes: differences.classes() as u64,
+                    differences: differences.descriptions().collect(),
+                };
+                let record = Record { at, body: Body::Verify(&verify) };
+                self.reporter.show(&record, &self.ledger);
             } else {
                 self.losses.count_unseen(count);
             }
@@ -359,8 +373,10 @@ impl Session<'_> {
     }
 
     fn report_losses(&mut self, at: Instant, healed: bool) {
-        let Self { losses, reporter, .. } = self;
-        losses.report(healed, |loss| reporter.output.loss(at, loss));
+        let Self { losses, reporter, ledger, .. } = self;
+        losses.report(healed, |loss| {
+            reporter.show(&Record { at, body: Body::Loss(loss) }, ledger);
+        });
     }
 
     /// Takes what is left on the ring and writes the summary.
@@ -370,14 +386,13 @@ impl Session<'_> {
         self.ledger.settle(Instant::from_ns(u64::MAX), &mut self.reporter);
         self.count_losses()?;
         if let Some(tried_ports) = &self.probes.tried_ports {
-            for scan in &self.scans.rest(tried_ports.all()) {
-                self.reporter.scan(scan);
-            }
+            let scans = self.scans.rest(tried_ports.all());
+            self.show_scans(&scans);
         }
         let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
         let at = Instant::from_ns(clock::monotonic_ns());
         self.report_losses(at, false);
-        self.reporter.output.summary(&Summary {
+        let summary = Summary {
             at,
             totals: self.reporter.totals.by_name(),
             facts_seen: counters.seen,
@@ -385,7 +400,9 @@ impl Session<'_> {
             facts_received: self.probes.ring.received(),
             lost: self.losses.total(),
             duration_s: began.elapsed().as_secs_f64(),
-        });
+        };
+        self.ledger.advance(at);
+        self.reporter.show(&Record { at, body: Body::Summary(&summary) }, &self.ledger);
         self.reporter.finish().map_err(AgentError::Write)
     }
 }

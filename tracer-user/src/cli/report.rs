@@ -9,20 +9,19 @@ use std::{
 
 use anyhow::Context as _;
 
+use super::{
+    Form as OutputForm,
+    trace::{self, FilterArgs, Hooks},
+};
 use crate::{
     agent::Options,
-    cli::{
-        Form,
-        trace::{self, FilterArgs, Hooks},
-    },
     kernel::{hooks::loader::LoadOptions, host::clock, namespace::scope::Scope},
+    ledger::Ledger,
+    record::{Record, filter::Filter},
+    sources::replay::Recording,
     views::{
-        Verbosity,
-        report::{
-            Aggregate, Report, Services,
-            live::{self, LiveReport},
-            recording::{self, Outcome},
-        },
+        Verbosity, View as _,
+        report::{Form, ReportView, Services},
     },
 };
 
@@ -31,8 +30,8 @@ pub struct Args {
     #[command(flatten)]
     filter: FilterArgs,
     /// Form of the report on stdout
-    #[arg(short, long, value_enum, default_value_t = Form::Text)]
-    output: Form,
+    #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
+    output: OutputForm,
     /// Observe for so many seconds, instead of until Ctrl-C
     #[arg(long, value_name = "SECS", value_parser = trace::seconds)]
     duration: Option<Duration>,
@@ -63,42 +62,40 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let verbosity = trace::verbosity(quiet, verbose);
     let filter = filter.resolve()?;
     let form = match output {
-        Form::Text => live::Form::Text { colour: stdout().is_terminal() },
-        Form::Json => live::Form::Json,
+        OutputForm::Text => Form::Text { colour: stdout().is_terminal() },
+        OutputForm::Json => Form::Json,
     };
     // A host without the list has the names that are built in.
     let services = fs::read_to_string("/etc/services").unwrap_or_default();
     let services = Services::parse(&services);
     if let Some(path) = from {
-        let mut aggregate = Aggregate::default();
-        let outcome = read(&path, &filter, &mut aggregate)?;
+        let mut report = ReportView::new(0, form, services, filter.clone(), Verbosity::Quiet);
+        let recording = read(&path, &filter, &mut report)?;
         if verbosity >= Verbosity::Normal {
-            for problem in &outcome.problems {
+            for problem in &recording.problems {
                 crate::tell!("portlife: {problem}");
             }
         }
-        if outcome.records == 0 {
+        if recording.records == 0 {
             return Err(NothingRead(name_of(&path)).into());
         }
-        return print(&form.write(&Report::of(&aggregate, &services)));
+        report.set_realtime_offset(recording.realtime_offset_ns.unwrap_or_default());
+        return print(&form.write(&report.report(recording.ledger())));
     }
     let options = Options {
         load: LoadOptions { ring_bytes, hooks: hooks.into(), scope: Scope::of(&filter.namespaces) },
         snapshot: true,
         duration,
         verify: None,
-        filter,
+        filter: filter.clone(),
     };
-    let mut output = LiveReport::new(clock::realtime_offset_ns(), form, services, verbosity);
+    let offset = clock::realtime_offset_ns();
+    let mut output = ReportView::new(offset, form, services, filter, verbosity);
     trace::observe(options, &mut output)
 }
 
 /// Reads a recording as far as it can be read.
-fn read(
-    path: &Path,
-    filter: &crate::record::filter::Filter,
-    aggregate: &mut Aggregate,
-) -> anyhow::Result<Outcome> {
+fn read(path: &Path, filter: &Filter, report: &mut ReportView) -> anyhow::Result<Recording> {
     let name = name_of(path);
     let input: Box<dyn Read> = if path == Path::new("-") {
         Box::new(stdin().lock())
@@ -107,16 +104,17 @@ fn read(
         let reason = file.as_ref().err().map(super::why_not).unwrap_or_default();
         Box::new(file.with_context(|| format!("{name} cannot be opened: {reason}"))?)
     };
-    let mut outcome = Outcome::default();
+    let mut recording = Recording::default();
     let input = BufReader::with_capacity(1 << 16, input);
-    if let Err(error) = recording::read(input, &name, filter, aggregate, &mut outcome) {
-        if outcome.records == 0 {
+    let take = |record: &Record<'_>, ledger: &Ledger| report.record(record, ledger);
+    if let Err(error) = recording.read(input, &name, filter, take) {
+        if recording.records == 0 {
             let reason = super::why_not(&error);
             return Err(error).with_context(|| format!("{name} cannot be read: {reason}"));
         }
-        outcome.problems.push(format!("{name}: the rest cannot be read: {error}"));
+        recording.problems.push(format!("{name}: the rest cannot be read: {error}"));
     }
-    Ok(outcome)
+    Ok(recording)
 }
 
 fn name_of(path: &Path) -> String {

@@ -25,7 +25,7 @@ use crate::{
         filter::{Destination, Filter, KindFilter, PortRange},
     },
     views::{
-        Output, Verbosity,
+        Verbosity, View,
         stream::{json::Json, text::Text},
     },
 };
@@ -128,7 +128,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         filter,
     };
     let offset = clock::realtime_offset_ns();
-    let mut output: Box<dyn Output> = match output {
+    let mut output: Box<dyn View> = match output {
         Form::Text => Box::new(Text::new(offset, stdout().is_terminal(), verbosity)),
         Form::Json => Box::new(Json::new(offset, verbosity)),
     };
@@ -136,7 +136,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Runs the agent to its end.
-pub fn observe(options: Options, output: &mut dyn Output) -> anyhow::Result<()> {
+pub fn observe(options: Options, output: &mut dyn View) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(agent::trace(options, output));
     // A snapshot that is still being taken need not be waited for.

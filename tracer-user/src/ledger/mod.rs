@@ -19,4 +19,5 @@ mod tests;
 
 pub use sink::Sink;
 pub use state::{Differences, Ledger};
+pub(crate) use state::{Replay, destination_of};
 pub use view::DestinationView;

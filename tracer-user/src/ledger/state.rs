@@ -5,8 +5,11 @@ mod audit;
 mod buckets;
 
 mod counts;
+mod replay;
 
 pub use audit::Differences;
+pub(crate) use counts::destination_of;
+pub(crate) use replay::Replay;
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -42,7 +45,7 @@ pub struct Ledger {
     /// First of the chain of leases of a socket, by cookie: the one that the socket itself holds,
     /// if it holds one, and those of the TIME_WAITs that it left behind.
     by_cookie: ByCookie,
-    ports: Ports,
+    pub(super) ports: Ports,
     listeners: FxHashMap<(Netns, Port), Vec<u32>>,
     /// Calls under way that have no port yet.
     pending: FxHashMap<Cookie, Pending>,
@@ -277,7 +280,7 @@ impl Ledger {
             // Snapshots go to `adopt`.
             FactKind::Held | FactKind::NamespaceFile => {}
         }
-        self.tell_pressure(sink);
+        self.report_pressure(sink);
     }
 
     /// Decides what has waited long enough, given that every fact up to `now` was applied.
@@ -317,7 +320,7 @@ impl Ledger {
                 self.announce(deadline.index, sink);
             }
         }
-        self.tell_pressure(sink);
+        self.report_pressure(sink);
     }
 
     /// True if [`settle`](Self::settle) will have something to decide.

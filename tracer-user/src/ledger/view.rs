@@ -26,6 +26,12 @@ impl Ledger {
         self.usage.set_time(now);
     }
 
+    /// True if somebody holds a port in the namespace.
+    #[must_use]
+    pub fn is_held_in(&self, netns: Netns) -> bool {
+        self.ports.chains_of(netns).next().is_some()
+    }
+
     /// The settings of a namespace; `None` if they are not known, or if so many namespaces are in
     /// use that its ports are not counted.
     #[must_use]
@@ -56,6 +62,12 @@ impl Ledger {
     /// The ports of the range that connect() leaves out because somebody bound them.
     pub fn locked_ports(&self, netns: Netns) -> impl Iterator<Item = Port> {
         self.usage.locked_ports(netns)
+    }
+
+    /// How fast ports for this destination are taken and released; `None` if none was used lately.
+    #[must_use]
+    pub fn rates_for(&self, destination: &Destination) -> Option<Rates> {
+        self.usage.destination_rates(destination)
     }
 
     /// One destination; `None` if no port was used for it lately.

@@ -14,7 +14,7 @@ pub enum Operation {
 }
 
 /// Why there was no port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
     /// Every port of the range is in use for the destination.
     RangeFull,
@@ -31,6 +31,19 @@ pub enum Cause {
     Permission,
     /// None of the above.
     Other,
+}
+
+impl Cause {
+    /// Every cause.
+    pub const ALL: [Self; 7] = [
+        Self::RangeFull,
+        Self::RangeBindLocked,
+        Self::Reserved,
+        Self::PortHeld,
+        Self::AddressNotLocal,
+        Self::Permission,
+        Self::Other,
+    ];
 }
 
 /// A call that got no port.

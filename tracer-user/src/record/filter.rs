@@ -5,8 +5,8 @@ use std::{net::IpAddr, ops::RangeInclusive, str::FromStr};
 use tracer_ebpf::Owner;
 
 use crate::{
-    model::{Addr, Family, Kind, Lease, Netns, Port},
-    record::{Cgroup, RecordType},
+    model::{Addr, Family, Kind, Lease, Netns, Operation, Port},
+    record::{Body, Cgroup, Record, RecordType},
 };
 
 /// A conjunction of conditions, each of which holds if any of its alternatives does, or if it has
@@ -104,6 +104,55 @@ impl Filter {
             && any(kinds, |kind| kind.matches(subject.kind))
             && any(types, |wanted| *wanted == subject.record)
             && (!failures_only || subject.record == RecordType::Fail)
+    }
+
+    /// True if the record is to be shown.
+    #[must_use]
+    pub fn admits_record(&self, record: &Record<'_>) -> bool {
+        match record.body {
+            Body::Start(_) | Body::Loss(_) | Body::Verify(_) | Body::Summary(_) => true,
+            Body::Namespace { netns, .. } => {
+                self.admits_settings() && any(&self.namespaces, |wanted| *wanted == netns)
+            }
+            Body::Lease { event, cgroup } => {
+                self.admits(&Subject::of(RecordType::of(&event.change), event.lease, cgroup))
+            }
+            Body::Fail { failure, cgroup, .. } => self.admits(&Subject {
+                record: RecordType::Fail,
+                netns: failure.netns,
+                family: Some(failure.family),
+                kind: match failure.operation {
+                    Operation::Bind => Kind::Bind,
+                    Operation::Connect => Kind::Connect,
+                    Operation::Listen => Kind::Listen,
+                },
+                local_port: failure.local_port,
+                peer: failure.peer,
+                owner: failure.owner.as_ref(),
+                cgroup,
+            }),
+            Body::Pressure(pressure) => {
+                let destination = pressure.destination;
+                self.admits(&Subject {
+                    record: RecordType::Pressure,
+                    netns: pressure.netns,
+                    // A range is that of both families.
+                    family: destination.map(|destination| match destination.peer.0.is_ipv4() {
+                        true => Family::Ipv4,
+                        false => Family::Ipv6,
+                    }),
+                    kind: if destination.is_some() { Kind::Connect } else { Kind::BindAuto },
+                    local_port: 0,
+                    peer: destination.map(|destination| destination.peer),
+                    owner: None,
+                    cgroup: None,
+                })
+            }
+            Body::Scan(scan) => {
+                let tried = scan.port_low.0..=scan.port_high.0;
+                self.admits_scan(scan.netns, scan.source.ip(), &tried)
+            }
+        }
     }
 
     /// True if the settings of the namespaces that are shown are to be shown, too.

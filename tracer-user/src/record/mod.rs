@@ -3,10 +3,11 @@
 pub mod filter;
 pub mod names;
 mod notice;
-pub mod read;
+pub(crate) mod read;
 mod record_type;
 mod types;
 
+pub(crate) use notice::comm;
 pub use notice::{Cgroup, HookReport, Loss, Place, Start, Summary, Verify};
 pub use record_type::{RecordType, Totals};
 pub use types::{Body, Record};

@@ -182,3 +182,9 @@ pub fn errno(errno: i32) -> Cow<'static, str> {
         other => return Cow::Owned(format!("errno {other}")),
     })
 }
+
+impl serde::Serialize for Cause {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(cause(*self))
+    }
+}

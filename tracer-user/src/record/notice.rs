@@ -107,3 +107,9 @@ pub struct Verify {
     /// Each difference in a sentence.
     pub differences: Vec<String>,
 }
+
+/// The name of a process, without its padding.
+pub(crate) fn comm(bytes: &[u8; 16]) -> std::borrow::Cow<'_, str> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end])
+}

@@ -1,184 +1,77 @@
 //! The records of the interface, read back from what `-o json` writes.
 
-use std::{borrow::Cow, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use tracer_ebpf::Owner;
 
-use crate::{
-    model::{
-        Family, Kind, LocalRange, Netns, Operation, Phase, Port, PortSet, Reason, Settings, Side,
-        Substate, TimeWaitReuse,
-    },
-    record::names,
+use super::{Body, Cgroup, Loss, Place, Record, Start, Summary, names};
+use crate::model::{
+    Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent, LeaseId, LocalRange,
+    Netns, Operation, Peer, Phase, Port, PortSet, RangeUse, Reason, Reuse, Scan, Settings, Side,
+    Substate, TimeWaitReuse,
 };
 
-/// One record.
+/// A line that was read.
 #[derive(Clone, Debug)]
-pub struct Record<'a> {
+pub(crate) struct Line<'a> {
     /// Time of day, RFC 3339.
-    pub time: Cow<'a, str>,
-    /// Nanoseconds of `CLOCK_MONOTONIC`.
-    pub mono_ns: u64,
-    /// Where; `None` in records about the whole host.
-    pub netns: Netns,
-    /// What it says.
-    pub body: Body<'a>,
+    pub(crate) time: Cow<'a, str>,
+    /// The record; `None` for types that a report does not need.
+    pub(crate) record: Option<OwnedRecord>,
 }
 
-/// What a record says.
+/// A record that was read back.
 #[derive(Clone, Debug)]
-pub enum Body<'a> {
-    /// Tracing begins.
-    Start {
-        /// The kernel's release.
-        kernel: Cow<'a, str>,
-        /// What is not seen, in sentences.
-        warnings: Vec<String>,
-    },
-    /// The settings of a namespace.
-    Namespace(Box<Settings>),
-    /// A lease: as the snapshot found it, or a change of it.
-    Lease(Box<Lease<'a>>),
-    /// A call that got no port.
-    Fail(Box<Fail<'a>>),
-    /// A source tries closed ports.
+pub(crate) struct OwnedRecord {
+    at: Instant,
+    body: OwnedBody,
+}
+
+#[derive(Clone, Debug)]
+enum OwnedBody {
+    Start(Start),
+    Namespace { netns: Netns, settings: Box<Settings> },
+    Lease { lease: Box<Lease>, change: Change, cgroup: Option<Cgroup> },
+    Fail(Box<OwnedFailure>),
     Scan(Scan),
-    /// Facts were lost.
-    Loss {
-        /// How many.
-        count: u64,
-        /// The ledger agrees with the kernel again.
-        healed: bool,
-    },
-    /// Tracing ends.
-    Summary,
-    /// A type that the report does not need, or does not know.
-    Other,
+    Loss(Loss),
+    Summary(Summary),
 }
 
-/// What a source has tried since its first try.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
-pub struct Scan {
-    pub source_addr: IpAddr,
-    pub ports: u32,
-    pub port_low: u16,
-    pub port_high: u16,
-    pub tries: u64,
-    pub rate_per_s: Option<f64>,
-    pub duration_s: f64,
-}
-
-/// A record about a lease.
 #[derive(Clone, Debug)]
-pub struct Lease<'a> {
-    /// Number of the lease.
-    pub id: u64,
-    /// Whose, and which port.
-    pub who: Who<'a>,
-    /// What happened.
-    pub event: Event,
+struct OwnedFailure {
+    /// Without its holder.
+    failure: Failure<'static>,
+    cgroup: Option<Cgroup>,
+    holder: Option<Lease>,
+    holder_cgroup: Option<Cgroup>,
 }
 
-/// The subject of a record.
-#[derive(Clone, Debug)]
-pub struct Who<'a> {
-    /// How the lease began, or was to begin.
-    pub kind: Kind,
-    /// The socket's family.
-    pub family: Family,
-    /// Local address.
-    pub local_addr: IpAddr,
-    /// Local port; `None` in failures to get one.
-    pub local_port: Option<u16>,
-    /// The peer.
-    pub peer: Option<(IpAddr, u16)>,
-    /// The owner.
-    pub process: Option<Process<'a>>,
-}
-
-/// A process.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "the names are those of the records")]
-pub struct Process<'a> {
-    pub pid: u32,
-    pub comm: Cow<'a, str>,
-    pub uid: u32,
-    pub cgroup: Option<Cow<'a, str>>,
-    pub container: Option<Cow<'a, str>>,
-}
-
-/// What happened to a lease.
-#[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "the names are those of the records")]
-pub enum Event {
-    Held { phase: Phase, closed_by: Option<Side>, age_s: Option<f64>, timestamps: Option<bool> },
-    Bind { reuse: Option<Reuse> },
-    Connect { search_us: Option<f64>, reuse: Option<Reuse> },
-    Established,
-    Accept,
-    Listen,
-    Closing { by: Side },
-    TimeWait { substate: Substate, timestamps: Option<bool> },
-    Release { reason: Reason, held_s: Option<f64>, time_wait_s: Option<f64> },
-}
-
-/// An earlier use of the port.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
-pub struct Reuse {
-    pub idle_s: f64,
-    pub from_time_wait: bool,
-}
-
-/// A call that got no port.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "the names are those of the records")]
-pub struct Fail<'a> {
-    pub who: Who<'a>,
-    pub operation: Operation,
-    pub errno: i32,
-    pub error: Cow<'a, str>,
-    pub requested_port: u16,
-    pub cause: Option<Cause>,
-    pub holder: Option<Holder<'a>>,
-    /// The ports of the range at that moment, where the tracer knew them.
-    pub range: Option<Range>,
-    pub search_us: Option<f64>,
-}
-
-/// The lease that is in the way.
-#[derive(Clone, Debug)]
-pub struct Holder<'a> {
-    /// Whose.
-    pub who: Who<'a>,
-    /// What it does.
-    pub phase: Phase,
-}
-
-/// What became of the ports of a range, as the call that failed saw it.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
-pub struct Range {
-    pub capacity: u32,
-    pub reserved: u32,
-    pub used: u32,
-    pub bind_locked: u32,
-}
-
-/// Why a call got no port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names are those of the records")]
-pub enum Cause {
-    RangeFull,
-    RangeBindLocked,
-    PortHeld,
-    Reserved,
-    AddressNotLocal,
-    Permission,
-    #[serde(other)]
-    Other,
+impl OwnedRecord {
+    /// Passes the record on in the form that views take.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&Record<'_>) -> R) -> R {
+        let at = self.at;
+        let body = match &self.body {
+            OwnedBody::Start(start) => Body::Start(start),
+            OwnedBody::Namespace { netns, settings } => Body::Namespace { netns: *netns, settings },
+            OwnedBody::Lease { lease, change, cgroup } => Body::Lease {
+                event: LeaseEvent { at, lease, change: *change },
+                cgroup: cgroup.as_ref(),
+            },
+            OwnedBody::Fail(owned) => {
+                let OwnedFailure { failure, cgroup, holder, holder_cgroup } = &**owned;
+                let failure = Failure { holder: holder.as_ref(), ..*failure };
+                let (cgroup, holder_cgroup) = (cgroup.as_ref(), holder_cgroup.as_ref());
+                let body = Body::Fail { failure: &failure, cgroup, holder_cgroup };
+                return f(&Record { at, body });
+            }
+            OwnedBody::Scan(scan) => Body::Scan(scan),
+            OwnedBody::Loss(loss) => Body::Loss(loss),
+            OwnedBody::Summary(summary) => Body::Summary(summary),
+        };
+        f(&Record { at, body })
+    }
 }
 
 /// Why a line is no record.
@@ -200,26 +93,21 @@ pub enum RecordError {
     },
 }
 
-impl<'a> Record<'a> {
+impl<'a> Line<'a> {
     /// Reads one line.
     ///
     /// # Errors
     /// See [`RecordError`]. Types and fields that are not known are no error.
-    pub fn parse(line: &'a [u8]) -> Result<Self, RecordError> {
+    pub(crate) fn parse(line: &'a [u8]) -> Result<Self, RecordError> {
         let Head { v, record, time, mono_ns, netns } =
             serde_json::from_slice(line).map_err(|error| RecordError::Malformed(reason(&error)))?;
         if v != 1 {
             return Err(RecordError::Version(v));
         }
-        let incomplete =
-            |reason: String| RecordError::Incomplete { record: record.to_string(), reason };
-        let body = body(&record, line).map_err(&incomplete)?;
-        if netns.is_none()
-            && matches!(body, Body::Namespace(_) | Body::Lease(_) | Body::Fail(_) | Body::Scan(_))
-        {
-            return Err(incomplete("there is no `netns`".to_owned()));
-        }
-        Ok(Self { time, mono_ns, netns: Netns(netns.unwrap_or_default()), body })
+        let at = Instant::from_ns(mono_ns);
+        let body = body(&record, line, at, netns.map(Netns))
+            .map_err(|reason| RecordError::Incomplete { record: record.to_string(), reason })?;
+        Ok(Self { time, record: body.map(|body| OwnedRecord { at, body }) })
     }
 }
 
@@ -234,35 +122,56 @@ struct Head<'a> {
     netns: Option<u32>,
 }
 
-fn body<'a>(record: &str, line: &'a [u8]) -> Result<Body<'a>, String> {
+fn body(
+    record: &str,
+    line: &[u8],
+    at: Instant,
+    netns: Option<Netns>,
+) -> Result<Option<OwnedBody>, String> {
     fn read<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, String> {
         serde_json::from_slice(line).map_err(|error| reason(&error))
     }
-    Ok(match record {
+    let here = || needed("netns", netns);
+    Ok(Some(match record {
         "start" => {
-            let StartFields { kernel, warnings } = read(line)?;
-            Body::Start { kernel, warnings }
+            let StartFields { kernel, warnings, held } = read(line)?;
+            let hooks = Vec::new();
+            OwnedBody::Start(Start { at, kernel: kernel.into_owned(), hooks, held, warnings })
         }
-        "namespace" => Body::Namespace(Box::new(read::<NamespaceFields<'_>>(line)?.settings()?)),
+        "namespace" => OwnedBody::Namespace {
+            netns: here()?,
+            settings: Box::new(read::<NamespaceFields<'_>>(line)?.settings()?),
+        },
         "held" | "bind" | "connect" | "established" | "accept" | "listen" | "closing"
         | "time_wait" | "release" => {
             let fields: LeaseFields<'_> = read(line)?;
-            let event = fields.event(record)?;
-            let (id, who) = (needed("lease", fields.lease)?, fields.who()?);
-            if who.local_port.is_none() {
-                return Err("there is no `local_port`".to_owned());
-            }
-            Body::Lease(Box::new(Lease { id, who, event }))
+            let change = fields.change(record)?;
+            let id = needed("lease", fields.lease)?;
+            let cgroup = fields.cgroup();
+            let lease = Box::new(fields.lease(at, here()?, id, Some(change))?);
+            OwnedBody::Lease { lease, change, cgroup }
         }
-        "fail" => Body::Fail(Box::new(read::<LeaseFields<'_>>(line)?.fail()?)),
-        "scan" => Body::Scan(read(line)?),
+        "fail" => OwnedBody::Fail(Box::new(read::<LeaseFields<'_>>(line)?.failure(at, here()?)?)),
+        "scan" => OwnedBody::Scan(read::<ScanFields>(line)?.scan(at, here()?)),
         "loss" => {
             let LossFields { count, healed } = read(line)?;
-            Body::Loss { count, healed }
+            // A report says how many were lost, not where.
+            OwnedBody::Loss(Loss { count, place: Place::Ring, healed })
         }
-        "summary" => Body::Summary,
-        _ => Body::Other,
-    })
+        "summary" => {
+            let SummaryFields { lost, duration_s } = read(line)?;
+            OwnedBody::Summary(Summary {
+                at,
+                totals: BTreeMap::new(),
+                facts_seen: 0,
+                facts_filtered: 0,
+                facts_received: 0,
+                lost,
+                duration_s,
+            })
+        }
+        _ => return Ok(None),
+    }))
 }
 
 #[derive(Deserialize)]
@@ -271,6 +180,77 @@ struct StartFields<'a> {
     kernel: Cow<'a, str>,
     #[serde(default)]
     warnings: Vec<String>,
+    #[serde(default)]
+    held: usize,
+}
+
+#[derive(Deserialize)]
+struct SummaryFields {
+    #[serde(default)]
+    lost: u64,
+    #[serde(default)]
+    duration_s: f64,
+}
+
+#[derive(Deserialize)]
+struct ScanFields {
+    source_addr: IpAddr,
+    ports: u32,
+    port_low: u16,
+    port_high: u16,
+    tries: u64,
+    duration_s: f64,
+}
+
+impl ScanFields {
+    fn scan(self, at: Instant, netns: Netns) -> Scan {
+        let Self { source_addr, ports, port_low, port_high, tries, duration_s } = self;
+        Scan {
+            netns,
+            source: source_addr.into(),
+            ports,
+            port_low: Port(port_low),
+            port_high: Port(port_high),
+            tries,
+            first: earlier(at, duration_s),
+            last: at,
+        }
+    }
+}
+
+/// What became of the ports of a range, as the call that failed saw it.
+#[derive(Clone, Copy, Deserialize)]
+struct RangeFields {
+    capacity: u32,
+    #[serde(default)]
+    reserved: u32,
+    used: u32,
+    bind_locked: u32,
+    #[serde(default)]
+    reusable: u32,
+}
+
+impl From<RangeFields> for RangeUse {
+    fn from(fields: RangeFields) -> Self {
+        let RangeFields { capacity, reserved, used, bind_locked, reusable } = fields;
+        Self { capacity, reserved, used, bind_locked, reusable }
+    }
+}
+
+/// An earlier use of the port.
+#[derive(Clone, Copy, Deserialize)]
+struct ReuseFields {
+    #[serde(default)]
+    lease: u64,
+    idle_s: f64,
+    from_time_wait: bool,
+}
+
+impl From<ReuseFields> for Reuse {
+    fn from(fields: ReuseFields) -> Self {
+        let ReuseFields { lease, idle_s, from_time_wait } = fields;
+        Self { previous: LeaseId(lease), idle_ns: nanoseconds(idle_s), from_time_wait }
+    }
 }
 
 #[derive(Deserialize)]
@@ -321,6 +301,7 @@ impl NamespaceFields<'_> {
 #[derive(Deserialize)]
 struct LeaseFields<'a> {
     lease: Option<u64>,
+    cookie: Option<u64>,
     #[serde(borrow)]
     kind: Cow<'a, str>,
     #[serde(borrow)]
@@ -352,48 +333,98 @@ struct LeaseFields<'a> {
     held_s: Option<f64>,
     time_wait_s: Option<f64>,
     search_us: Option<f64>,
-    reuse: Option<Reuse>,
+    handshake_us: Option<f64>,
+    listener: Option<u64>,
+    reuse: Option<ReuseFields>,
     #[serde(borrow)]
     op: Option<Cow<'a, str>>,
     errno: Option<i32>,
-    #[serde(borrow)]
-    error: Option<Cow<'a, str>>,
     requested_port: Option<u16>,
-    cause: Option<Cause>,
+    #[serde(borrow)]
+    cause: Option<Cow<'a, str>>,
     #[serde(borrow)]
     holder: Option<Box<LeaseFields<'a>>>,
-    range: Option<Range>,
+    holder_ports: Option<u32>,
+    range: Option<RangeFields>,
+    own_range: Option<[u16; 2]>,
 }
 
-impl<'a> LeaseFields<'a> {
-    fn event(&self, record: &str) -> Result<Event, String> {
+impl LeaseFields<'_> {
+    fn change(&self, record: &str) -> Result<Change, String> {
+        let microseconds = |us: f64| nanoseconds(us / 1e6);
         Ok(match record {
-            "held" => Event::Held {
-                phase: self.phase()?,
-                closed_by: self.closed_by.as_deref().map(side).transpose()?,
-                age_s: self.age_s,
-                timestamps: self.timestamps,
+            "held" => Change::Held,
+            "bind" => Change::Bind {
+                requested_port: self.requested_port.unwrap_or_default(),
+                reuse: self.reuse.map(Into::into),
             },
-            "bind" => Event::Bind { reuse: self.reuse },
-            "connect" => Event::Connect { search_us: self.search_us, reuse: self.reuse },
-            "established" => Event::Established,
-            "accept" => Event::Accept,
-            "listen" => Event::Listen,
-            "closing" => Event::Closing { by: side(needed("by", self.by.as_deref())?)? },
-            "time_wait" => Event::TimeWait {
-                substate: substate(needed("substate", self.substate.as_deref())?)?,
-                timestamps: self.timestamps,
+            "connect" => Change::Connect {
+                search_ns: self.search_us.map(microseconds),
+                reuse: self.reuse.map(Into::into),
             },
-            _ => Event::Release {
-                reason: named(
-                    "reason",
-                    needed("reason", self.reason.as_deref())?,
-                    &Reason::ALL,
-                    names::reason,
-                )?,
-                held_s: self.held_s,
-                time_wait_s: self.time_wait_s,
-            },
+            "established" => {
+                Change::Established { handshake_ns: self.handshake_us.map(microseconds) }
+            }
+            "accept" => Change::Accept { listener: self.listener.map(Cookie) },
+            "listen" => Change::Listen,
+            "closing" => Change::Closing { by: side(needed("by", self.by.as_deref())?)? },
+            "time_wait" => {
+                Change::TimeWait(substate(needed("substate", self.substate.as_deref())?)?)
+            }
+            _ => {
+                let name = needed("reason", self.reason.as_deref())?;
+                Change::Release { reason: named("reason", name, &Reason::ALL, names::reason)? }
+            }
+        })
+    }
+
+    /// The lease as it is after a change, or as it is in the way of a call.
+    fn lease(
+        &self,
+        at: Instant,
+        netns: Netns,
+        id: u64,
+        change: Option<Change>,
+    ) -> Result<Lease, String> {
+        let before = |by_s: Option<f64>| by_s.map(|by_s| earlier(at, by_s));
+        let phase = match change {
+            None | Some(Change::Held) => self.phase()?,
+            Some(Change::Bind { .. }) => Phase::Bound,
+            Some(Change::Connect { .. }) => Phase::Connecting,
+            Some(Change::Established { .. } | Change::Accept { .. }) => Phase::Established,
+            Some(Change::Listen) => Phase::Listen,
+            Some(Change::Closing { .. } | Change::Release { .. }) => Phase::Closing,
+            Some(Change::TimeWait(substate)) => Phase::TimeWait(substate),
+        };
+        let now = |is_now: bool| is_now.then_some(at);
+        let begins = matches!(
+            change,
+            Some(Change::Bind { .. } | Change::Connect { .. } | Change::Accept { .. })
+        );
+        let closed_by = match change {
+            Some(Change::Closing { by }) => Some(by),
+            _ => self.closed_by.as_deref().map(side).transpose()?,
+        };
+        Ok(Lease {
+            id: LeaseId(id),
+            cookie: Cookie(self.cookie.unwrap_or_default()),
+            netns,
+            kind: named("kind", &self.kind, &Kind::ALL, names::kind)?,
+            family: self.family()?,
+            v6_only: false,
+            local_addr: self.local_addr.into(),
+            local_port: Port(needed("local_port", self.local_port)?),
+            peer: Peer::from(self.peer()),
+            phase,
+            owner: self.owner().map(Arc::new),
+            acquired: now(begins).or(before(self.held_s)).or(before(self.age_s)),
+            established: now(phase == Phase::Established && change != Some(Change::Held)),
+            closing: now(matches!(change, Some(Change::Closing { .. }))),
+            closed_by,
+            time_wait: now(matches!(change, Some(Change::TimeWait(_))))
+                .or(before(self.time_wait_s)),
+            timer_armed: None,
+            has_timestamps: self.timestamps,
         })
     }
 
@@ -412,34 +443,46 @@ impl<'a> LeaseFields<'a> {
         named("phase", needed("phase", self.phase.as_deref())?, &phases, names::phase)
     }
 
-    fn who(self) -> Result<Who<'a>, String> {
-        let process = match (self.pid, self.comm) {
-            (Some(pid), Some(comm)) => Some(Process {
-                pid,
-                comm,
-                uid: self.uid.unwrap_or_default(),
-                cgroup: self.cgroup,
-                container: self.container,
-            }),
-            _ => None,
-        };
-        Ok(Who {
-            kind: named("kind", &self.kind, &Kind::ALL, names::kind)?,
-            family: named("family", &self.family, &[Family::Ipv4, Family::Ipv6], names::family)?,
-            local_addr: self.local_addr,
-            local_port: self.local_port,
-            peer: self.peer_addr.zip(self.peer_port),
-            process,
-        })
+    fn family(&self) -> Result<Family, String> {
+        named("family", &self.family, &[Family::Ipv4, Family::Ipv6], names::family)
     }
 
-    fn fail(mut self) -> Result<Fail<'a>, String> {
-        let holder = self.holder.take().map(|holder| -> Result<_, String> {
-            let phase = holder.phase()?;
-            Ok(Holder { who: holder.who()?, phase })
-        });
+    fn peer(&self) -> Option<(crate::model::Addr, Port)> {
+        let (addr, port) = self.peer_addr.zip(self.peer_port)?;
+        Some((addr.into(), Port(port)))
+    }
+
+    fn owner(&self) -> Option<Owner> {
+        let (pid, name) = (self.pid?, self.comm.as_deref()?);
+        let mut comm = [0; 16];
+        for (to, from) in comm.iter_mut().zip(name.as_bytes()) {
+            *to = *from;
+        }
+        Some(Owner { pid, uid: self.uid.unwrap_or_default(), cgroup_id: 0, comm })
+    }
+
+    fn cgroup(&self) -> Option<Cgroup> {
+        let path = self.cgroup.as_deref()?.to_owned();
+        Some(Cgroup { path, container: self.container.as_deref().map(str::to_owned) })
+    }
+
+    fn failure(self, at: Instant, netns: Netns) -> Result<OwnedFailure, String> {
+        let holder = self.holder.as_ref();
+        let holder_cgroup = holder.and_then(|holder| holder.cgroup());
+        let holder = holder
+            .map(|holder| holder.lease(at, netns, holder.lease.unwrap_or_default(), None))
+            .transpose()?;
         let operations = [Operation::Bind, Operation::Connect, Operation::Listen];
-        Ok(Fail {
+        let cause = self.cause.as_deref().map(|name| {
+            // One that a later version added.
+            named("cause", name, &Cause::ALL, names::cause).unwrap_or(Cause::Other)
+        });
+        let failure = Failure {
+            at,
+            netns,
+            cookie: Cookie(self.cookie.unwrap_or_default()),
+            family: self.family()?,
+            owner: self.owner(),
             operation: named(
                 "op",
                 needed("op", self.op.as_deref())?,
@@ -447,15 +490,33 @@ impl<'a> LeaseFields<'a> {
                 names::operation,
             )?,
             errno: needed("errno", self.errno)?,
-            error: needed("error", self.error.take())?,
-            requested_port: self.requested_port.unwrap_or_default(),
-            cause: self.cause,
-            holder: holder.transpose()?,
-            range: self.range,
-            search_us: self.search_us,
-            who: self.who()?,
-        })
+            local_addr: self.local_addr.into(),
+            local_port: self.requested_port.unwrap_or_default(),
+            peer: self.peer(),
+            cause,
+            holder: None,
+            holder_ports: self.holder_ports,
+            range: self.range.map(Into::into),
+            own_range: self.own_range.map(|[low, high]| (Port(low), Port(high))),
+            is_of_range: false,
+            search_ns: self.search_us.map(|us| nanoseconds(us / 1e6)),
+        };
+        Ok(OwnedFailure { failure, cgroup: self.cgroup(), holder, holder_cgroup })
     }
+}
+
+/// The instant some seconds before this one.
+fn earlier(at: Instant, by_s: f64) -> Instant {
+    Instant::from_ns(at.ns().saturating_sub(nanoseconds(by_s)))
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "as casts saturate, and a duration is not negative"
+)]
+fn nanoseconds(seconds: f64) -> u64 {
+    (seconds * 1e9).round() as u64
 }
 
 fn side(name: &str) -> Result<Side, String> {
@@ -493,25 +554,29 @@ mod tests {
     const CONNECT: &str = r#"{"v":1,"type":"connect","time":"2026-01-02T03:04:05.000000006Z","mono_ns":7,"netns":4026531840,"lease":3,"cookie":9,"kind":"connect","family":"ipv4","local_addr":"10.0.0.1","local_port":40000,"peer_addr":"10.0.0.2","peer_port":80,"pid":12,"comm":"curl","uid":0,"cgroup":"/a","container":null,"search_us":4.5,"reuse":{"lease":1,"idle_s":0.5,"from_time_wait":false},"something_new":[1]}"#;
 
     fn error(line: &str) -> String {
-        Record::parse(line.as_bytes()).expect_err("it is wrong").to_string()
+        Line::parse(line.as_bytes()).expect_err("it is wrong").to_string()
     }
 
     #[test]
     fn a_record_is_read() {
-        let record = Record::parse(CONNECT.as_bytes()).unwrap();
-        assert_eq!((record.mono_ns, record.netns), (7, Netns(4_026_531_840)));
-        let Body::Lease(lease) = record.body else { panic!("{:?}", record.body) };
-        assert_eq!(lease.who.local_port, Some(40_000));
-        assert_eq!(lease.who.process.as_ref().map(|process| process.pid), Some(12));
-        assert!(
-            matches!(lease.event, Event::Connect { search_us: Some(us), reuse: Some(_) } if us == 4.5)
-        );
+        let line = Line::parse(CONNECT.as_bytes()).unwrap();
+        line.record.expect("it is known").with(|record| {
+            assert_eq!(record.at.ns(), 7);
+            let Body::Lease { event, cgroup } = record.body else { panic!("{record:?}") };
+            assert_eq!(event.lease.netns, Netns(4_026_531_840));
+            assert_eq!(event.lease.local_port, Port(40_000));
+            assert_eq!(event.lease.owner.as_ref().map(|owner| owner.pid), Some(12));
+            assert_eq!(cgroup.map(|cgroup| cgroup.path.as_str()), Some("/a"));
+            let Change::Connect { search_ns, reuse } = event.change else { panic!("{event:?}") };
+            assert_eq!(search_ns, Some(4_500));
+            assert_eq!(reuse.map(|reuse| reuse.idle_ns), Some(500_000_000));
+        });
     }
 
     #[test]
     fn types_that_are_not_known_are_passed_over() {
         let line = r#"{"v":1,"type":"weather","time":"x","mono_ns":7}"#;
-        assert!(matches!(Record::parse(line.as_bytes()).unwrap().body, Body::Other));
+        assert!(Line::parse(line.as_bytes()).unwrap().record.is_none());
     }
 
     #[test]

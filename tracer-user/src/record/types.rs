@@ -1,6 +1,6 @@
 //! One typed record for the stream, for JSON both ways, for filters and for every view.
 
-use super::{Cgroup, Loss, Start, Summary, Verify};
+use super::{Cgroup, Loss, RecordType, Start, Summary, Verify};
 use crate::model::{Failure, Instant, LeaseEvent, Netns, Pressure, Scan, Settings};
 
 /// What the user is told: one line of the stream.
@@ -53,4 +53,30 @@ pub enum Body<'a> {
     Verify(&'a Verify),
     /// The last record.
     Summary(&'a Summary),
+}
+
+impl Record<'_> {
+    /// The record's type, if it is one that can be asked for; the others are always shown.
+    #[must_use]
+    pub fn record_type(&self) -> Option<RecordType> {
+        Some(match self.body {
+            Body::Namespace { .. } => RecordType::Namespace,
+            Body::Lease { event, .. } => RecordType::of(&event.change),
+            Body::Fail { .. } => RecordType::Fail,
+            Body::Pressure(_) => RecordType::Pressure,
+            Body::Scan(_) => RecordType::Scan,
+            Body::Start(_) | Body::Loss(_) | Body::Verify(_) | Body::Summary(_) => return None,
+        })
+    }
+
+    /// The namespace whose settings a reader must know by then; `None` for records that say
+    /// everything themselves.
+    #[must_use]
+    pub fn netns(&self) -> Option<Netns> {
+        match self.body {
+            Body::Lease { event, .. } => Some(event.lease.netns),
+            Body::Fail { failure, .. } => Some(failure.netns),
+            _ => None,
+        }
+    }
 }

@@ -2,4 +2,5 @@
 
 #[cfg(feature = "programs")]
 pub mod occupants;
+pub mod replay;
 pub mod scan;

@@ -196,7 +196,7 @@ impl Json {
                 .collect(),
         };
         self.write("check", at, None, record);
-        std::mem::take(super::Output::buffer(&mut self))
+        std::mem::take(super::View::buffer(&mut self))
     }
 }
 

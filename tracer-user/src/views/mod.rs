@@ -8,37 +8,16 @@ pub mod stream;
 pub mod why;
 
 use crate::{
-    capacity::Forecast,
-    ledger::Differences,
-    model::{Failure, Instant, Lease, LeaseEvent, Netns, Pressure, Scan, Settings},
-    record::{Cgroup, Loss, Start, Summary},
+    ledger::Ledger,
+    model::{Instant, Lease},
+    record::{Record, Start},
 };
 
-/// A form of output. Records are collected until they are [taken](Self::buffer).
-pub trait Output {
-    /// The tracer sees everything from now on.
-    fn start(&mut self, start: &Start);
-    /// The settings of a namespace that the records to come name, or what they have become.
-    fn namespace(&mut self, at: Instant, netns: Netns, settings: &Settings);
-    /// A change of a lease, or a lease that a snapshot found.
-    fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>);
-    /// A call that got no port.
-    fn failure(
-        &mut self,
-        failure: &Failure<'_>,
-        cgroup: Option<&Cgroup>,
-        holder_cgroup: Option<&Cgroup>,
-    );
-    /// A destination or a range crossed a level of use.
-    fn pressure(&mut self, pressure: &Pressure, forecast: &Forecast);
-    /// A source tries closed ports.
-    fn scan(&mut self, at: Instant, scan: &Scan);
-    /// Facts were lost.
-    fn loss(&mut self, at: Instant, loss: &Loss);
-    /// The ledger was compared with the kernel.
-    fn verify(&mut self, at: Instant, differences: &Differences);
-    /// The end.
-    fn summary(&mut self, summary: &Summary);
+/// Somebody who looks at records, and at the ledger. What a view has written is collected until it
+/// is [taken](Self::buffer).
+pub trait View {
+    /// Takes a record, with the ledger as it is at that moment.
+    fn record(&mut self, record: &Record<'_>, ledger: &Ledger);
     /// What is to be written to stdout.
     fn buffer(&mut self) -> &mut Vec<u8>;
 }
@@ -63,19 +42,13 @@ impl Verbosity {
         }
     }
 
-    fn list(self, differences: &Differences) {
+    fn list(self, differences: &[String]) {
         if self >= Self::Verbose {
-            for difference in differences.descriptions() {
+            for difference in differences {
                 crate::tell!("portlife: {difference}");
             }
         }
     }
-}
-
-/// The name of a process, without its padding.
-fn comm(bytes: &[u8; 16]) -> std::borrow::Cow<'_, str> {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end])
 }
 
 /// The times of a lease that has ended, in nanoseconds; `None` where the beginning was not seen.

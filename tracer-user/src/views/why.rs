@@ -7,13 +7,10 @@ use serde::Serialize;
 use crate::{
     capacity::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortView},
     model::{BucketClass, Instant, Lease, Phase, Port, PortClass},
-    record::{Cgroup, names},
-    views::{
-        comm,
-        stream::{
-            json::{Holder, Json},
-            text::{endpoint, peer},
-        },
+    record::{Cgroup, comm, names},
+    views::stream::{
+        json::{Holder, Json},
+        text::{endpoint, peer},
     },
 };
 
@@ -161,7 +158,7 @@ impl Json {
             problems: &answer.view.problems,
         };
         self.write("why", at, None, why);
-        std::mem::take(super::Output::buffer(&mut self))
+        std::mem::take(super::View::buffer(&mut self))
     }
 }
 

@@ -262,7 +262,7 @@ impl Ledger {
         for ((netns, port), class) in &differences.classes {
             self.correct_bucket_class(*netns, *port, *class);
         }
-        self.tell_pressure(sink);
+        self.report_pressure(sink);
     }
 
     /// Where the kernel has a TIME_WAIT and only the ledger the socket that it replaced, the lease

@@ -69,8 +69,8 @@ impl Ledger {
         self.usage.forget(netns);
     }
 
-    /// Tells of the levels that were crossed.
-    pub(super) fn tell_pressure(&mut self, sink: &mut impl Sink) {
+    /// Reports the levels that were crossed.
+    pub(super) fn report_pressure(&mut self, sink: &mut impl Sink) {
         if self.usage.has_crossed() {
             for pressure in self.usage.take_crossed() {
                 sink.pressure(&pressure, self);
@@ -252,7 +252,7 @@ impl Ledger {
 
 /// The destination that a lease's port is in use for. A connection to a listener is of no
 /// destination: its port was not chosen.
-fn destination_of(lease: &Lease) -> Option<Destination> {
+pub(crate) fn destination_of(lease: &Lease) -> Option<Destination> {
     let is_connection = match lease.phase {
         Phase::Bound | Phase::Listen => false,
         Phase::Connecting | Phase::Established | Phase::Closing | Phase::TimeWait(_) => true,

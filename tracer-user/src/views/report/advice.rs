@@ -2,24 +2,23 @@
 //! would bring.
 
 use crate::{
-    model::PortSet,
+    ledger::Ledger,
+    model::{LocalRange, Netns, Port, PortSet, TIME_WAIT_S},
     views::report::{
-        aggregate::Aggregate,
         model::{
             Advice, DestinationRow, FailureRow, Finding, FindingKind, HolderRow, ListenerRow,
             Report, SettingsRow,
         },
         show::{self, endpoint, number},
-        tables::TIME_WAIT_S,
     },
 };
 
 /// Advice on all that was found, the most urgent first.
 #[must_use]
-pub fn give(report: &Report, aggregate: &Aggregate) -> Vec<Advice> {
+pub fn give(report: &Report, ledger: &Ledger) -> Vec<Advice> {
     let mut advice: Vec<Advice> = Vec::new();
     for finding in std::iter::once(&report.verdict).chain(&report.findings) {
-        for one in on(finding, report, aggregate) {
+        for one in on(finding, report, ledger) {
             // Two findings may have one remedy.
             if !advice.iter().any(|known| known.what == one.what && known.command == one.command) {
                 advice.push(one);
@@ -52,7 +51,7 @@ pub fn folklore(report: &Report) -> Vec<String> {
     ]
 }
 
-fn on(finding: &Finding, report: &Report, aggregate: &Aggregate) -> Vec<Advice> {
+fn on(finding: &Finding, report: &Report, ledger: &Ledger) -> Vec<Advice> {
     let place = Place::of(finding, report);
     let row = finding.destination_row.and_then(|place| report.destinations.get(place));
     let failure = finding.failure_row.and_then(|place| report.failures.get(place));
@@ -83,7 +82,7 @@ fn on(finding: &Finding, report: &Report, aggregate: &Aggregate) -> Vec<Advice> 
         }
         FindingKind::BindBeforeConnect => vec![bind_without_port(finding, report)],
         FindingKind::PoisonedPort => {
-            vec![bind_outside_range(finding, report, aggregate, &place)]
+            vec![bind_outside_range(finding, report, ledger, &place)]
         }
         FindingKind::ListenerBlocked => {
             let Some(failure) = failure else { return Vec::new() };
@@ -212,7 +211,7 @@ fn reuse_time_waits(row: &DestinationRow, place: &Place<'_>) -> Option<Advice> {
     if !settings.timestamps {
         command = format!("{command}; {}", place.sysctl("net.ipv4.tcp_timestamps", "1"));
     }
-    let now = row.ceiling_per_s.unwrap_or(capacity / TIME_WAIT_S);
+    let now = row.ceiling_per_s.unwrap_or(capacity / f64::from(TIME_WAIT_S));
     Some(Advice {
         what: "Let connect() take ports over from TIME_WAITs.".to_owned(),
         evidence: format!(
@@ -268,16 +267,15 @@ fn widen_range(
         return None;
     }
     let reserved = PortSet::parse(&settings.reserved).ok()?;
-    let range =
-        crate::model::LocalRange::new(crate::model::Port(WIDEST.0), crate::model::Port(WIDEST.1))?;
+    let range = LocalRange::new(Port(WIDEST.0), Port(WIDEST.1))?;
     // Listeners' ports must be kept from clients then.
     let mut to_reserve: Vec<_> = report
         .listeners
         .iter()
         .filter(|listener| {
             Some(listener.netns) == finding.netns
-                && range.contains(crate::model::Port(listener.local_port))
-                && !reserved.contains(crate::model::Port(listener.local_port))
+                && range.contains(Port(listener.local_port))
+                && !reserved.contains(Port(listener.local_port))
         })
         .map(|listener| listener.local_port)
         .collect();
@@ -390,21 +388,15 @@ fn bind_without_port(finding: &Finding, report: &Report) -> Advice {
 fn bind_outside_range(
     finding: &Finding,
     report: &Report,
-    aggregate: &Aggregate,
+    ledger: &Ledger,
     place: &Place<'_>,
 ) -> Advice {
     let row = report.namespaces.iter().find(|row| Some(row.netns) == finding.netns);
     let who = finding.owner.as_ref().map_or_else(|| "the binder".to_owned(), ToString::to_string);
     let locked = row.map_or(0, |row| row.bind_locked);
-    let mut ports: Vec<u16> = finding
-        .netns
-        .and_then(|netns| aggregate.namespaces.get(&crate::model::Netns(netns)))
-        .into_iter()
-        .flat_map(|namespace| {
-            let bound = namespace.ports.iter().filter(|(_, held)| held.binders > 0);
-            bound.map(|(port, _)| *port).filter(|port| namespace.may_choose(*port))
-        })
-        .collect();
+    let netns = finding.netns.map(Netns);
+    let locked_ports = netns.into_iter().flat_map(|netns| ledger.locked_ports(netns));
+    let mut ports: Vec<u16> = locked_ports.map(|port| port.0).collect();
     ports.sort_unstable();
     let command = place.settings.map_or_else(String::new, |settings| {
         let list = with_reserved(&settings.reserved, &ports);

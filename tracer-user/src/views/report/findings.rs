@@ -3,29 +3,28 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    model::{LocalRange, Netns},
-    record::read::Cause,
+    model::{Cause, LocalRange, Netns, Port},
     views::report::{
-        aggregate::Aggregate,
-        crowd::Crowd,
         model::{
             DestinationRow, FailureRow, Finding, FindingKind, LeakRow, LeakState, ListenerRow,
             OwnerName, Report, ScanRow, Severity,
         },
+        rows,
         show::{self, endpoint, number},
-        tables,
+        survey::Survey,
+        tally::Tally,
     },
 };
 
 /// Everything that is wrong, the worst first.
 #[must_use]
-pub fn find(report: &Report, aggregate: &Aggregate) -> Vec<Finding> {
+pub fn find(report: &Report, tally: &Tally) -> Vec<Finding> {
     let mut found = Vec::new();
     for (place, failure) in report.failures.iter().enumerate() {
         found.push(Finding {
             failure_row: Some(place),
             destination_row: destination_of(report, failure),
-            ..of_failure(report, aggregate, failure)
+            ..of_failure(report, tally, failure)
         });
     }
     found.extend(report.leaks.iter().filter_map(|leak| of_leak(report, leak)));
@@ -34,7 +33,7 @@ pub fn find(report: &Report, aggregate: &Aggregate) -> Vec<Finding> {
             Some(Finding { destination_row: Some(place), ..finding_of(row)? })
         }));
     }
-    for (netns, namespace) in &aggregate.namespaces {
+    for (netns, namespace) in &tally.namespaces {
         if namespace.time_wait_overflows > 0 {
             found.push(Finding {
                 severity: Severity::Warning,
@@ -220,7 +219,7 @@ fn of_listeners_in_range(report: &Report) -> Vec<Finding> {
     by_namespace.into_iter().map(finding).collect()
 }
 
-fn of_failure(report: &Report, aggregate: &Aggregate, failure: &FailureRow) -> Finding {
+fn of_failure(report: &Report, tally: &Tally, failure: &FailureRow) -> Finding {
     let caller = failure.callers.first().and_then(|caller| caller.owner.clone());
     let who = owner_or_unknown(caller.as_ref());
     let calls = calls(failure);
@@ -242,7 +241,7 @@ fn of_failure(report: &Report, aggregate: &Aggregate, failure: &FailureRow) -> F
             of_exhausted(failure, row, &calls, &range, caller, &finding)
         }
         Some(Cause::RangeFull | Cause::RangeBindLocked) => {
-            of_bound(failure, aggregate, &calls, &range, caller, &finding)
+            of_bound(failure, tally, &calls, &range, caller, &finding)
         }
         Some(Cause::Reserved) => finding(
             FindingKind::RangeReserved,
@@ -252,7 +251,7 @@ fn of_failure(report: &Report, aggregate: &Aggregate, failure: &FailureRow) -> F
                  none can be chosen."
             ),
         ),
-        Some(Cause::PortHeld) => of_held(failure, aggregate, &calls, caller, &finding),
+        Some(Cause::PortHeld) => of_held(failure, tally, &calls, caller, &finding),
         cause => Finding {
             severity: Severity::Warning,
             ..finding(
@@ -281,9 +280,9 @@ fn of_exhausted(
     caller: Option<OwnerName>,
     finding: &impl Fn(FindingKind, Option<OwnerName>, String) -> Finding,
 ) -> Finding {
-    let crowd = &failure.crowd;
-    let used = crowd.to_destination.ports;
-    let capacity = crowd.capacity.unwrap_or(used);
+    let survey = &failure.survey;
+    let used = survey.to_destination.ports;
+    let capacity = survey.capacity.unwrap_or(used);
     let owner = failure.held_by.clone();
     let by = owner_or_unknown(owner.as_ref());
     let after = match row.and_then(|row| row.headroom) {
@@ -292,7 +291,7 @@ fn of_exhausted(
         }
         _ => String::new(),
     };
-    if crowd.time_wait > 0 && crowd.time_wait * 2 >= used {
+    if survey.time_wait > 0 && survey.time_wait * 2 >= used {
         let ceiling = row
             .and_then(|row| row.ceiling_per_s)
             .map(|ceiling| {
@@ -302,7 +301,7 @@ fn of_exhausted(
         let sentence = format!(
             "{calls}: {} of {} ports of {range} are in TIME_WAIT after connections of {by}, which \
              closes first{ceiling}.{after}",
-            number(crowd.time_wait),
+            number(survey.time_wait),
             number(capacity),
         );
         return finding(FindingKind::TimeWaitPileUp, owner.or(caller), sentence);
@@ -311,7 +310,7 @@ fn of_exhausted(
         "{calls}: {} of {} ports of {range} were in use for it, {} by {by}.{after}",
         number(used),
         number(capacity),
-        number(crowd.to_destination.of_owner),
+        number(survey.to_destination.of_owner),
     );
     finding(FindingKind::DestinationExhausted, owner.or(caller), sentence)
 }
@@ -319,16 +318,16 @@ fn of_exhausted(
 /// A search failed because of ports that are bound.
 fn of_bound(
     failure: &FailureRow,
-    aggregate: &Aggregate,
+    tally: &Tally,
     calls: &str,
     range: &str,
     caller: Option<OwnerName>,
     finding: &impl Fn(FindingKind, Option<OwnerName>, String) -> Finding,
 ) -> Finding {
-    let Crowd { bound, bound_auto, bound_listening, bound_shared, held, .. } = failure.crowd;
+    let Survey { bound, bound_auto, bound_listening, bound_shared, held, .. } = failure.survey;
     // The tracer itself may have named whoever bound most.
     let named = failure.holder.as_ref().and_then(|holder| holder.owner.clone());
-    let owner = tables::name(aggregate, bound.owner).or(named);
+    let owner = tally.owners.name(bound.owner).or(named);
     let by = owner_or_unknown(owner.as_ref());
     let of_owner = bound.of_owner;
     let who = owner_or_unknown(caller.as_ref());
@@ -345,7 +344,7 @@ fn of_bound(
             "{calls} by {who}: {} of {} ports of {range} are bound by {by}, which binds before it \
              connects and so takes each port from every destination.",
             number(of_owner),
-            number(failure.crowd.capacity.unwrap_or(bound.ports)),
+            number(failure.survey.capacity.unwrap_or(bound.ports)),
         );
         return finding(FindingKind::BindBeforeConnect, owner, sentence);
     }
@@ -359,11 +358,11 @@ fn of_bound(
             "{calls} by {who} although ports are not in use for it: {by} has bound {} of the {} \
              ports of {range}{shared}, and a port that somebody has bound is lost to every connect().",
             number(of_owner),
-            number(failure.crowd.capacity.unwrap_or(bound.ports)),
+            number(failure.survey.capacity.unwrap_or(bound.ports)),
         );
         return finding(FindingKind::PoisonedPort, owner, sentence);
     }
-    let owner = tables::name(aggregate, held.owner);
+    let owner = tally.owners.name(held.owner);
     let by = owner_or_unknown(owner.as_ref());
     let sentence = format!(
         "{calls} by {who}: all ports of {range} are held, {} by {by}.",
@@ -374,7 +373,7 @@ fn of_bound(
 
 fn of_held(
     failure: &FailureRow,
-    aggregate: &Aggregate,
+    tally: &Tally,
     calls: &str,
     caller: Option<OwnerName>,
     finding: &impl Fn(FindingKind, Option<OwnerName>, String) -> Finding,
@@ -390,10 +389,8 @@ fn of_held(
         .zip(holder.peer_port)
         .map(|(addr, port)| format!(" to {}", endpoint(addr, port)))
         .unwrap_or_default();
-    let is_in_range = aggregate
-        .namespaces
-        .get(&Netns(failure.netns))
-        .is_some_and(|namespace| namespace.may_choose(failure.requested_port));
+    let is_in_range = rows::settings_of(tally, Netns(failure.netns))
+        .is_none_or(|settings| settings.may_choose(Port(failure.requested_port)));
     if is_in_range && (holder.kind == "connect" || holder.kind == "bind_auto") {
         let sentence = format!(
             "{calls} by {who}: an outgoing connection of {by}{to} holds the port ({}), because it \

@@ -1,69 +1,97 @@
 //! The report: what a stream of records amounts to.
 //!
-//! Records go in, live or recorded, and add up in the [`Aggregate`]; a [`Report`] is made of it
-//! once, at the end. Invariant: pure, but for [`recording`], which reads lines.
+//! Records add up in the [`Tally`]; what is held and how many ports are left, the ledger says. A
+//! [`Report`] is made of both once, at the end.
 
 mod advice;
-pub mod aggregate;
-pub mod crowd;
 mod findings;
-pub mod histogram;
-pub mod live;
-pub mod model;
-pub mod recording;
-pub mod services;
+mod histogram;
+mod model;
+mod owners;
+mod rows;
+mod services;
 mod show;
+mod survey;
 mod table;
-mod tables;
+mod tally;
 #[cfg(test)]
 mod tests;
-pub mod text;
+mod text;
+mod view;
 
-pub use aggregate::Aggregate;
 pub use model::Report;
 pub use services::Services;
-
-use std::time::Duration;
+pub use view::ReportView;
 
 use jiff::Timestamp;
 use model::{Histograms, Observed, Severity};
 use serde::Serialize;
+use tally::Tally;
+
+use crate::{ledger::Ledger, model::Instant, record::filter::Filter};
 
 /// Rows of the longer tables that are shown.
 const MOST_ROWS: usize = 15;
 /// What is found beside the verdict and shown.
 const MOST_FINDINGS: usize = 10;
 
+/// How a report is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Text, in colour or not.
+    Text {
+        /// For a terminal.
+        colour: bool,
+    },
+    /// One JSON object.
+    Json,
+}
+
+impl Form {
+    /// The report in this form.
+    #[must_use]
+    pub fn write(self, report: &Report) -> String {
+        match self {
+            Self::Text { colour } => text::render(report, colour),
+            // The report is made of what JSON can say.
+            Self::Json => serde_json::to_string(&report.record()).unwrap_or_default() + "\n",
+        }
+    }
+}
+
 impl Report {
     /// Of all that was observed.
-    #[must_use]
-    pub fn of(aggregate: &Aggregate, services: &Services) -> Self {
+    fn of(tally: &mut Tally, ledger: &Ledger, services: &Services, filter: &Filter) -> Self {
+        let held = rows::held(tally, ledger, filter);
+        let failures = rows::failures(tally, ledger);
+        let tally = &*tally;
         let mut report = Self {
-            observed: observed(aggregate),
+            observed: observed(tally),
             verdict: findings::nothing(),
             findings: Vec::new(),
-            namespaces: tables::namespaces(aggregate),
-            destinations: tables::destinations(aggregate),
-            destinations_total: aggregate.destinations.len(),
-            owners: tables::owners(aggregate),
+            namespaces: rows::namespaces(tally, ledger, &held),
+            destinations: rows::destinations(tally, ledger, &held),
+            destinations_total: 0,
+            owners: rows::owners(tally, &held),
             owners_total: 0,
             histograms: Histograms {
-                lifetime: aggregate.lifetimes.clone(),
-                time_wait: aggregate.time_waits.clone(),
-                reuse_interval: aggregate.reuse_intervals.clone(),
-                search: aggregate.searches.clone(),
+                lifetime: tally.lifetimes.clone(),
+                time_wait: tally.time_waits.clone(),
+                reuse_interval: tally.reuse_intervals.clone(),
+                search: tally.searches.clone(),
             },
-            failures: tables::failures(aggregate),
-            failures_total: aggregate.failures.len(),
-            leaks: tables::leaks(aggregate),
-            listeners: tables::listeners(aggregate, services),
-            jumps: tables::jumps(aggregate),
-            scans: tables::scans(aggregate),
+            failures,
+            failures_total: tally.failures.len(),
+            leaks: rows::leaks(tally, &held),
+            listeners: rows::listeners(tally, &held, services),
+            jumps: rows::jumps(tally),
+            scans: rows::scans(tally),
             advice: Vec::new(),
             folklore: Vec::new(),
         };
         report.owners_total = report.owners.len();
-        let mut found = findings::find(&report, aggregate);
+        report.destinations_total = report.destinations.len();
+        let mut found = findings::find(&report, tally);
         let is_bad = found.first().is_some_and(|worst| worst.severity > Severity::Note);
         report.verdict = if is_bad { found.remove(0) } else { findings::healthy(&report) };
         found.truncate(MOST_FINDINGS);
@@ -74,19 +102,16 @@ impl Report {
             .filter_map(|finding| finding.netns)
             .collect();
         report.namespaces.sort_by_key(|row| !troubled.contains(&row.netns));
-        report.advice = advice::give(&report, aggregate);
+        report.advice = advice::give(&report, ledger);
         report.folklore = advice::folklore(&report);
         report.destinations.truncate(MOST_ROWS);
         report.owners.truncate(MOST_ROWS);
         report.failures.truncate(MOST_ROWS);
         report
     }
-}
 
-impl Report {
     /// The report as a record of the interface.
-    #[must_use]
-    pub fn record(&self) -> impl Serialize {
+    fn record(&self) -> impl Serialize {
         #[derive(Serialize)]
         struct Record<'a> {
             v: u32,
@@ -100,38 +125,38 @@ impl Report {
     }
 }
 
-fn observed(aggregate: &Aggregate) -> Observed {
-    let mut shortcomings = aggregate.warnings.clone();
-    let mut say = |is_so: bool, what: &str| {
+fn observed(tally: &Tally) -> Observed {
+    let mut shortcomings = tally.warnings.clone();
+    let mut note = |is_so: bool, what: &str| {
         if is_so {
             shortcomings.push(what.to_owned());
         }
     };
-    say(
-        aggregate.records > 0 && !aggregate.is_begun,
+    note(
+        tally.records > 0 && !tally.is_begun,
         "the records begin in the middle: what was held before them is not known",
     );
-    say(
-        aggregate.is_begun && !aggregate.is_ended,
+    note(
+        tally.is_begun && !tally.is_ended,
         "the records end without a summary: they were cut off, or go on",
     );
-    say(
-        aggregate.namespaces.values().any(|namespace| namespace.settings.is_none()),
+    note(
+        tally.namespaces.values().any(|namespace| namespace.settings.is_none()),
         "the settings of some namespaces are not known: how many ports they have cannot be said",
     );
-    let until = aggregate.first.as_ref().and_then(|(time, first_ns)| {
-        let elapsed = Duration::from_nanos(aggregate.last_ns.saturating_sub(*first_ns));
-        let until = time.parse::<Timestamp>().ok()?.checked_add(elapsed).ok()?;
-        Some(format!("{until:.9}"))
-    });
+    let time_of_day = |at: Instant| {
+        let ns = i128::from(at.ns()) + tally.realtime_offset_ns;
+        let time = Timestamp::from_nanosecond(ns).ok()?;
+        Some(format!("{time:.9}"))
+    };
     Observed {
-        until,
-        since: aggregate.first.as_ref().map(|(time, _)| time.clone()),
-        duration_s: aggregate.duration_s(),
-        records: aggregate.records,
-        kernel: aggregate.kernel.clone(),
-        lost: aggregate.lost,
-        lost_for_good: aggregate.lost_for_good,
+        since: tally.first.and_then(time_of_day),
+        until: tally.first.and(time_of_day(tally.last)),
+        duration_s: tally.duration_s(),
+        records: tally.records,
+        kernel: tally.kernel.clone(),
+        lost: tally.lost,
+        lost_for_good: tally.lost_for_good,
         shortcomings,
     }
 }

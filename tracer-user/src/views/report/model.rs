@@ -5,9 +5,8 @@ use std::{fmt, net::IpAddr};
 use serde::Serialize;
 
 use crate::{
-    model::LocalRange,
-    record::read::Cause,
-    views::report::{crowd::Crowd, histogram::Histogram},
+    model::{Cause, LocalRange},
+    views::report::{histogram::Histogram, survey::Survey},
 };
 
 /// A report.
@@ -64,7 +63,6 @@ pub struct Observed {
     pub kernel: Option<String>,
     /// Facts that were lost, and those that were lost for good.
     pub lost: u64,
-    #[expect(missing_docs, reason = "see lost")]
     pub lost_for_good: u64,
     /// What is missing, in sentences.
     pub shortcomings: Vec<String>,
@@ -130,7 +128,6 @@ pub enum FindingKind {
 
 /// One thing that was found.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Finding {
     pub severity: Severity,
     pub kind: FindingKind,
@@ -150,7 +147,6 @@ pub struct Finding {
 
 /// A process by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct OwnerName {
     pub pid: Option<u32>,
     pub comm: String,
@@ -174,7 +170,6 @@ impl fmt::Display for OwnerName {
 
 /// Leases by what their holders do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
 pub struct Phases {
     pub bound: u32,
     pub listen: u32,
@@ -188,7 +183,6 @@ pub struct Phases {
 
 /// Leases by how they began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
 pub struct Kinds {
     pub connect: u32,
     pub bind_auto: u32,
@@ -199,7 +193,6 @@ pub struct Kinds {
 
 /// A namespace.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
 pub struct NamespaceRow {
     pub netns: u32,
     /// `None` where the settings could not be read.
@@ -220,7 +213,6 @@ pub struct NamespaceRow {
 
 /// The settings of a namespace.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
 pub struct SettingsRow {
     pub range_low: u16,
     pub range_high: u16,
@@ -237,7 +229,6 @@ pub struct SettingsRow {
 
 /// A destination.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
 pub struct DestinationRow {
     pub netns: u32,
     pub source_addr: IpAddr,
@@ -286,7 +277,6 @@ impl DestinationRow {
 
 /// An owner.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
 pub struct OwnerRow {
     /// `None` for ports whose owner nobody knows, such as TIME_WAITs from before the start.
     pub owner: Option<OwnerName>,
@@ -314,7 +304,6 @@ pub struct Histograms {
 
 /// Failures of a kind.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
 pub struct FailureRow {
     pub netns: u32,
     pub op: &'static str,
@@ -340,12 +329,11 @@ pub struct FailureRow {
     #[serde(skip)]
     pub local_range: Option<LocalRange>,
     #[serde(skip)]
-    pub crowd: Crowd,
+    pub(super) survey: Survey,
 }
 
 /// Who called.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Caller {
     pub owner: Option<OwnerName>,
     pub count: u64,
@@ -353,7 +341,6 @@ pub struct Caller {
 
 /// Who is in the way.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
 pub struct HolderRow {
     pub owner: Option<OwnerName>,
     pub kind: &'static str,
@@ -366,7 +353,6 @@ pub struct HolderRow {
 
 /// Ports that are held for nothing.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
 pub struct LeakRow {
     pub netns: u32,
     pub state: LeakState,
@@ -396,7 +382,6 @@ pub enum LeakState {
 
 /// A listener.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
 pub struct ListenerRow {
     pub netns: u32,
     pub local_addr: IpAddr,
@@ -415,7 +400,6 @@ pub struct ListenerRow {
 
 /// A process that takes ports far faster than it did.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct JumpRow {
     pub owner: OwnerName,
     /// Seconds since the start of the observation.
@@ -426,7 +410,6 @@ pub struct JumpRow {
 
 /// A source that tried many closed ports.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "the names are those of the records")]
 pub struct ScanRow {
     pub netns: u32,
     pub source_addr: IpAddr,

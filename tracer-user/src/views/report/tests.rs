@@ -3,12 +3,17 @@
 use serde_json::{Value, json};
 
 use crate::{
-    record::{filter::Filter, read::Cause},
-    views::report::{
-        Aggregate, Report, Services,
-        model::{FindingKind, Severity},
-        recording::{self, Outcome},
-        text,
+    ledger::Ledger,
+    model::Cause,
+    record::{Record, filter::Filter},
+    sources::replay::Recording,
+    views::{
+        Verbosity, View as _,
+        report::{
+            Form, Report, ReportView, Services,
+            model::{FindingKind, Severity},
+            text,
+        },
     },
 };
 
@@ -126,11 +131,13 @@ fn extend(record: &mut Value, with: Value) {
     record.extend(with);
 }
 
-fn read(input: &[u8], filter: &Filter) -> (Report, Outcome) {
-    let mut aggregate = Aggregate::default();
-    let mut outcome = Outcome::default();
-    recording::read(input, "tape", filter, &mut aggregate, &mut outcome).unwrap();
-    (Report::of(&aggregate, &Services::default()), outcome)
+fn read(input: &[u8], filter: &Filter) -> (Report, Recording) {
+    let services = Services::default();
+    let mut view = ReportView::new(0, Form::Json, services, filter.clone(), Verbosity::Quiet);
+    let mut recording = Recording::default();
+    let take = |record: &Record<'_>, ledger: &Ledger| view.record(record, ledger);
+    recording.read(input, "tape", filter, take).unwrap();
+    (view.report(recording.ledger()), recording)
 }
 
 #[test]

@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 
-use crate::views::report::{
-    histogram::Histogram,
-    model::{FailureRow, Finding, LeakState, OwnerName, Report, SettingsRow, Severity},
-    show::{duration, endpoint, number, rate},
-    table::{Table, wrap},
+use crate::{
+    record::names,
+    views::report::{
+        histogram::Histogram,
+        model::{FailureRow, Finding, LeakState, OwnerName, Report, SettingsRow, Severity},
+        show::{duration, endpoint, number, rate},
+        table::{Table, wrap},
+    },
 };
 
 const WIDTH: usize = 118;
@@ -83,10 +86,7 @@ impl Page {
             ("IN THE WAY", 60),
         ]);
         for failure in &report.failures {
-            let cause = failure.cause.map(|cause| {
-                let name = serde_json::to_string(&cause).unwrap_or_default();
-                name.trim_matches('"').replace('_', " ")
-            });
+            let cause = failure.cause.map(|cause| names::cause(cause).replace('_', " "));
             table.row([
                 number(failure.count),
                 failure.op.to_owned(),

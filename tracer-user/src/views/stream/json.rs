@@ -6,15 +6,15 @@ use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use tracer_ebpf::Owner;
 
 use crate::{
-    capacity::{Forecast, advice_on, cause_of, free_in_s},
-    ledger::Differences,
+    capacity::{Forecast, advice_on, free_in_s},
+    ledger::Ledger,
     model::{
         Addr, Change, Failure, Instant, Kind, Lease, LeaseEvent, LeaseId, Netns, Operation, Phase,
         Pressure, RangeUse, Reuse, Scan, Settings, seconds,
     },
-    record::{Cgroup, Loss, RecordType, Start, Summary, names},
+    record::{Body, Cgroup, Loss, Record, RecordType, Start, Summary, Verify, comm, names},
     views::{
-        Output, Times, Verbosity, comm,
+        Times, Verbosity, View,
         stream::line::{AsSerde, Microseconds, Name, Owners, Seconds, TimeOfDay, Value, append},
     },
 };
@@ -52,7 +52,7 @@ impl Json {
         let time = jiff::Timestamp::from_nanosecond(i128::from(at.ns()) + self.realtime_offset_ns)
             .unwrap_or_default();
         let record =
-            Record { v: 1, kind, time: format_args!("{time:.9}"), mono_ns: at.ns(), netns, rest };
+            Line { v: 1, kind, time: format_args!("{time:.9}"), mono_ns: at.ns(), netns, rest };
         // Writing to memory cannot fail, and the records are made of what JSON can say.
         if serde_json::to_writer(&mut self.buffer, &record).is_ok() {
             self.buffer.push(b'\n');
@@ -102,7 +102,37 @@ impl Json {
     }
 }
 
-impl Output for Json {
+impl View for Json {
+    fn record(&mut self, record: &Record<'_>, _ledger: &Ledger) {
+        self.write_record(record);
+    }
+
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+}
+
+impl Json {
+    /// Writes a record.
+    pub fn write_record(&mut self, record: &Record<'_>) {
+        let Record { at, body } = *record;
+        match body {
+            Body::Start(start) => self.start(start),
+            Body::Namespace { netns, settings } => self.namespace(at, netns, settings),
+            Body::Lease { event, cgroup } => self.lease(&event, cgroup),
+            Body::Fail { failure, cgroup, holder_cgroup } => {
+                self.failure(failure, cgroup, holder_cgroup);
+            }
+            Body::Pressure(pressure) => self.pressure(pressure),
+            Body::Scan(scan) => self.scan(at, scan),
+            Body::Loss(loss) => self.loss(at, loss),
+            Body::Verify(verify) => self.verify(at, verify),
+            Body::Summary(summary) => self.summary(summary),
+        }
+    }
+}
+
+impl Json {
     fn start(&mut self, start: &Start) {
         self.verbosity.warn(start);
         #[derive(Serialize)]
@@ -240,8 +270,7 @@ impl Output for Json {
         cgroup: Option<&Cgroup>,
         holder_cgroup: Option<&Cgroup>,
     ) {
-        let cause = cause_of(failure);
-        let advice = advice_on(failure, cause);
+        let advice = advice_on(failure, failure.cause);
         let Failure {
             at,
             netns,
@@ -253,7 +282,7 @@ impl Output for Json {
             local_addr,
             local_port,
             peer,
-            cause: _,
+            cause,
             holder,
             holder_ports,
             range,
@@ -298,7 +327,8 @@ impl Output for Json {
         });
     }
 
-    fn pressure(&mut self, pressure: &Pressure, forecast: &Forecast) {
+    fn pressure(&mut self, pressure: &Pressure) {
+        let forecast = Forecast::of(&pressure.range, &pressure.rates);
         #[derive(Serialize)]
         struct Details {
             source_addr: Option<Addr>,
@@ -367,21 +397,22 @@ impl Output for Json {
         self.write("loss", at, None, Details { count, r#where: names::place(place), healed });
     }
 
-    fn verify(&mut self, at: Instant, differences: &Differences) {
+    fn verify(&mut self, at: Instant, verify: &Verify) {
         #[derive(Serialize)]
         struct Details {
-            leases: usize,
-            kernel: usize,
-            missing: usize,
-            extra: usize,
-            classes: usize,
+            leases: u64,
+            kernel: u64,
+            missing: u64,
+            extra: u64,
+            classes: u64,
         }
+        let Verify { leases, kernel, missing, extra, classes, differences } = verify;
         let details = Details {
-            leases: differences.leases,
-            kernel: differences.kernel,
-            missing: differences.missing(),
-            extra: differences.extra(),
-            classes: differences.classes(),
+            leases: *leases,
+            kernel: *kernel,
+            missing: *missing,
+            extra: *extra,
+            classes: *classes,
         };
         self.verbosity.list(differences);
         self.write("verify", at, None, details);
@@ -409,15 +440,11 @@ impl Output for Json {
         };
         self.write("summary", *at, None, details);
     }
-
-    fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.buffer
-    }
 }
 
 /// What every record has.
 #[derive(Serialize)]
-struct Record<'a, D> {
+struct Line<'a, D> {
     v: u32,
     #[serde(rename = "type")]
     kind: &'static str,

@@ -10,13 +10,10 @@ use tracer_ebpf::{Owner, mapped};
 
 use crate::{
     model::{Addr, microseconds, seconds},
-    record::Cgroup,
-    views::{
-        comm,
-        stream::digits::{
-            append_billionths, append_decimal, append_fraction, append_ipv4, append_short,
-            append_start, append_thousandths,
-        },
+    record::{Cgroup, comm},
+    views::stream::digits::{
+        append_billionths, append_decimal, append_fraction, append_ipv4, append_short,
+        append_start, append_thousandths,
     },
 };
 

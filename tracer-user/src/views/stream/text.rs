@@ -6,15 +6,15 @@ use jiff::tz::TimeZone;
 use tracer_ebpf::{Owner, mapped};
 
 use crate::{
-    capacity::{Advice, Forecast, advice_on, cause_of, free_in_s},
-    ledger::Differences,
+    capacity::{Advice, Forecast, advice_on, free_in_s},
+    ledger::Ledger,
     model::{
         Addr, Change, Failure, Instant, Lease, LeaseEvent, Netns, Phase, Port, Pressure, RangeUse,
         Reuse, Scan, Settings, Side,
     },
-    record::{Cgroup, Loss, Place, RecordType, Start, Summary, names},
+    record::{Body, Cgroup, Loss, Place, Record, RecordType, Start, Summary, Verify, comm, names},
     views::{
-        Output, Times, Verbosity, comm,
+        Times, Verbosity, View,
         stream::{
             digits::append_ipv4,
             line::{Second, Value as _},
@@ -206,7 +206,37 @@ impl Details<'_> {
     }
 }
 
-impl Output for Text {
+impl View for Text {
+    fn record(&mut self, record: &Record<'_>, _ledger: &Ledger) {
+        self.write_record(record);
+    }
+
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+}
+
+impl Text {
+    /// Writes a record.
+    pub fn write_record(&mut self, record: &Record<'_>) {
+        let Record { at, body } = *record;
+        match body {
+            Body::Start(start) => self.start(start),
+            Body::Namespace { netns, settings } => self.namespace(at, netns, settings),
+            Body::Lease { event, cgroup } => self.lease(&event, cgroup),
+            Body::Fail { failure, cgroup, holder_cgroup } => {
+                self.failure(failure, cgroup, holder_cgroup);
+            }
+            Body::Pressure(pressure) => self.pressure(pressure),
+            Body::Scan(scan) => self.scan(at, scan),
+            Body::Loss(loss) => self.loss(at, loss),
+            Body::Verify(verify) => self.verify(at, verify),
+            Body::Summary(summary) => self.summary(summary),
+        }
+    }
+}
+
+impl Text {
     fn start(&mut self, start: &Start) {
         self.verbosity.warn(start);
         if self.verbosity >= Verbosity::Normal {
@@ -295,7 +325,7 @@ impl Output for Text {
         _cgroup: Option<&Cgroup>,
         _holder_cgroup: Option<&Cgroup>,
     ) {
-        let found = cause_of(failure);
+        let found = failure.cause;
         let cause = found.map(|cause| names::cause(cause).replace('_', " "));
         let range = failure.range.map(|range| {
             let RangeUse { capacity, reserved, used, bind_locked, .. } = range;
@@ -344,7 +374,8 @@ impl Output for Text {
         });
     }
 
-    fn pressure(&mut self, pressure: &Pressure, forecast: &Forecast) {
+    fn pressure(&mut self, pressure: &Pressure) {
+        let forecast = Forecast::of(&pressure.range, &pressure.rates);
         let Pressure { at, netns, destination, level_percent, is_rising, range, rates } = *pressure;
         let verb = if is_rising { "rises to" } else { "falls to" };
         let level = match level_percent {
@@ -404,17 +435,13 @@ impl Output for Text {
         crate::tell!("portlife: {count} facts were lost because {place}; {outcome}");
     }
 
-    fn verify(&mut self, _at: Instant, differences: &Differences) {
+    fn verify(&mut self, _at: Instant, verify: &Verify) {
+        let Verify { leases, kernel, missing, extra, classes, differences } = verify;
         self.verbosity.list(differences);
-        if self.verbosity >= Verbosity::Normal || !differences.is_empty() {
+        if self.verbosity >= Verbosity::Normal || missing + extra + classes > 0 {
             crate::tell!(
-                "portlife: verified: {} leases in the ledger, {} in the kernel, missing {}, extra {}, \
-                 bind buckets of another class {}",
-                differences.leases,
-                differences.kernel,
-                differences.missing(),
-                differences.extra(),
-                differences.classes()
+                "portlife: verified: {leases} leases in the ledger, {kernel} in the kernel, missing \
+                 {missing}, extra {extra}, bind buckets of another class {classes}"
             );
         }
     }
@@ -431,10 +458,6 @@ impl Output for Text {
             duration(summary.duration_s),
             summary.lost
         );
-    }
-
-    fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.buffer
     }
 }
 

@@ -211,7 +211,7 @@ fn failure_by_serde(
         phase: &'static str,
         free_in_s: Option<f64>,
     }
-    let cause = cause_of(failure);
+    let cause = failure.cause;
     let port = failure.local_port;
     let kind = match failure.operation {
         Operation::Bind if port == 0 => names::kind(Kind::BindAuto),

@@ -1,0 +1,190 @@
+//! A ledger that follows recorded changes instead of facts: the same tables, the same counts.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use super::{Ledger, NewLease, Tuple};
+use crate::{
+    ledger::{Sink, marks::Mark},
+    model::{
+        Addr, Change, Failure, Instant, Lease, LeaseEvent, LeaseId, Netns, Peer, Phase, Pressure,
+        Settings, Sight,
+    },
+};
+
+/// Follows a recording.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    ledger: Ledger,
+    /// Where each recorded lease is.
+    leases: FxHashMap<LeaseId, u32>,
+}
+
+impl Default for Replay {
+    fn default() -> Self {
+        Self { ledger: empty(), leases: FxHashMap::default() }
+    }
+}
+
+fn empty() -> Ledger {
+    Ledger::new(Sight {
+        ports_chosen: true,
+        accepts: true,
+        marks_connect: true,
+        bound_idle: true,
+        since: Instant::BOOT,
+    })
+}
+
+impl Replay {
+    /// The ledger as it was at that moment of the recording.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Sets the time of what follows.
+    pub(crate) fn advance(&mut self, at: Instant) {
+        self.ledger.advance(at);
+    }
+
+    /// A new run begins, which numbers its leases anew.
+    pub(crate) fn restart(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The settings of a namespace from now on.
+    pub(crate) fn set_settings(&mut self, netns: Netns, settings: Settings) {
+        self.ledger.set_settings(netns, Arc::new(settings));
+        self.ledger.report_pressure(&mut Unheard);
+    }
+
+    /// A lease changed. One that is not known is older than the recording.
+    pub(crate) fn apply(&mut self, event: &LeaseEvent<'_>) {
+        let LeaseEvent { at, lease, change } = *event;
+        let ledger = &mut self.ledger;
+        let index = match self.leases.get(&lease.id) {
+            Some(known) => *known,
+            None => {
+                let index = ledger.enter_recorded(lease);
+                self.leases.insert(lease.id, index);
+                index
+            }
+        };
+        if lease.owner.is_some() {
+            ledger.leases[index as usize].lease.owner.clone_from(&lease.owner);
+        }
+        ledger.repeat(index, at, lease, change);
+        if let Change::Release { reason } = change {
+            self.leases.remove(&lease.id);
+            ledger.release(index, at, reason, &mut Unheard);
+        }
+        ledger.report_pressure(&mut Unheard);
+    }
+}
+
+impl Ledger {
+    /// Enters a recorded lease as its first record shows it.
+    fn enter_recorded(&mut self, lease: &Lease) -> u32 {
+        let Lease {
+            id,
+            cookie,
+            netns,
+            kind,
+            family,
+            v6_only,
+            local_addr,
+            local_port,
+            peer,
+            phase,
+            ref owner,
+            acquired,
+            established,
+            closing,
+            closed_by,
+            time_wait,
+            timer_armed,
+            has_timestamps,
+        } = *lease;
+        let new = NewLease {
+            cookie,
+            netns,
+            family,
+            v6_only,
+            local_addr,
+            local_port,
+            peer: peer.get(),
+            kind,
+            phase,
+            owner: owner.clone(),
+            acquired,
+            has_timestamps,
+        };
+        let is_time_wait = matches!(phase, Phase::TimeWait(_));
+        let index = self.insert(new, !is_time_wait, is_time_wait);
+        let lease = &mut self.leases[index as usize].lease;
+        lease.id = id;
+        (lease.established, lease.closing, lease.closed_by) = (established, closing, closed_by);
+        (lease.time_wait, lease.timer_armed) = (time_wait, timer_armed);
+        if phase == Phase::Listen {
+            self.bind_bucket(index);
+        }
+        index
+    }
+
+    /// Does to a lease what the recorded change did.
+    fn repeat(&mut self, index: u32, at: Instant, recorded: &Lease, change: Change) {
+        let unheard = &mut Unheard;
+        match change {
+            Change::Held | Change::Bind { .. } | Change::Accept { .. } | Change::Release { .. } => {
+            }
+            Change::Connect { .. } => {
+                self.leases[index as usize].lease.timer_armed = Some(at);
+            }
+            Change::Established { .. } => {
+                self.connects_to(index, recorded.local_addr, recorded.peer);
+                let lease = &mut self.leases[index as usize].lease;
+                lease.phase = Phase::Established;
+                (lease.established, lease.timer_armed) = (Some(at), None);
+                (lease.closing, lease.closed_by) = (None, None);
+                self.recount(index);
+            }
+            Change::Listen => self.listens(index, at, unheard),
+            Change::Closing { by } => {
+                let lease = &mut self.leases[index as usize].lease;
+                lease.phase = Phase::Closing;
+                (lease.closed_by, lease.closing) = (Some(by), Some(at));
+            }
+            Change::TimeWait(substate) => {
+                let entry = &mut self.leases[index as usize];
+                let lease = &mut entry.lease;
+                lease.has_timestamps = recorded.has_timestamps;
+                lease.timer_armed = Some(at);
+                let is_first = !entry.marks.has(Mark::HeldByTimeWait) || lease.time_wait.is_none();
+                if let Some(peer) = recorded.peer.get().filter(|_| is_first) {
+                    lease.time_wait = Some(at);
+                    let (netns, local) = (lease.netns, (recorded.local_addr, recorded.local_port));
+                    let tuple = Tuple { netns, local, peer };
+                    self.enter_time_wait(index, &tuple, substate, at, unheard);
+                } else {
+                    lease.phase = Phase::TimeWait(substate);
+                    self.recount(index);
+                }
+            }
+        }
+    }
+
+    fn connects_to(&mut self, index: u32, source: Addr, peer: Peer) {
+        self.leases[index as usize].lease.peer = peer;
+        self.move_in_bucket(index, source);
+    }
+}
+
+/// What a recording has reported already is not reported again.
+struct Unheard;
+
+impl Sink for Unheard {
+    fn lease(&mut self, _event: LeaseEvent<'_>, _ledger: &Ledger) {}
+    fn failure(&mut self, _failure: &Failure<'_>, _ledger: &Ledger) {}
+    fn pressure(&mut self, _pressure: &Pressure, _ledger: &Ledger) {}
+}

@@ -1,0 +1,160 @@
+//! Reads a recording back into records, and into a ledger that follows them.
+
+use std::io::{self, BufRead, Read as _};
+
+use jiff::Timestamp;
+
+use crate::{
+    ledger::{Ledger, Replay},
+    model::{Change, Instant},
+    record::{
+        Body, Record,
+        filter::Filter,
+        read::{Line, OwnedRecord},
+    },
+};
+
+/// No record is that long; a longer line is no recording.
+const MOST_BYTES: u64 = 1 << 20;
+/// Lines that are not records, and are reported one by one.
+const MOST_REPORTED: u64 = 10;
+
+/// A recording that is being read.
+#[derive(Debug, Default)]
+pub struct Recording {
+    replay: Replay,
+    /// Added to monotonic times, gives the time of day, nanoseconds since 1970; `None` before the
+    /// first record.
+    pub realtime_offset_ns: Option<i128>,
+    /// Lines that are records.
+    pub records: u64,
+    /// Lines that are not.
+    pub damaged: u64,
+    /// What is wrong, in sentences with the name of the recording and the line.
+    pub problems: Vec<String>,
+}
+
+impl Recording {
+    /// The ledger as it was after the latest record.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        self.replay.ledger()
+    }
+
+    /// Reads all of `input`, which is called `name`. Passes on each record that the filter admits,
+    /// with the ledger as it was then; a filter does not change what the ledger counts.
+    ///
+    /// # Errors
+    /// If the input cannot be read; what was read before counts.
+    pub fn read(
+        &mut self,
+        mut input: impl BufRead,
+        name: &str,
+        filter: &Filter,
+        mut take: impl FnMut(&Record<'_>, &Ledger),
+    ) -> io::Result<()> {
+        let mut line = Vec::new();
+        for number in 1_u64.. {
+            line.clear();
+            (&mut input).take(MOST_BYTES).read_until(b'\n', &mut line)?;
+            if line.is_empty() {
+                break;
+            }
+            let is_whole = line.last() == Some(&b'\n');
+            let is_too_long = !is_whole && line.len() as u64 == MOST_BYTES;
+            if is_too_long {
+                skip_line(&mut input)?;
+            }
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            match Line::parse(line.trim_ascii()) {
+                Ok(Line { time, record }) => {
+                    self.records += 1;
+                    if let Some(record) = record {
+                        self.note_time(&time, &record);
+                        self.follow(&record, filter, &mut take);
+                    }
+                }
+                Err(error) => {
+                    self.damaged += 1;
+                    if self.damaged <= MOST_REPORTED {
+                        let what = if is_too_long {
+                            format!(
+                                "expected a record, found a line of more than {MOST_BYTES} bytes"
+                            )
+                        } else if is_whole {
+                            error.to_string()
+                        } else {
+                            format!(
+                                "expected the end of the last record, which is cut off ({error})"
+                            )
+                        };
+                        self.problems.push(format!("{name}:{number}: {what}"));
+                    }
+                }
+            }
+        }
+        if self.damaged > MOST_REPORTED {
+            let more = self.damaged - MOST_REPORTED;
+            self.problems.push(format!("{name}: {more} more lines are no records"));
+        }
+        Ok(())
+    }
+
+    fn note_time(&mut self, time: &str, record: &OwnedRecord) {
+        if self.realtime_offset_ns.is_none()
+            && let Ok(time) = time.parse::<Timestamp>()
+        {
+            let at: Instant = record.with(|record| record.at);
+            self.realtime_offset_ns = Some(time.as_nanosecond() - i128::from(at.ns()));
+        }
+    }
+
+    /// A release is passed on before the ledger follows it, as a live one is: the view still finds
+    /// the lease.
+    fn follow(
+        &mut self,
+        record: &OwnedRecord,
+        filter: &Filter,
+        take: &mut impl FnMut(&Record<'_>, &Ledger),
+    ) {
+        record.with(|record| {
+            self.replay.advance(record.at);
+            let mut pass_on = |replay: &Replay| {
+                if filter.admits_record(record) {
+                    take(record, replay.ledger());
+                }
+            };
+            match record.body {
+                Body::Start(_) => self.replay.restart(),
+                Body::Namespace { netns, settings } => {
+                    self.replay.set_settings(netns, settings.clone());
+                }
+                Body::Lease { event, .. } if matches!(event.change, Change::Release { .. }) => {
+                    pass_on(&self.replay);
+                    self.replay.apply(&event);
+                    return;
+                }
+                Body::Lease { event, .. } => self.replay.apply(&event),
+                _ => {}
+            }
+            pass_on(&self.replay);
+        });
+    }
+}
+
+fn skip_line(input: &mut impl BufRead) -> io::Result<()> {
+    loop {
+        let available = input.fill_buf()?;
+        if available.is_empty() {
+            return Ok(());
+        }
+        let end = available.iter().position(|byte| *byte == b'\n');
+        let length = end.map_or(available.len(), |end| end + 1);
+        input.consume(length);
+        if end.is_some() {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! A report on what happens now: a view that shows nothing until the end.
+
+use super::{Form, Report, Services, tally::Tally};
+use crate::{
+    ledger::Ledger,
+    record::{Body, Record, filter::Filter},
+    views::{Verbosity, View},
+};
+
+/// Adds up records, and writes the report when the last has come.
+///
+/// A recording is read back into the same records and the same ledger, so that a report on it
+/// cannot differ from the live one.
+#[derive(Debug)]
+pub struct ReportView {
+    tally: Tally,
+    services: Services,
+    filter: Filter,
+    form: Form,
+    verbosity: Verbosity,
+    buffer: Vec<u8>,
+}
+
+impl ReportView {
+    /// `realtime_offset_ns` turns monotonic times into the time of day; the filter is that of the
+    /// records which come.
+    #[must_use]
+    pub fn new(
+        realtime_offset_ns: i128,
+        form: Form,
+        services: Services,
+        filter: Filter,
+        verbosity: Verbosity,
+    ) -> Self {
+        Self {
+            tally: Tally::new(realtime_offset_ns),
+            services,
+            filter,
+            form,
+            verbosity,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Number of records that came.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.tally.records
+    }
+
+    /// Sets what turns monotonic times into the time of day, once a recording has said it.
+    pub(crate) fn set_realtime_offset(&mut self, realtime_offset_ns: i128) {
+        self.tally.realtime_offset_ns = realtime_offset_ns;
+    }
+
+    /// The report on what has come so far.
+    #[must_use]
+    pub fn report(&mut self, ledger: &Ledger) -> Report {
+        Report::of(&mut self.tally, ledger, &self.services, &self.filter)
+    }
+}
+
+impl View for ReportView {
+    fn record(&mut self, record: &Record<'_>, ledger: &Ledger) {
+        self.tally.take(record, ledger);
+        match record.body {
+            Body::Start(start) if self.verbosity >= Verbosity::Normal => {
+                crate::tell!(
+                    "portlife: observing on Linux {}, leases held: {}; Ctrl-C ends it and shows \
+                     the report",
+                    start.kernel,
+                    start.held
+                );
+            }
+            Body::Summary(_) => {
+                let report = self.report(ledger);
+                self.buffer.extend_from_slice(self.form.write(&report).as_bytes());
+            }
+            _ => {}
+        }
+    }
+
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+}
