@@ -5,11 +5,11 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 use serde::Deserialize;
 use tracer_ebpf::Owner;
 
-use super::{Body, Cgroup, Loss, Place, Record, Start, Summary, names};
+use super::{Body, Cgroup, Loss, Place, Record, Start, Summary, Verify, names};
 use crate::model::{
-    Cause, Change, Cookie, Failure, Family, Instant, Kind, Lease, LeaseEvent, LeaseId, LocalRange,
-    Netns, Operation, Peer, Phase, Port, PortSet, RangeUse, Reason, Reuse, Scan, Settings, Side,
-    Substate, TimeWaitReuse,
+    Cause, Change, Cookie, Destination, Failure, Family, Instant, Kind, Lease, LeaseEvent, LeaseId,
+    LocalRange, Netns, Operation, Peer, Phase, Port, PortSet, Pressure, RangeUse, Rates, Reason,
+    Reuse, Scan, Settings, Side, Substate, TimeWaitReuse,
 };
 
 /// A line that was read.
@@ -17,7 +17,7 @@ use crate::model::{
 pub(crate) struct Line<'a> {
     /// Time of day, RFC 3339.
     pub(crate) time: Cow<'a, str>,
-    /// The record; `None` for types that a report does not need.
+    /// The record; `None` for types that are not known.
     pub(crate) record: Option<OwnedRecord>,
 }
 
@@ -34,8 +34,10 @@ enum OwnedBody {
     Namespace { netns: Netns, settings: Box<Settings> },
     Lease { lease: Box<Lease>, change: Change, cgroup: Option<Cgroup> },
     Fail(Box<OwnedFailure>),
+    Pressure(Pressure),
     Scan(Scan),
     Loss(Loss),
+    Verify(Verify),
     Summary(Summary),
 }
 
@@ -66,8 +68,10 @@ impl OwnedRecord {
                 let body = Body::Fail { failure: &failure, cgroup, holder_cgroup };
                 return f(&Record { at, body });
             }
+            OwnedBody::Pressure(pressure) => Body::Pressure(pressure),
             OwnedBody::Scan(scan) => Body::Scan(scan),
             OwnedBody::Loss(loss) => Body::Loss(loss),
+            OwnedBody::Verify(verify) => Body::Verify(verify),
             OwnedBody::Summary(summary) => Body::Summary(summary),
         };
         f(&Record { at, body })
@@ -152,11 +156,17 @@ fn body(
             OwnedBody::Lease { lease, change, cgroup }
         }
         "fail" => OwnedBody::Fail(Box::new(read::<LeaseFields<'_>>(line)?.failure(at, here()?)?)),
+        "pressure" => OwnedBody::Pressure(read::<PressureFields>(line)?.pressure(at, here()?)),
         "scan" => OwnedBody::Scan(read::<ScanFields>(line)?.scan(at, here()?)),
         "loss" => {
             let LossFields { count, healed } = read(line)?;
             // A report says how many were lost, not where.
             OwnedBody::Loss(Loss { count, place: Place::Ring, healed })
+        }
+        "verify" => {
+            let VerifyFields { leases, kernel, missing, extra, classes } = read(line)?;
+            let differences = Vec::new();
+            OwnedBody::Verify(Verify { leases, kernel, missing, extra, classes, differences })
         }
         "summary" => {
             let SummaryFields { lost, duration_s } = read(line)?;
@@ -190,6 +200,61 @@ struct SummaryFields {
     lost: u64,
     #[serde(default)]
     duration_s: f64,
+}
+
+#[derive(Deserialize)]
+struct VerifyFields {
+    leases: u64,
+    kernel: u64,
+    missing: u64,
+    extra: u64,
+    #[serde(default)]
+    classes: u64,
+}
+
+#[derive(Deserialize)]
+struct PressureFields {
+    source_addr: Option<IpAddr>,
+    peer_addr: Option<IpAddr>,
+    peer_port: Option<u16>,
+    level_percent: u8,
+    rising: bool,
+    #[serde(flatten)]
+    range: RangeFields,
+    rate_per_s: f64,
+    release_per_s: f64,
+    hold_s: Option<f64>,
+}
+
+impl PressureFields {
+    fn pressure(self, at: Instant, netns: Netns) -> Pressure {
+        let Self {
+            source_addr,
+            peer_addr,
+            peer_port,
+            level_percent,
+            rising: is_rising,
+            range,
+            rate_per_s: taken_per_s,
+            release_per_s: released_per_s,
+            hold_s,
+        } = self;
+        let peer = peer_addr.zip(peer_port).map(|(addr, port)| (addr.into(), Port(port)));
+        let destination = source_addr.zip(peer).map(|(source, peer)| Destination {
+            netns,
+            source: source.into(),
+            peer,
+        });
+        Pressure {
+            at,
+            netns,
+            destination,
+            level_percent,
+            is_rising,
+            range: range.into(),
+            rates: Rates { taken_per_s, released_per_s, hold_s },
+        }
+    }
 }
 
 #[derive(Deserialize)]

@@ -2,6 +2,7 @@
 //! says of it. Each runs in a network namespace of its own. They need root, and say so if they
 //! do not have it.
 
+mod agreement;
 mod bind;
 mod check;
 mod child;

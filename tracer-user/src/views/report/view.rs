@@ -49,7 +49,7 @@ impl ReportView {
     }
 
     /// Sets what turns monotonic times into the time of day, once a recording has said it.
-    pub(crate) fn set_realtime_offset(&mut self, realtime_offset_ns: i128) {
+    pub fn set_realtime_offset(&mut self, realtime_offset_ns: i128) {
         self.tally.realtime_offset_ns = realtime_offset_ns;
     }
 

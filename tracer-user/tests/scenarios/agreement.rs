@@ -1,0 +1,202 @@
+//! One truth behind every screen: what is live, what is recorded and what is forecast agree.
+
+use std::{
+    sync::mpsc::{Sender, channel},
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+use socket2::Socket;
+use tracer_user::{
+    agent::{self, Options},
+    kernel::{
+        hooks::loader::{HookFamily, LoadOptions},
+        host::clock,
+        namespace::scope::Scope,
+    },
+    ledger::Ledger,
+    model::{Destination, Netns, Port},
+    record::{Body, Record, filter::Filter},
+    sources::replay::Recording,
+    views::{
+        Verbosity, View,
+        report::{Form, ReportView, Services},
+        stream::json::Json,
+    },
+};
+
+use crate::support::{Net, Pair, sandbox};
+
+/// Shows every record to two views, and says when the tracer has begun.
+struct Both {
+    begun: Sender<()>,
+    stream: Json,
+    report: ReportView,
+    /// Nothing goes to stdout.
+    nothing: Vec<u8>,
+}
+
+impl View for Both {
+    fn record(&mut self, record: &Record<'_>, ledger: &Ledger) {
+        self.stream.record(record, ledger);
+        self.report.record(record, ledger);
+        if matches!(record.body, Body::Start(_)) {
+            self.begun.send(()).expect("the test waits for it");
+        }
+    }
+
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.nothing
+    }
+}
+
+/// Connections that stay, TIME_WAITs, connections that the peer closes, and failures of two kinds.
+/// Returns what must stay open.
+fn traffic() -> Vec<Socket> {
+    let listener = Net::V4.bound(8080);
+    listener.listen(64).expect("it listens");
+    let mut kept = Vec::new();
+    for round in 0..10 {
+        let Pair { client, server } = Pair::connect(Net::V4.socket(), &listener);
+        match round % 4 {
+            0 | 1 => kept.extend([client, server]),
+            2 => drop((client, server)),
+            _ => {
+                drop(server);
+                kept.push(client);
+            }
+        }
+    }
+    let failing = Net::V4.socket();
+    failing.connect(&Net::V4.at(8080).into()).expect_err("no port is left");
+    Net::V4.socket().bind(&Net::V4.at(8080).into()).expect_err("the port is taken");
+    kept.extend([listener, failing]);
+    kept
+}
+
+/// Traces two namespaces while something happens in both. Returns the stream and the report.
+fn record_a_run() -> Option<(Vec<u8>, Vec<u8>)> {
+    let own = sandbox()?;
+    own.set("ipv4/ip_local_port_range", "60000 60009").expect("it can be set");
+    own.set("ipv4/tcp_tw_reuse", "0").expect("it can be set");
+    let (found, other_netns) = channel();
+    let (go, goes) = channel::<()>();
+    let (done, is_done) = channel::<()>();
+    let (end, ends) = channel::<()>();
+    let other = thread::spawn(move || {
+        let sandbox = sandbox().expect("there was one before");
+        sandbox.set("ipv4/ip_local_port_range", "50000 50009").expect("it can be set");
+        found.send(sandbox.netns()).expect("the test waits for it");
+        goes.recv().expect("the test says when");
+        let kept = traffic();
+        done.send(()).expect("the test waits for it");
+        // Both namespaces live until the report is made.
+        let _ = ends.recv();
+        drop(kept);
+    });
+    let namespaces: Vec<Netns> = vec![own.netns(), other_netns.recv().expect("it has one")];
+    let (begun, has_begun) = channel();
+    let tracing = thread::spawn(move || {
+        let filter = Filter { namespaces: namespaces.clone(), ..Filter::default() };
+        let options = Options {
+            load: LoadOptions {
+                ring_bytes: 4 << 20,
+                hooks: HookFamily::Auto,
+                scope: Scope::of(&namespaces),
+            },
+            snapshot: true,
+            duration: Some(Duration::from_secs(4)),
+            verify: None,
+            filter: filter.clone(),
+        };
+        let offset = clock::realtime_offset_ns();
+        let quiet = Verbosity::Quiet;
+        let mut both = Both {
+            begun,
+            stream: Json::new(offset, quiet),
+            report: ReportView::new(offset, Form::Json, Services::default(), filter, quiet),
+            nothing: Vec::new(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("there can be a runtime");
+        runtime.block_on(agent::trace(options, &mut both)).expect("it traces");
+        (both.stream.buffer().clone(), both.report.buffer().clone())
+    });
+    has_begun.recv().expect("it begins");
+    go.send(()).expect("the other waits for it");
+    let kept = traffic();
+    is_done.recv().expect("the other does the same");
+    let (stream, report) = tracing.join().expect("it ends");
+    end.send(()).expect("the other waits for it");
+    other.join().expect("it ends");
+    drop(kept);
+    Some((stream, report))
+}
+
+#[test]
+fn the_report_of_a_recording_is_the_live_one_to_the_byte() {
+    let Some((stream, live)) = record_a_run() else { return };
+    let live_report: Value = serde_json::from_slice(&live).expect("it is JSON");
+    assert_eq!(live_report["failures"].as_array().map(Vec::len), Some(4), "{live_report:#}");
+    assert_eq!(live_report["namespaces"].as_array().map(Vec::len), Some(2), "{live_report:#}");
+    let quiet = Verbosity::Quiet;
+    let services = Services::default();
+    let mut recorded = ReportView::new(0, Form::Json, services, Filter::default(), quiet);
+    let mut recording = Recording::default();
+    let mut pressures = 0;
+    let mut offset = None;
+    for line in stream.split_inclusive(|byte| *byte == b'\n') {
+        let value: Value = serde_json::from_slice(line).expect("it is JSON");
+        recording
+            .read(line, "recording", &Filter::default(), |record, ledger| {
+                recorded.record(record, ledger);
+            })
+            .expect("it can be read");
+        if value["type"] == "pressure" && !value["peer_addr"].is_null() {
+            pressures += 1;
+            agrees_on_the_end(&value, recording.ledger());
+        }
+        if offset.is_none() {
+            offset = recording.realtime_offset_ns;
+        }
+    }
+    assert_eq!(recording.problems, Vec::<String>::new());
+    assert!(pressures >= 4, "two destinations fill up: {pressures}");
+    recorded.set_realtime_offset(offset.expect("records have a time"));
+    let report = recorded.report(recording.ledger());
+    let again = Form::Json.write(&report);
+    let again_report: Value = serde_json::from_str(&again).expect("it is JSON");
+    let (live_lines, again_lines) = (format!("{live_report:#}"), format!("{again_report:#}"));
+    let differing: Vec<_> = live_lines
+        .lines()
+        .zip(again_lines.lines())
+        .filter(|(live, recorded)| live != recorded)
+        .collect();
+    assert!(live == again.as_bytes(), "live and recorded differ: {differing:#?}");
+}
+
+/// What a `pressure` record forecast is what the report's ledger forecasts at that moment.
+fn agrees_on_the_end(pressure: &Value, ledger: &Ledger) {
+    let addr = |name: &str| {
+        let text = pressure[name].as_str().expect("it is an address");
+        text.parse::<std::net::IpAddr>().expect("it is an address").into()
+    };
+    let number = |name: &str| pressure[name].as_u64().expect("it is a number");
+    let destination = Destination {
+        netns: Netns(u32::try_from(number("netns")).expect("it is an inode")),
+        source: addr("source_addr"),
+        peer: (addr("peer_addr"), Port(u16::try_from(number("peer_port")).expect("a port"))),
+    };
+    let view = ledger.destination(&destination).expect("it is in use");
+    assert_eq!(u64::from(view.range.headroom()), number("headroom"), "{pressure}");
+    let close = |name: &str, here: Option<f64>| match (pressure[name].as_f64(), here) {
+        (Some(there), Some(here)) => {
+            assert!((there - here).abs() <= 1e-6 * there.abs().max(1.0), "{here}: {pressure}");
+        }
+        (there, here) => assert_eq!(there, here, "{name}: {pressure}"),
+    };
+    close("eta_s", view.forecast.eta_s);
+    close("rate_per_s", Some(view.rates.taken_per_s));
+    close("hold_s", view.rates.hold_s);
+}
