@@ -81,7 +81,7 @@ struct DestinationUse {
 
 /// Destinations without a port that are remembered for their rates.
 const MOST_IDLE: usize = 4096;
-/// A destination that uses less than one part in so many of the range is not what fills it.
+/// A destination that uses less than a tenth of the range is not what fills it.
 const LEAST_SHARE: u32 = 10;
 
 impl DestinationUse {
@@ -141,6 +141,9 @@ impl Usage {
     /// then [`end_recount`](Self::end_recount) called.
     pub(crate) fn begin_recount(&mut self, netns: Netns, settings: Arc<Settings>) {
         let previous = self.namespaces.remove(&netns);
+        if previous.is_none() {
+            self.forget_idle_destinations(netns);
+        }
         let (level, rates) =
             previous.map(|previous| (previous.level, previous.rates)).unwrap_or_default();
         let mut choosable = PortBits::default();
@@ -184,10 +187,13 @@ impl Usage {
         }
     }
 
-    /// Forgets a namespace that has ended.
+    /// Forgets the settings of a namespace that has ended. Its destinations keep their rates until
+    /// another namespace gets its inode.
     pub(crate) fn forget(&mut self, netns: Netns) {
         self.namespaces.remove(&netns);
-        // Another namespace may get its inode, and must not inherit its rates.
+    }
+
+    fn forget_idle_destinations(&mut self, netns: Netns) {
         let idle = std::mem::take(&mut self.idle);
         for place in idle {
             let is_over = self
@@ -258,11 +264,6 @@ impl Usage {
     /// The ports as a bind() to port 0 and the wildcard address sees them.
     pub(crate) fn range(&self, netns: Netns) -> Option<RangeUse> {
         self.namespaces.get(&netns).map(NamespaceUse::range)
-    }
-
-    /// How fast the ports of the range are taken and released.
-    pub(crate) fn range_rates(&self, netns: Netns) -> Option<Rates> {
-        self.namespaces.get(&netns).map(|namespace| namespace.rates.rates(self.now))
     }
 
     fn range_changed(&mut self, netns: Netns) {
@@ -410,16 +411,6 @@ impl Usage {
     pub(crate) fn destination_rates(&self, destination: &Destination) -> Option<Rates> {
         let counted = self.destinations.get(self.index(destination)?.place())?;
         Some(counted.rates.rates(self.now))
-    }
-
-    /// Every destination that uses ports of its namespace's range, or did lately.
-    pub(crate) fn destinations(&self) -> impl Iterator<Item = (&Destination, RangeUse, Rates)> {
-        self.destinations.iter().filter_map(|(_, counted)| {
-            let DestinationUse { destination, rates, .. } = counted;
-            let namespace = self.namespaces.get(&destination.netns)?;
-            let range = namespace.for_destination(destination, Some(counted), self.now);
-            Some((destination, range, rates.rates(self.now)))
-        })
     }
 
     /// What a socket's own range leaves of the namespace's.

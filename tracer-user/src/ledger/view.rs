@@ -32,8 +32,8 @@ impl Ledger {
         self.ports.chains_of(netns).next().is_some()
     }
 
-    /// The settings of a namespace; `None` if they are not known, or if so many namespaces are in
-    /// use that its ports are not counted.
+    /// The settings of a namespace; `None` if they are not known, or if its ports are not
+    /// counted because too many namespaces are in use.
     #[must_use]
     pub fn settings(&self, netns: Netns) -> Option<&Settings> {
         self.usage.settings(netns).map(|settings| &**settings)
@@ -50,13 +50,6 @@ impl Ledger {
     #[must_use]
     pub fn range(&self, netns: Netns) -> Option<RangeUse> {
         self.usage.range(netns)
-    }
-
-    /// How fast the ports of the range are taken and released; `None` as for
-    /// [`range`](Self::range).
-    #[must_use]
-    pub fn range_rates(&self, netns: Netns) -> Option<Rates> {
-        self.usage.range_rates(netns)
     }
 
     /// The ports of the range that connect() leaves out because somebody bound them.
@@ -77,17 +70,11 @@ impl Ledger {
         let rates = self.usage.destination_rates(destination)?;
         Some(DestinationView::new(destination, range, rates))
     }
-
-    /// Every destination that uses ports of its namespace's range, or did lately.
-    pub fn destinations(&self) -> impl Iterator<Item = DestinationView<'_>> {
-        self.usage
-            .destinations()
-            .map(|(destination, range, rates)| DestinationView::new(destination, range, rates))
-    }
 }
 
 impl<'a> DestinationView<'a> {
-    fn new(destination: &'a Destination, range: RangeUse, rates: Rates) -> Self {
+    /// A destination that leaves these ports and takes them at these rates.
+    pub(crate) fn new(destination: &'a Destination, range: RangeUse, rates: Rates) -> Self {
         Self { destination, range, rates, forecast: Forecast::of(&range, &rates) }
     }
 }

@@ -14,7 +14,7 @@ pub struct Sight {
     pub marks_connect: bool,
     /// Snapshots show sockets that are bound but idle.
     pub bound_idle: bool,
-    /// When the last hook was attached. Before this, facts told of only a part of what happened;
+    /// When the last hook was attached. Facts of an earlier time cover only a part of what happened;
     /// what they left held is in the snapshot.
     pub since: Instant,
 }

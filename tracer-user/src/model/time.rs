@@ -11,7 +11,7 @@ impl Instant {
     /// The first.
     pub const BOOT: Self = Self(NonZeroU64::MIN);
 
-    /// So many nanoseconds after the clock began.
+    /// The instant this number of nanoseconds after the clock began.
     #[must_use]
     pub const fn from_ns(ns: u64) -> Self {
         match NonZeroU64::new(ns) {

@@ -1,4 +1,4 @@
-//! Records: what the user is told, and its names.
+//! Records: what the stream, recordings and views consist of, and the names in them.
 
 pub mod filter;
 pub mod names;

@@ -11,7 +11,7 @@ pub struct HookReport {
     pub name: &'static str,
     /// How it is attached, or a sentence that says why it is not.
     pub outcome: Result<&'static str, String>,
-    /// What is not told because of that.
+    /// What is not reported without the hook.
     pub loss: Option<&'static str>,
 }
 

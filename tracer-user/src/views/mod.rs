@@ -1,6 +1,6 @@
 //! What the user sees: one file for each form.
 //!
-//! Invariant: outputs consume lease events and views only; they know nothing of the kernel.
+//! Invariant: a view takes records and asks the ledger; it knows nothing of the kernel.
 
 pub mod check;
 pub mod report;

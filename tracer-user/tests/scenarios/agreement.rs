@@ -75,7 +75,7 @@ fn traffic() -> Vec<Socket> {
     kept
 }
 
-/// Traces two namespaces while something happens in both. Returns the stream and the report.
+/// Traces three namespaces while something happens in each; one ends meanwhile. Returns the stream and the report.
 fn record_a_run() -> Option<(Vec<u8>, Vec<u8>)> {
     let own = sandbox()?;
     own.set("ipv4/ip_local_port_range", "60000 60009").expect("it can be set");
@@ -95,7 +95,22 @@ fn record_a_run() -> Option<(Vec<u8>, Vec<u8>)> {
         let _ = ends.recv();
         drop(kept);
     });
-    let namespaces: Vec<Netns> = vec![own.netns(), other_netns.recv().expect("it has one")];
+    let (found, short_netns) = channel();
+    let (go_short, goes) = channel::<()>();
+    let short = thread::spawn(move || {
+        let sandbox = sandbox().expect("there was one before");
+        found.send(sandbox.netns()).expect("the test waits for it");
+        goes.recv().expect("the test says when");
+        // The namespace ends with its last socket.
+        let listener = Net::V4.bound(8080);
+        listener.listen(64).expect("it listens");
+        drop(Pair::connect(Net::V4.socket(), &listener));
+    });
+    let namespaces: Vec<Netns> = [&other_netns, &short_netns]
+        .into_iter()
+        .map(|netns| netns.recv().expect("it has one"))
+        .chain([own.netns()])
+        .collect();
     let (begun, has_begun) = channel();
     let tracing = thread::spawn(move || {
         let filter = Filter { namespaces: namespaces.clone(), ..Filter::default() };
@@ -124,7 +139,10 @@ fn record_a_run() -> Option<(Vec<u8>, Vec<u8>)> {
         (both.stream.buffer().clone(), both.report.buffer().clone())
     });
     has_begun.recv().expect("it begins");
-    go.send(()).expect("the other waits for it");
+    for go in [go, go_short] {
+        go.send(()).expect("it waits for that");
+    }
+    short.join().expect("it ends");
     let kept = traffic();
     is_done.recv().expect("the other does the same");
     let (stream, report) = tracing.join().expect("it ends");
@@ -139,7 +157,7 @@ fn the_report_of_a_recording_is_the_live_one_to_the_byte() {
     let Some((stream, live)) = record_a_run() else { return };
     let live_report: Value = serde_json::from_slice(&live).expect("it is JSON");
     assert_eq!(live_report["failures"].as_array().map(Vec::len), Some(4), "{live_report:#}");
-    assert_eq!(live_report["namespaces"].as_array().map(Vec::len), Some(2), "{live_report:#}");
+    assert_eq!(live_report["namespaces"].as_array().map(Vec::len), Some(3), "{live_report:#}");
     let quiet = Verbosity::Quiet;
     let services = Services::default();
     let mut recorded = ReportView::new(0, Form::Json, services, Filter::default(), quiet);

@@ -19,8 +19,7 @@ use super::{
     tally::{FailureKey, Failures, Tally},
 };
 use crate::{
-    capacity::Forecast,
-    ledger::{Ledger, destination_of},
+    ledger::{DestinationView, Ledger, destination_of},
     model::{
         Cause, Destination, Instant, Kind, Lease, Netns, Phase, PortClass, RangeUse, Rates, Scan,
         Settings, Side, Substate, seconds,
@@ -227,7 +226,9 @@ fn destination_row(
         })
     });
     let rates = ledger.rates_for(destination).unwrap_or_default();
-    let forecast = range.map(|range| Forecast::of(&range, &rates)).unwrap_or_default();
+    let forecast = range
+        .map(|range| DestinationView::new(destination, range, rates).forecast)
+        .unwrap_or_default();
     let Rates { taken_per_s, released_per_s, hold_s } = rates;
     let traffic = tally.destinations.get(destination);
     let used = range.map_or(connections.used, |range| range.used);

@@ -104,17 +104,6 @@ impl Json {
 
 impl View for Json {
     fn record(&mut self, record: &Record<'_>, _ledger: &Ledger) {
-        self.write_record(record);
-    }
-
-    fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.buffer
-    }
-}
-
-impl Json {
-    /// Writes a record.
-    pub fn write_record(&mut self, record: &Record<'_>) {
         let Record { at, body } = *record;
         match body {
             Body::Start(start) => self.start(start),
@@ -129,6 +118,10 @@ impl Json {
             Body::Verify(verify) => self.verify(at, verify),
             Body::Summary(summary) => self.summary(summary),
         }
+    }
+
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
     }
 }
 

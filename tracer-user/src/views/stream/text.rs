@@ -208,17 +208,6 @@ impl Details<'_> {
 
 impl View for Text {
     fn record(&mut self, record: &Record<'_>, _ledger: &Ledger) {
-        self.write_record(record);
-    }
-
-    fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.buffer
-    }
-}
-
-impl Text {
-    /// Writes a record.
-    pub fn write_record(&mut self, record: &Record<'_>) {
         let Record { at, body } = *record;
         match body {
             Body::Start(start) => self.start(start),
@@ -233,6 +222,10 @@ impl Text {
             Body::Verify(verify) => self.verify(at, verify),
             Body::Summary(summary) => self.summary(summary),
         }
+    }
+
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
     }
 }
 
