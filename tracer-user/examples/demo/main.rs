@@ -1,5 +1,5 @@
-//! Incidents of port exhaustion, made on purpose in network namespaces of their own, and what
-//! `portlife report` says of them. `cargo xtask demo` runs this.
+//! Incidents of port exhaustion, staged in network namespaces of their own, and what
+//! `portlife report` says about them. `cargo xtask demo` runs this.
 
 mod incidents;
 
@@ -7,11 +7,15 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 
-use incidents::{Expected, INCIDENTS, Incident, actor, stage};
+use incidents::{
+    Expected, INCIDENTS, Incident,
+    environment::{self, Questions},
+    process,
+};
 
 fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
-        Some(actor::ROLE) => actor::act(),
+        Some(process::SUBCOMMAND) => process::serve(),
         Some("--list") => list(),
         Some("all") => show(INCIDENTS.iter().collect()),
         Some(name) => named(name).and_then(|incident| show(vec![incident])),
@@ -26,46 +30,49 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "as the other commands")]
+#[expect(clippy::unnecessary_wraps, reason = "the other subcommands can fail")]
 fn list() -> Result<()> {
     for incident in INCIDENTS {
-        let Expected { word, kind, cause, owner } = &incident.expected;
+        let Expected { severity, kind, cause, owner } = &incident.expected;
         let cause = cause.map(|cause| format!(", cause {cause}")).unwrap_or_default();
         let owner = owner.map(|owner| format!(", by {owner}")).unwrap_or_default();
-        println!("{:<20} {}", incident.name, incident.title);
-        println!("{:<20} -> {word}: {kind}{cause}{owner}", "");
+        println!("{:<20} {}", incident.name, incident.summary);
+        println!("{:<20} -> {severity}: {kind}{cause}{owner}", "");
     }
     Ok(())
 }
 
 fn named(name: &str) -> Result<&'static Incident> {
     let found = INCIDENTS.iter().find(|incident| incident.name == name);
-    found.with_context(|| format!("there is no incident `{name}`; --list names them"))
+    found.with_context(|| format!("there is no incident `{name}`; `--list` lists them"))
 }
 
 fn show(incidents: Vec<&'static Incident>) -> Result<()> {
     let portlife = portlife()?;
-    let mut surprises = Vec::new();
+    let questions = Questions { reports: &[&["report", "-o", "text"]], commands: &[] };
+    let mut unexpected = Vec::new();
     for incident in incidents {
-        println!("=== {}: {}\n", incident.name, incident.title);
-        let stage::Performance { told, stdout, stderr } =
-            stage::perform(incident, &portlife, &["-o", "text"])?;
-        for line in told {
-            println!("  {line}");
+        println!("=== {}: {}\n", incident.name, incident.summary);
+        let outcome = environment::run(incident, &portlife, &questions)?;
+        for step in outcome.steps {
+            println!("  {step}");
         }
-        println!("\n$ portlife report\n{stdout}");
-        if !stdout.starts_with(incident.expected.word) {
-            eprintln!("{stderr}");
-            surprises.push(incident.name);
+        for environment::Answer { stdout, stderr } in outcome.answers {
+            println!("\n$ portlife report\n{stdout}");
+            if !stdout.starts_with(incident.expected.severity) {
+                eprintln!("{stderr}");
+                unexpected.push(incident.name);
+            }
         }
     }
-    if !surprises.is_empty() {
-        bail!("not the verdict that was expected: {}", surprises.join(", "));
+    if !unexpected.is_empty() {
+        bail!("unexpected verdict on: {}", unexpected.join(", "));
     }
     Ok(())
 }
 
-/// The tracer, which is built beside this: target/PROFILE/examples/demo, target/PROFILE/portlife.
+/// The tracer, which cargo builds as `target/PROFILE/portlife`; this program is
+/// `target/PROFILE/examples/demo`.
 fn portlife() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let profile = own.parent().and_then(|examples| examples.parent());
