@@ -1,5 +1,6 @@
-//! What tracing costs: connections at saturation, bare and with each tracer attached, in
-//! interleaved rounds, so that a slow moment of the machine hits all of them alike.
+//! Measures the cost of tracing: the time per connection at saturation, without a tracer and with
+//! each of several. The rounds are interleaved, so that a slow phase of the machine affects all
+//! alike.
 
 mod contender;
 mod programs;
@@ -17,7 +18,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use crate::{
-    load::{Close, Deed, Family, Lane, Load, Pace, Pairs},
+    load::{Close, Connections, Event, Family, Load, Pace, Worker},
     workspace::{cargo, execute, is_root, root},
 };
 use contender::{Contender, Cost};
@@ -26,19 +27,19 @@ use statistics::Sample;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// More and longer rounds, as for the table in README.md.
+    /// Run more and longer rounds, as for the published numbers.
     #[arg(long)]
     full: bool,
-    /// Connections a second of each CPU, if not as many as possible.
+    /// Connections per second and CPU (default: as many as possible).
     #[arg(long)]
     rate: Option<u32>,
-    /// Destinations of the connections.
+    /// Number of destinations.
     #[arg(long, default_value_t = 16)]
     destinations: u16,
-    /// Over IPv6.
+    /// Use IPv6.
     #[arg(long)]
     ipv6: bool,
-    /// Only contenders whose name contains this, beside the bare load.
+    /// Only measure contenders whose name contains this, besides the bare load.
     #[arg(long)]
     only: Option<String>,
 }
@@ -81,7 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
                 measured.push(measure(args, seconds, Some(contender))?);
             }
         }
-        // Before and after all others: what changed between the two is the machine's noise.
+        // Measured before and after all others, to average out a drift of the machine.
         let after = measure(args, seconds, None)?;
         bare.push((before.us_per_connection + after.us_per_connection) / 2.0);
     }
@@ -96,7 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
     println!("{}", programs::table(&programs));
     let file = directory.join("bench.json");
     fs::write(&file, serde_json::to_vec_pretty(&record(args, &bare, &results, &programs))?)?;
-    println!("written to {}", file.strip_prefix(root()).unwrap_or(&file).display());
+    println!("wrote {}", file.strip_prefix(root()).unwrap_or(&file).display());
     Ok(())
 }
 
@@ -104,7 +105,7 @@ pub fn run(args: &Args) -> Result<()> {
 struct Round {
     us_per_connection: f64,
     connections: u64,
-    /// What the contender used, and told.
+    /// What the contender used and reported; `None` for the bare load.
     cost: Option<Cost>,
 }
 
@@ -115,22 +116,26 @@ fn measure(args: &Args, seconds: u64, contender: Option<&Contender>) -> Result<R
     }
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let pace = args.rate.map_or(Pace::Saturated, Pace::PerSecond);
-    let lanes = (0..cpus).map(|_| Lane {
+    let workers = (0..cpus).map(|_| Worker {
         name: "connections",
         pace,
-        scene: Box::new(Pairs::of(args.family(), Close::ServerFirst, args.destinations)),
+        workload: Box::new(Connections::uniform(
+            args.family(),
+            Close::ServerFirst,
+            args.destinations,
+        )),
     });
-    let load = Load::start(lanes.collect())?;
-    // The first connections open listeners and fill caches.
+    let load = Load::start(workers.collect())?;
+    // Lets the first connections open listeners and fill caches.
     thread::sleep(Duration::from_millis(200));
-    let (before, began) = (load.counts().get(Deed::Connected), Instant::now());
+    let (before, began) = (load.counts().get(Event::Connected), Instant::now());
     thread::sleep(Duration::from_secs(seconds));
-    let (after, elapsed) = (load.counts().get(Deed::Connected), began.elapsed());
-    let connections = load.stop()?.counts.get(Deed::Connected);
+    let (after, elapsed) = (load.counts().get(Event::Connected), began.elapsed());
+    let connections = load.stop()?.counts.get(Event::Connected);
     let cost = running.map(contender::Running::stop).transpose()?;
     let made = after.saturating_sub(before).max(1);
     Ok(Round {
-        // Of one CPU: each makes its own.
+        // CPU time, because each CPU makes connections of its own.
         us_per_connection: elapsed.as_secs_f64() * 1e6 * as_float(cpus as u64) / as_float(made),
         connections,
         cost,
@@ -140,7 +145,7 @@ fn measure(args: &Args, seconds: u64, contender: Option<&Contender>) -> Result<R
 fn table(bare: &Sample, results: &[(Contender, Vec<Round>)]) -> String {
     let mut lines = vec![format!(
         "{:<34} {:>16} {:>16} {:>8} {:>8} {:>8} {:>10} {:>8}",
-        "contender", "us/connection", "added us", "of bare", "CPU %", "peak MB", "told", "lost"
+        "contender", "us/connection", "added us", "of bare", "CPU %", "peak MB", "reported", "lost"
     )];
     lines.push(format!("{:<34} {:>16}", "bare", bare.to_string()));
     for (contender, rounds) in results {
@@ -156,11 +161,11 @@ fn table(bare: &Sample, results: &[(Contender, Vec<Round>)]) -> String {
                 rounds.iter().filter_map(|round| number(round.cost.as_ref()?)).collect();
             (!values.is_empty()).then(|| Sample::of(values).median)
         };
-        let told: Vec<_> = rounds
+        let reported: Vec<_> = rounds
             .iter()
             .filter_map(|round| {
-                let told = round.cost.as_ref()?.told?;
-                Some(as_float(told) / as_float(contender.per_connection * round.connections))
+                let reported = round.cost.as_ref()?.reported?;
+                Some(as_float(reported) / as_float(contender.per_connection * round.connections))
             })
             .collect();
         let shown = |value: Option<f64>, digits: usize| {
@@ -173,10 +178,10 @@ fn table(bare: &Sample, results: &[(Contender, Vec<Round>)]) -> String {
             bare.median / us.median * 100.0,
             shown(of(|cost| Some(cost.cpu_percent)), 0),
             shown(of(|cost| Some(cost.peak_mb)), 1),
-            if told.is_empty() {
+            if reported.is_empty() {
                 "-".to_owned()
             } else {
-                format!("{:.2}%", Sample::of(told).median * 100.0)
+                format!("{:.2}%", Sample::of(reported).median * 100.0)
             },
             shown(of(|cost| cost.lost.map(as_float)), 0),
         ));
@@ -184,13 +189,13 @@ fn table(bare: &Sample, results: &[(Contender, Vec<Round>)]) -> String {
     lines.join("\n")
 }
 
-/// Microseconds that each round took beyond the bare load of its time.
+/// Microseconds per connection that each round took longer than the bare load in the same round.
 fn added(bare: &Sample, rounds: &[Round]) -> Sample {
     let pairs = rounds.iter().zip(&bare.values);
     Sample::of(pairs.map(|(round, bare)| round.us_per_connection - bare).collect())
 }
 
-/// What portlife adds, against what its peers add.
+/// What portlife adds to a connection, relative to what its peers add.
 fn ratios(bare: &Sample, results: &[(Contender, Vec<Round>)]) -> String {
     let of = |name: &str| {
         results
@@ -204,16 +209,16 @@ fn ratios(bare: &Sample, results: &[(Contender, Vec<Round>)]) -> String {
         .filter_map(|name| {
             let peer = of(name)?;
             let ratio = if peer.is_noise() {
-                "no ratio: what it adds is lost in the noise of this run".to_owned()
+                "none, its cost is below the noise of this run".to_owned()
             } else if own.is_noise() {
                 format!(
-                    "at most {:.2} (what portlife adds is lost in the noise)",
+                    "at most {:.2} (the cost of portlife is below the noise)",
                     (own.median.abs() + own.spread) / peer.median
                 )
             } else {
                 format!("{:.2}", own.median / peer.median)
             };
-            Some(format!("portlife adds, of what {name} adds: {ratio}"))
+            Some(format!("cost of portlife relative to {name}: {ratio}"))
         })
         .collect();
     lines.join("\n")
@@ -255,7 +260,7 @@ fn as_float(count: u64) -> f64 {
     count as f64
 }
 
-/// A path below the directory of the bench's files.
+/// The path of a contender's file in the benchmark's directory.
 fn file_of(directory: &std::path::Path, name: &str) -> PathBuf {
     directory.join(name.replace(|character: char| !character.is_ascii_alphanumeric(), "-"))
 }

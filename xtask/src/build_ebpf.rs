@@ -1,4 +1,4 @@
-//! Builds the eBPF object from source, with whichever toolchain of this machine can.
+//! Builds the eBPF object from source, with any suitable toolchain on this machine.
 
 use std::{
     ffi::OsString,
@@ -14,7 +14,7 @@ use crate::{
     workspace::{execute, output, root},
 };
 
-/// The newest bpf-linker that the toolchains known to us need.
+/// The version of bpf-linker to build if there is none.
 const BPF_LINKER_VERSION: &str = "0.13.0";
 
 #[derive(clap::Args)]
@@ -22,7 +22,7 @@ pub struct Args {
     /// Rebuild and compare with the committed object instead of replacing it.
     #[arg(long)]
     check: bool,
-    /// Keep aya-log in the programs: for debugging them, never for the committed object.
+    /// Keep aya-log in the programs, for debugging; the committed object is left alone.
     #[arg(long, conflicts_with = "check")]
     debug_log: bool,
 }
@@ -34,7 +34,10 @@ pub fn run(args: &Args) -> Result<()> {
     if args.debug_log {
         let path = root().join("target/ebpf/portlife-debug.bpf.o");
         fs::write(&path, &object)?;
-        println!("wrote {}: build the tracer with PORTLIFE_BPF_OBJECT set to it", path.display());
+        println!(
+            "wrote {}; to use it, set PORTLIFE_BPF_OBJECT to this path and build the tracer",
+            path.display()
+        );
         return Ok(());
     }
     let manifest = toolchain.manifest(&object)?;
@@ -49,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Compares with the committed object: byte by byte if the same tools made both.
+/// Compares an object with the committed one, byte by byte if the same tools made both.
 fn check(prebuilt: &Path, object: &[u8], manifest: &str) -> Result<()> {
     let rebuilt = root().join("target/ebpf/portlife.bpf.o");
     fs::write(&rebuilt, object)?;
@@ -79,11 +82,11 @@ fn check(prebuilt: &Path, object: &[u8], manifest: &str) -> Result<()> {
             rebuilt.display()
         );
     }
-    println!("the committed object is what its sources give, byte by byte");
+    println!("the committed object matches its sources, byte by byte");
     Ok(())
 }
 
-/// A compiler with the sources of `core`, its cargo, and a linker for its LLVM.
+/// A compiler that has the sources of `core`, its cargo, and a linker for its version of LLVM.
 struct Toolchain {
     cargo: PathBuf,
     rustc: PathBuf,
@@ -103,7 +106,7 @@ impl Toolchain {
                 continue;
             };
             if !sysroot.join("lib/rustlib/src/rust/library/core").exists() {
-                tried.push(format!("{} has no sources of core", rustc.display()));
+                tried.push(format!("{} lacks the sources of core", rustc.display()));
                 continue;
             }
             let verbose = output(Command::new(&rustc).arg("-vV")).unwrap_or_default();
@@ -141,8 +144,8 @@ impl Toolchain {
         let arch = std::env::consts::ARCH;
         let mut flags: Vec<OsString> = [
             format!("--cfg=bpf_target_arch=\"{arch}\""),
-            // Not in a profile: it would not reach `core`, whose functions the verifier then
-            // refuses for want of func_info.
+            // In a profile this would not apply to `core`, and the verifier rejects functions
+            // without func_info.
             "-Cdebuginfo=2".to_owned(),
             "-Clink-arg=--btf".to_owned(),
             format!("-Clinker={}", self.linker.display()),
@@ -157,7 +160,7 @@ impl Toolchain {
             .env("RUSTC", &self.rustc)
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join(&OsString::from("\x1f")))
-            // These would let the toolchain that runs xtask leak into the build.
+            // The toolchain that runs xtask must not leak into the build.
             .env_remove("RUSTFLAGS")
             .env_remove("RUSTUP_TOOLCHAIN")
             .env_remove("CARGO_TARGET_DIR")
@@ -173,7 +176,7 @@ impl Toolchain {
         Ok(target.join("bpfel-unknown-none/ebpf/portlife-probes"))
     }
 
-    /// Makes the object independent of where this machine keeps its files.
+    /// Removes this machine's paths from the object.
     fn remaps(&self) -> Vec<String> {
         let home = std::env::var_os("CARGO_HOME").map_or_else(
             || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo"),
@@ -207,7 +210,7 @@ impl Toolchain {
     }
 }
 
-/// Cargo and rustc pairs worth trying, best first.
+/// Pairs of cargo and rustc to try, best first.
 fn candidates() -> Vec<(PathBuf, PathBuf)> {
     let rustup = |toolchain: &str, tool: &str| {
         output(Command::new("rustup").args(["which", "--toolchain", toolchain, tool]))
@@ -220,12 +223,12 @@ fn candidates() -> Vec<(PathBuf, PathBuf)> {
             found.push((cargo, rustc));
         }
     }
-    // Distributions ship the sources of core beside their compiler.
+    // Distributions package the sources of core with their compiler.
     found.push(("/usr/bin/cargo".into(), "/usr/bin/rustc".into()));
     found
 }
 
-/// A bpf-linker for this LLVM: the one in target/tools, one on the PATH, or a new one.
+/// A bpf-linker for this version of LLVM: from target/tools, from the PATH, or newly built.
 fn find_linker(llvm_major: &str) -> Result<(PathBuf, String)> {
     let own = root().join("target/tools/bin/bpf-linker");
     let version = |linker: &Path| output(Command::new(linker).arg("--version"));
@@ -236,7 +239,7 @@ fn find_linker(llvm_major: &str) -> Result<(PathBuf, String)> {
     }
     let llvm = PathBuf::from(format!("/usr/lib/llvm-{llvm_major}"));
     if !llvm.join("lib/libLLVM.so").exists() {
-        bail!("there is no bpf-linker, and no LLVM {llvm_major} to build one with");
+        bail!("found neither bpf-linker nor LLVM {llvm_major} to build it with");
     }
     eprintln!("building bpf-linker {BPF_LINKER_VERSION} for LLVM {llvm_major} (about a minute)");
     execute(
@@ -251,7 +254,7 @@ fn find_linker(llvm_major: &str) -> Result<(PathBuf, String)> {
     Ok((own, version))
 }
 
-/// Removes DWARF. BTF, symbols and relocations stay: the loader and the kernel need them.
+/// Removes DWARF, but not BTF, symbols and relocations, which the loader and the kernel need.
 fn strip_debug(object: &[u8]) -> Result<Vec<u8>> {
     let mut builder = object::build::elf::Builder::read(object)?;
     for section in &mut builder.sections {
@@ -260,7 +263,7 @@ fn strip_debug(object: &[u8]) -> Result<Vec<u8>> {
             section.delete = true;
         }
     }
-    // LLVM keeps the names of sections and symbols in one table; the writer wants two.
+    // LLVM keeps the names of sections and symbols in one table, but the writer needs two.
     let names = builder.sections.add();
     names.name = b".shstrtab"[..].into();
     names.sh_type = object::elf::SHT_STRTAB;

@@ -1,8 +1,9 @@
-//! Makes an incident of port exhaustion happen, in a network namespace of its own, and shows what
-//! `portlife report` says of it.
+//! Stages an incident of port exhaustion in a network namespace of its own and shows what
+//! `portlife report` says about it.
 //!
-//! The incidents are an example of tracer-user, not part of this program: they need the agent's
-//! code, and what builds the eBPF object must not depend on what refuses a stale one.
+//! The incidents are an example of tracer-user rather than part of this program, because they need
+//! the agent. This program must build without it: it builds the eBPF object, and the agent refuses
+//! to build with a stale one.
 
 use std::process::Command;
 
@@ -12,10 +13,10 @@ use crate::workspace::{cargo, execute, is_root, root};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The incident, or `all`.
+    /// Name of the incident, or `all`.
     #[arg(required_unless_present = "list")]
     name: Option<String>,
-    /// Name the incidents, and what the report must say of each.
+    /// List the incidents and the expected verdict on each.
     #[arg(long)]
     list: bool,
 }
@@ -36,7 +37,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut command = if is_root() || args.list {
         Command::new(&demo)
     } else {
-        eprintln!("network namespaces and tracing need root: running the demo with sudo");
+        eprintln!("network namespaces and tracing need root: using sudo");
         let mut sudo = Command::new("sudo");
         sudo.arg(&demo);
         sudo

@@ -17,24 +17,24 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "portlife's development tasks")]
 enum Task {
-    /// Measure what tracing costs, beside other tracers (as root).
+    /// Measure the cost of tracing and compare it with other tracers (as root).
     Bench(bench::Args),
     /// Build the eBPF object from source and commit it to tracer-ebpf/prebuilt.
     BuildEbpf(build_ebpf::Args),
-    /// Build the tracer and trace this host (as root; asks sudo if need be).
+    /// Build the tracer and trace this host (uses sudo if not root).
     Run(run::Args),
-    /// Make an incident of port exhaustion happen and show the report (as root; asks sudo if need be).
+    /// Stage an incident of port exhaustion and show the report (uses sudo if not root).
     Demo(demo::Args),
-    /// Run all tests, with those that need root and this kernel.
+    /// Run all tests, including those that need root and this kernel.
     Test(test::Args),
-    /// Load the tracer with millions of connections and check that it misses nothing (as root).
+    /// Put the tracer under load and check that it misses nothing (as root).
     Soak(soak::Args),
     /// Run the scenarios on other kernels, in virtual machines.
     Vm(vm::Args),
 }
 
 fn main() -> anyhow::Result<()> {
-    if vm::init::is_it() {
+    if vm::init::is_init() {
         vm::init::run();
     }
     match Task::parse() {

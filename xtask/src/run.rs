@@ -8,7 +8,7 @@ use crate::workspace::{cargo, execute, is_root, root};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Arguments of portlife itself.
+    /// Arguments for portlife.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut command = if is_root() {
         Command::new(&binary)
     } else {
-        eprintln!("tracing needs root: running it with sudo");
+        eprintln!("tracing needs root: using sudo");
         let mut sudo = Command::new("sudo");
         sudo.arg(&binary);
         sudo

@@ -1,5 +1,5 @@
-//! Runs the tracer over the whole host, under load, with the ledger compared with the kernel all
-//! the time; then compares what it told with what the load did.
+//! Runs the tracer on the whole host under load, comparing the ledger with the kernel all the time,
+//! then compares the tracer's records with what the load did.
 
 mod reader;
 pub mod usage;
@@ -17,42 +17,43 @@ use tracer_user::testing::witness::{Hidden, Witness};
 
 use crate::{
     load::{
-        Counts, Deed, Done, Failures, Family, Lane, Load, Long, Namespaces, Pace, Pairs, SmallRange,
+        Connections, Counts, Event, Failures, Family, Load, LoadResult, LongLived, Namespaces,
+        Pace, SmallRange, Worker,
     },
     workspace::{cargo, execute, is_root, root},
 };
-use reader::{Reader, Told};
+use reader::{Observed, Reader};
 use usage::Usage;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// How long to load.
+    /// Duration of the load.
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
-    /// What the random choices of the load begin with.
+    /// Seed of the load's random choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Seconds between comparisons with the kernel.
     #[arg(long, default_value_t = 1.0)]
     verify: f64,
-    /// Connections a second, if not as many as possible.
+    /// Connections per second (default: as many as possible).
     #[arg(long)]
     rate: Option<u32>,
-    /// Namespaces a second that come and go.
+    /// Namespaces to create and destroy per second.
     #[arg(long, default_value_t = 10)]
     namespaces: u32,
-    /// TIME_WAITs that each of the two busiest namespaces may have.
+    /// Limit on TIME_WAITs in each of the two busiest namespaces.
     #[arg(long, default_value_t = 20_000)]
     time_waits: u32,
 }
 
-/// Differences that are printed: a softirq that the kernel hides can end hundreds of TIME_WAITs.
+/// The most differences to print: one softirq hidden by the kernel can end hundreds of TIME_WAITs.
 const MOST_SHOWN: usize = 20;
-/// How often there is a word on stderr.
+/// Interval of progress messages on stderr.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
-/// How often the tracer's memory is looked at.
+/// Interval of memory samples.
 const USAGE_INTERVAL: Duration = Duration::from_millis(500);
-/// How long the kernel may take to tear the last namespaces down, and the tracer to tell it.
+/// How long the kernel may take to tear down the last namespaces, and the tracer to report it.
 const SETTLING: Duration = Duration::from_secs(30);
 
 pub fn run(args: &Args) -> Result<()> {
@@ -70,7 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut witness = Witness::start();
     let mut tracer = Tracer::start(&root().join("target/release/portlife"), args.verify)?;
     let began = Instant::now();
-    let load = Load::start(lanes(args))?;
+    let load = Load::start(workers(args))?;
     let until = began + Duration::try_from_secs_f64(args.minutes * 60.0)?;
     let mut usage = Usage::of(tracer.pid());
     let mut next_word = began + PROGRESS_INTERVAL;
@@ -82,64 +83,64 @@ pub fn run(args: &Args) -> Result<()> {
             if let Some(witness) = &mut witness {
                 witness.follow()?;
             }
-            progress(began, load.counts(), &tracer.reader.told(), &usage);
+            progress(began, load.counts(), &tracer.reader.observed(), &usage);
         }
     }
     let loaded = began.elapsed();
     let cpu = usage.cpu();
     let done = load.stop()?;
     tracer.settle(&done);
-    let told = tracer.finish()?;
+    let observed = tracer.finish()?;
     let hidden = witness.map(|mut witness| witness.hidden()).transpose()?;
-    let report = Report { done, told, hidden, usage, cpu, loaded };
+    let report = Report { done, observed, hidden, usage, cpu, loaded };
     report.print();
     report.judge()
 }
 
-/// The mixture: two threads that saturate the CPUs, or keep the given rate, and the rarer things at
-/// a pace that leaves most of the time to those.
-fn lanes(args: &Args) -> Vec<Lane> {
+/// The mixture: two workers that saturate the CPUs or keep the given rate, and the rarer workloads
+/// at rates that leave most of the time to those two.
+fn workers(args: &Args) -> Vec<Worker> {
     let pace = args.rate.map_or(Pace::Saturated, |rate| Pace::PerSecond(rate / 2));
-    let pairs = |family, seed| Box::new(Pairs::mixed(family, args.time_waits, seed));
+    let pairs = |family, seed| Box::new(Connections::mixed(family, args.time_waits, seed));
     vec![
-        Lane { name: "IPv4", pace, scene: pairs(Family::Ipv4, args.seed) },
-        Lane { name: "IPv6", pace, scene: pairs(Family::Ipv6, args.seed + 1) },
-        Lane {
+        Worker { name: "IPv4", pace, workload: pairs(Family::Ipv4, args.seed) },
+        Worker { name: "IPv6", pace, workload: pairs(Family::Ipv6, args.seed + 1) },
+        Worker {
             name: "failures, IPv4",
             pace: Pace::PerSecond(100),
-            scene: Box::new(Failures::new(Family::Ipv4)),
+            workload: Box::new(Failures::new(Family::Ipv4)),
         },
-        Lane {
+        Worker {
             name: "failures, IPv6",
             pace: Pace::PerSecond(100),
-            scene: Box::new(Failures::new(Family::Ipv6)),
+            workload: Box::new(Failures::new(Family::Ipv6)),
         },
-        Lane {
+        Worker {
             name: "small range",
             pace: Pace::PerSecond(1000),
-            scene: Box::new(SmallRange::new(Family::Ipv4)),
+            workload: Box::new(SmallRange::new(Family::Ipv4)),
         },
-        Lane {
+        Worker {
             name: "long connections",
             pace: Pace::PerSecond(200),
-            scene: Box::new(Long::new(Family::Ipv6, 2000, args.seed + 2)),
+            workload: Box::new(LongLived::new(Family::Ipv6, 2000, args.seed + 2)),
         },
-        Lane {
+        Worker {
             name: "namespaces",
             pace: Pace::PerSecond(args.namespaces),
-            scene: Box::new(Namespaces),
+            workload: Box::new(Namespaces),
         },
     ]
 }
 
-/// The tracer, and who reads what it tells.
+/// The tracer, and the reader of its output.
 struct Tracer {
     child: Child,
     reader: Reader,
 }
 
 impl Tracer {
-    /// Starts it, and returns when it sees everything.
+    /// Starts it, and returns once it traces.
     fn start(binary: &Path, verify_s: f64) -> Result<Self> {
         let mut child = Command::new(binary)
             .args(["trace", "-o", "json", "-v", "--verify", &verify_s.to_string()])
@@ -147,13 +148,13 @@ impl Tracer {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot run {}", binary.display()))?;
-        let stdout = child.stdout.take().context("its output is not piped")?;
-        let stderr = child.stderr.take().context("its messages are not piped")?;
+        let stdout = child.stdout.take().context("stdout is not piped")?;
+        let stderr = child.stderr.take().context("stderr is not piped")?;
         let reader = Reader::start(stdout, stderr)?;
         let mut tracer = Self { child, reader };
-        while !tracer.reader.told().has_started {
+        while !tracer.reader.observed().has_started {
             if !tracer.is_running()? {
-                bail!("the tracer ended before it began");
+                bail!("the tracer exited before it traced anything");
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -168,11 +169,11 @@ impl Tracer {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// Waits until it has told the end of all that the load held.
-    fn settle(&mut self, done: &Done) {
+    /// Waits until it has reported the end of every lease of the load.
+    fn settle(&mut self, done: &LoadResult) {
         let deadline = Instant::now() + SETTLING;
         loop {
-            let (begun, ended) = self.reader.told().leases_of(&done.namespaces);
+            let (begun, ended) = self.reader.observed().leases_of(&done.namespaces);
             if ended >= begun || Instant::now() > deadline {
                 return;
             }
@@ -180,160 +181,172 @@ impl Tracer {
         }
     }
 
-    /// Ends it and returns what it told.
-    fn finish(mut self) -> Result<Told> {
+    /// Stops it and returns what it reported.
+    fn finish(mut self) -> Result<Observed> {
         kill_process(self.pid(), Signal::TERM)?;
-        let told = self.reader.finish()?;
+        let observed = self.reader.finish()?;
         let status = self.child.wait()?;
         if !status.success() {
-            bail!("the tracer ended with {status}");
+            bail!("the tracer exited with {status}");
         }
-        Ok(told)
+        Ok(observed)
     }
 }
 
 impl Drop for Tracer {
     fn drop(&mut self) {
-        // Only after a failure does it still run.
+        // It still runs only after a failure.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn progress(began: Instant, counts: Counts, told: &Told, usage: &Usage) {
+fn progress(began: Instant, counts: Counts, observed: &Observed, usage: &Usage) {
     let seconds = began.elapsed().as_secs_f64();
-    let connections = counts.get(Deed::Connected);
+    let connections = counts.get(Event::Connected);
     eprintln!(
-        "{seconds:>6.0} s  {connections:>9} connections ({:.0}/s)  {} verified, {} differed  \
+        "{seconds:>6.0} s  {connections:>9} connections ({:.0}/s)  {} comparisons, {} differed  \
          {} lost  {} MB",
         connections as f64 / seconds,
-        told.verified,
-        told.differed.len(),
-        told.lost(),
+        observed.verified,
+        observed.differed.len(),
+        observed.lost(),
         usage.latest_kb() / 1024,
     );
 }
 
-/// Everything that is known at the end.
+/// The results of a run.
 struct Report {
-    done: Done,
-    told: Told,
-    /// What the kernel hid from the tracer, if that could be recorded.
+    done: LoadResult,
+    observed: Observed,
+    /// What the kernel hid from the tracer; `None` if that could not be recorded.
     hidden: Option<Hidden>,
     usage: Usage,
-    /// CPU time of the tracer while the load ran.
+    /// CPU time that the tracer used while the load ran.
     cpu: Duration,
     loaded: Duration,
 }
 
 impl Report {
     fn print(&self) {
-        let Self { done, told, hidden, usage, cpu, loaded } = self;
+        let Self { done, observed, hidden, usage, cpu, loaded } = self;
         let seconds = loaded.as_secs_f64();
         println!("load, {seconds:.1} s:");
         for (what, count) in done.counts.iter() {
             println!("  {count:>12} {what} ({:.0}/s)", count as f64 / seconds);
         }
-        println!("told:");
-        for (record, count) in told.of(&done.namespaces) {
+        println!("reported:");
+        for (record, count) in observed.of(&done.namespaces) {
             println!("  {count:>12} {record}");
         }
         println!(
             "facts: {} seen, {} received, {} lost",
-            told.summary("facts_seen"),
-            told.summary("facts_received"),
-            told.summary("lost")
+            observed.summary("facts_seen"),
+            observed.summary("facts_received"),
+            observed.summary("lost")
         );
-        for loss in &told.losses {
+        for loss in &observed.losses {
             println!("  {loss}");
         }
-        println!("compared with the kernel: {} times, {} differed", told.verified, {
-            told.differed.len()
-        });
-        for record in &told.differed {
+        println!(
+            "comparisons with the kernel: {}, of which {} found differences",
+            observed.verified,
+            { observed.differed.len() }
+        );
+        for record in &observed.differed {
             println!("  {record}");
         }
-        for difference in told.differences.iter().take(MOST_SHOWN) {
+        for difference in observed.differences.iter().take(MOST_SHOWN) {
             println!("  {difference}");
         }
         match hidden {
             Some(Hidden { ports, time_waits }) => println!(
-                "  hidden from all eBPF programs by the kernel: changes of {} sockets, ends of \
-                 {time_waits} TIME_WAITs",
+                "  hidden from all eBPF programs by the kernel: state changes of {} sockets, the \
+                 ends of {time_waits} TIME_WAITs",
                 ports.len()
             ),
-            None => println!("  without tracefs it is not known what the kernel hides"),
+            None => println!("  tracefs is not available, so it is unknown what the kernel hid"),
         }
-        println!("  {} leases at most, {} at the last", told.most_leases, told.last_leases);
         println!(
-            "CPU of the tracer: {:.1} s, {:.0} % of one; {:.2} us a fact",
+            "  at most {} leases, {} in the last comparison",
+            observed.most_leases, observed.last_leases
+        );
+        println!(
+            "CPU time of the tracer: {:.1} s, {:.0} % of one CPU; {:.2} us per fact",
             cpu.as_secs_f64(),
             100.0 * cpu.as_secs_f64() / seconds,
-            cpu.as_secs_f64() * 1e6 / told.summary("facts_received").max(1) as f64
+            cpu.as_secs_f64() * 1e6 / observed.summary("facts_received").max(1) as f64
         );
-        println!("memory of the tracer (VmRSS, MB): {}", usage.curve());
+        println!("memory of the tracer over time (VmRSS, MB): {}", usage.curve());
         match usage.halves() {
             Some((early, late)) => {
-                println!("  medians after the first minute: {early} KB, then {late} KB");
+                println!(
+                    "  median of the two halves after the first minute: {early} KB, {late} KB"
+                );
             }
-            None => println!("  too short a run to judge it"),
+            None => println!("  the run was too short to judge it"),
         }
     }
 
     fn judge(&self) -> Result<()> {
-        let Self { done, told, hidden, usage, .. } = self;
+        let Self { done, observed, hidden, usage, .. } = self;
         let mut faults = Vec::new();
-        if told.verified == 0 {
+        if observed.verified == 0 {
             faults.push("the ledger was never compared with the kernel".to_owned());
         }
         let hidden = hidden.clone().unwrap_or_default();
-        let unexplained = hidden.unexplained(&told.differences);
+        let unexplained = hidden.unexplained(&observed.differences);
         if !unexplained.is_empty() {
             faults.push(format!("{} differences with the kernel", unexplained.len()));
-        } else if told.differences.is_empty() && !told.differed.is_empty() {
-            faults.push(format!("{} comparisons with the kernel differed", told.differed.len()));
+        } else if observed.differences.is_empty() && !observed.differed.is_empty() {
+            faults.push(format!(
+                "{} comparisons with the kernel found differences",
+                observed.differed.len()
+            ));
         }
-        let unhealed = told.losses.iter().filter(|loss| loss["healed"] != true).count();
+        let unhealed = observed.losses.iter().filter(|loss| loss["healed"] != true).count();
         if unhealed > 0 {
             faults.push(format!("{unhealed} losses were not healed"));
         }
-        // What was hidden is not told either.
-        if told.lost() == 0 && told.differed.is_empty() {
+        // What the kernel hid is missing from the records as well.
+        if observed.lost() == 0 && observed.differed.is_empty() {
             faults.extend(self.miscounts());
         }
         faults.extend(usage.growth());
-        if told.summary("facts_seen") != told.summary("facts_received") + told.summary("lost") {
+        if observed.summary("facts_seen")
+            != observed.summary("facts_received") + observed.summary("lost")
+        {
             faults.push("facts are unaccounted for".to_owned());
         }
         if faults.is_empty() {
-            println!("passed: {} connections", done.counts.get(Deed::Connected));
+            println!("passed: {} connections", done.counts.get(Event::Connected));
             return Ok(());
         }
         bail!("{}", faults.join("; "))
     }
 
-    /// What the tracer told and the load did must be the same, one for one.
+    /// The tracer must report exactly what the load did, record by record.
     fn miscounts(&self) -> Vec<String> {
-        let Self { done: Done { counts, namespaces }, told, .. } = self;
-        let told = told.of(namespaces);
-        let of = |record: &str| told.get(record).copied().unwrap_or_default();
-        let failed = counts.get(Deed::ConnectFailed)
-            + counts.get(Deed::BindFailed)
-            + counts.get(Deed::ListenFailed);
+        let Self { done: LoadResult { counts, namespaces }, observed, .. } = self;
+        let observed = observed.of(namespaces);
+        let of = |record: &str| observed.get(record).copied().unwrap_or_default();
+        let failed = counts.get(Event::ConnectFailed)
+            + counts.get(Event::BindFailed)
+            + counts.get(Event::ListenFailed);
         let begun = of("connect") + of("bind") + of("accept");
         [
-            ("connect", counts.get(Deed::Chosen)),
-            ("established", counts.get(Deed::Connected) + counts.get(Deed::Aborted)),
-            ("accept", counts.get(Deed::Connected) + counts.get(Deed::Aborted)),
-            ("bind", counts.get(Deed::Bound)),
-            ("listen", counts.get(Deed::Listened)),
+            ("connect", counts.get(Event::Chosen)),
+            ("established", counts.get(Event::Connected) + counts.get(Event::Aborted)),
+            ("accept", counts.get(Event::Connected) + counts.get(Event::Aborted)),
+            ("bind", counts.get(Event::Bound)),
+            ("listen", counts.get(Event::Listened)),
             ("fail", failed),
             ("release", begun),
         ]
         .into_iter()
         .filter(|(record, expected)| of(record) != *expected)
         .map(|(record, expected)| {
-            format!("{} records '{record}' were told instead of {expected}", of(record))
+            format!("{} '{record}' records instead of {expected}", of(record))
         })
         .collect()
     }

@@ -1,4 +1,4 @@
-//! Runs every test, and says at the end what was skipped.
+//! Runs every test and lists the skipped ones at the end.
 
 use std::{
     ffi::OsString,
@@ -10,12 +10,12 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::workspace::{cargo, is_root, root};
 
-/// Scenario tests wait for the kernel rather than compute; several can wait at once.
+/// More threads than CPUs, because scenario tests mostly wait for the kernel.
 const TEST_THREADS: &str = "8";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Arguments of `cargo test`, such as a test's name or `-- --nocapture`.
+    /// Arguments for `cargo test`, such as the name of a test or `-- --nocapture`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
@@ -23,7 +23,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     if !is_root() {
         eprintln!(
-            "without root the tests against the kernel skip; one lasts over a minute as root"
+            "not root: the tests that trace the kernel are skipped (with root one takes over a minute)"
         );
     }
     let mut command = Command::new(cargo());
@@ -36,10 +36,10 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.arguments.iter().any(|argument| argument == "--") {
         command.arg("--");
     }
-    // A test that skips prints why, which the runner would swallow.
+    // A skipped test prints the reason, which the runner would otherwise capture.
     command.arg("--show-output");
     let mut child = command.spawn().context("cannot run cargo test")?;
-    let output = child.stdout.take().context("its output is not piped")?;
+    let output = child.stdout.take().context("stdout is not piped")?;
     let mut totals = Totals::default();
     for line in BufReader::new(output).lines() {
         let line = line?;
@@ -65,10 +65,10 @@ pub fn run(args: &Args) -> Result<()> {
 
 #[derive(Default)]
 struct Totals {
-    /// As the runner counts: a test that skips passes for it.
+    /// As counted by the runner, to which a skipped test has passed.
     ok: usize,
     failed: usize,
-    /// The lines in which tests said that they skipped.
+    /// The lines in which tests said why they were skipped.
     skipped: Vec<String>,
 }
 
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_are_added_up_and_skips_taken_off() {
+    fn totals_are_sums_and_skipped_tests_do_not_count_as_passed() {
         let mut totals = Totals::default();
         for line in [
             "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",

@@ -1,5 +1,5 @@
-//! Runs the tests against other kernels, in QEMU's software emulation: Debian's kernels,
-//! downloaded but never installed, with an initramfs that holds the tests and nothing else.
+//! Runs the tests on other kernels under QEMU's software emulation. The kernels are Debian's,
+//! downloaded but never installed; the initramfs contains the tests and what they need.
 
 mod apt;
 mod image;
@@ -25,37 +25,37 @@ use report::{Column, Count, Results};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Kernels, such as 6.1 (default: all that are known).
+    /// Kernels to test on, such as 6.1 (default: all known ones).
     kernels: Vec<String>,
-    /// Only scenarios whose name contains one of these.
+    /// Only run scenarios whose name contains one of these.
     #[arg(long, value_delimiter = ',')]
     test: Vec<String>,
-    /// Which of the tests against the kernel: `scenarios` or `headroom`.
+    /// Which test suite to run: `scenarios` or `headroom`.
     #[arg(long, default_value = "scenarios")]
     suite: String,
-    /// The tracer's hooks.
+    /// Which hooks the tracer uses.
     #[arg(long, value_enum, default_value_t = Hooks::Auto)]
     hooks: Hooks,
-    /// Print the table in Markdown, a row for each module.
+    /// Print the table in Markdown, with a row for each module.
     #[arg(long)]
     markdown: bool,
-    /// Run nothing: print the table of the last runs again.
+    /// Run nothing, and print the results of the last runs again.
     #[arg(long, conflicts_with = "test")]
     last: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Hooks {
-    /// Those that the tracer chooses.
+    /// Let the tracer choose.
     Auto,
     Tracepoints,
     Functions,
-    /// Each kernel with tracepoints, then with functions.
+    /// Run each kernel with tracepoints, then with functions.
     Both,
 }
 
 impl Hooks {
-    /// What to ask the tracer for in each of a kernel's runs.
+    /// The tracer's hooks in each run of a kernel; `None` lets the tracer choose.
     fn runs(self) -> &'static [Option<&'static str>] {
         match self {
             Self::Auto => &[None],
@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
         failed: sum.failed + count.failed,
         skipped: sum.skipped + count.skipped,
     });
-    // A run without an end counts once, whatever it did before.
+    // A run that did not finish counts as one failure.
     let broken = columns.iter().filter(|column| column.broken.is_some()).count();
     println!(
         "{} passed, {} failed, {} skipped",
@@ -104,7 +104,7 @@ pub fn run(args: &Args) -> Result<()> {
     let bad: Vec<_> = columns.iter().filter(|column| !column.is_good()).collect();
     if !bad.is_empty() {
         let names: Vec<_> = bad.iter().map(|column| column.name()).collect();
-        bail!("not good on {}", names.join(", "));
+        bail!("failed on {}", names.join(", "));
     }
     Ok(())
 }
@@ -113,7 +113,7 @@ fn directory(name: &str) -> PathBuf {
     root().join("target/vm").join(name)
 }
 
-/// Where a run's console and results are written.
+/// The files of a run's console and results.
 struct Serial {
     console: PathBuf,
     results: PathBuf,
@@ -127,7 +127,7 @@ impl Serial {
     }
 }
 
-/// What runs machines.
+/// What is needed to run machines.
 struct Runner {
     qemu: Qemu,
     tests: Vec<PathBuf>,
@@ -148,14 +148,14 @@ impl Runner {
         let files = kernels::fetch(kernel, &directory)?;
         let initramfs = directory.join("initramfs.cpio");
         image::write(&initramfs, &self.tests, &files.modules)?;
-        // The mitigations cost an emulated processor a lot, and protect nothing in it.
+        // Mitigations slow an emulated processor down considerably and protect nothing.
         let mut arguments = String::from("console=ttyS0 quiet panic=-1 mitigations=off");
         for (name, value) in [(init::TEST, self.filter.as_deref()), (init::HOOKS, hooks)] {
             if let Some(value) = value {
                 arguments.push_str(&format!(" {name}{value}"));
             }
         }
-        // An earlier run's must not be taken for this one's.
+        // The files of an earlier run must not be mistaken for those of this one.
         for file in [&serial.console, &serial.results] {
             fs::write(file, [])?;
         }
@@ -168,20 +168,20 @@ impl Runner {
     }
 }
 
-/// Fills a column with what its run gave, after running it if there is a runner.
+/// Fills a column with the results of its run, which is started first if there is a runner.
 fn fill(column: &mut Column, runner: Option<&Runner>, kernel: &Kernel) -> Result<()> {
     let serial = Serial::of(column);
-    let mut ended = "it has not run".to_owned();
+    let mut ended = "it was never run".to_owned();
     if let Some(runner) = runner {
         eprintln!("== Linux {}", column.name());
         let began = Instant::now();
         let status = runner.run(kernel, column.hooks.as_deref(), &serial)?;
         eprintln!("   {:.0} s", began.elapsed().as_secs_f64());
-        ended = format!("QEMU ended with {status}");
+        ended = format!("QEMU exited with {status}");
     }
     let Serial { console, results } = serial;
     let read = |file: &Path| -> Result<String> {
-        let bytes = fs::read(file).with_context(|| format!("there is no {}", file.display()))?;
+        let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         Ok(String::from_utf8_lossy(&bytes).replace('\r', ""))
     };
     let said = read(&console)?;
@@ -200,14 +200,14 @@ fn fill(column: &mut Column, runner: Option<&Runner>, kernel: &Kernel) -> Result
     }
 }
 
-/// Builds the test binaries, and returns them with the tracer that they run.
+/// Builds the test binary, and returns its path and the paths of the programs that it runs.
 fn build_tests(suite: &str) -> Result<Vec<PathBuf>> {
     let mut command = Command::new(cargo());
     command.current_dir(root()).args(["test", "--release", "--package", "tracer-user"]);
     command.args(["--test", suite, "--no-run", "--message-format", "json"]);
     command.stderr(Stdio::inherit());
-    let messages = output(&mut command).context("the tests cannot be built")?;
-    // The path of the binary is the one field of cargo's messages that is needed.
+    let messages = output(&mut command).context("cannot build the tests")?;
+    // The only field of cargo's messages that matters here is the path of the binary.
     let binary = messages
         .lines()
         .filter(|line| line.contains(&format!("\"name\":\"{suite}\"")))
@@ -215,6 +215,6 @@ fn build_tests(suite: &str) -> Result<Vec<PathBuf>> {
             let (_, rest) = line.split_once("\"executable\":\"")?;
             rest.split_once('"').map(|(path, _)| PathBuf::from(path))
         })
-        .context("cargo did not say where the tests are")?;
+        .context("cargo did not report the path of the tests")?;
     Ok(vec![binary, root().join("target/release/portlife")])
 }

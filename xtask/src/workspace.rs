@@ -1,4 +1,4 @@
-//! Where things are, and how commands are run.
+//! Paths of the workspace, and helpers that run commands.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,7 +18,7 @@ pub fn cargo() -> PathBuf {
     std::env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from)
 }
 
-/// Runs a command to its end, with this process's input and output.
+/// Runs a command with this process's stdin, stdout and stderr, and waits for it.
 pub fn execute(command: &mut Command) -> Result<()> {
     let shown = format!("{command:?}");
     let status = command.status().with_context(|| format!("cannot run {shown}"))?;
@@ -28,7 +28,7 @@ pub fn execute(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command and returns what it printed, if it succeeded.
+/// Runs a command and returns its trimmed stdout, or `None` if it fails.
 pub fn output(command: &mut Command) -> Option<String> {
     let output = command.output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())

@@ -202,7 +202,8 @@ fn a_deferred_connection_that_is_closed_without_data_leaves_nothing() {
     });
 }
 
-/// An MPTCP connection's ports belong to its subflows, which are TCP sockets (net/mptcp/protocol.c).
+/// An MPTCP connection's ports belong to its subflows, which are TCP sockets
+/// (net/mptcp/protocol.c).
 #[test]
 fn an_mptcp_connection_is_told_once() {
     for net in [Net::V4, Net::V6] {

@@ -227,8 +227,8 @@ impl Tracer {
         });
     }
 
-    /// The same, where tasks take the CPU from each other. `None`, said aloud, if that hid facts, as
-    /// it can since 7.0; then they were counted, and the ledger was healed.
+    /// The same, where tasks take the CPU from each other. `None`, said aloud, if that hid facts,
+    /// as it can since 7.0; then they were counted, and the ledger was healed.
     pub fn finish_unless_preempted(self) -> Option<Story> {
         let story = self.finish_with_losses();
         let summary = story.records.last().expect("there is a summary");

@@ -1,4 +1,4 @@
-//! The tools that are measured: how each is started, and what it says at its end.
+//! The tools that are measured: how to start each, and how to read its results.
 
 use std::{
     fs::{self, File},
@@ -15,23 +15,23 @@ use serde_json::{Value, json};
 use super::file_of;
 use crate::soak::usage::Usage;
 
-/// The run that is compared with the peers.
+/// The contender that is compared with the peers.
 pub const PORTLIFE_TO_NULL: &str = "portlife json to /dev/null";
 pub const PEERS: [&str; 4] =
     ["tcplife", "tcpstates", "bpftrace tcpstates one-liner", "ss each second"];
 
-/// How long a tool may take to end.
+/// How long a tool may take to exit.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A tool.
+/// A tool to measure.
 pub struct Contender {
     pub name: &'static str,
     program: PathBuf,
     arguments: Vec<String>,
-    /// Where its output goes; nowhere if there is none.
+    /// The file for its output; `None` for /dev/null.
     output: Option<PathBuf>,
     kind: Kind,
-    /// Lines or records that it should write for each connection.
+    /// Number of lines or records that it should write per connection.
     pub per_connection: u64,
 }
 
@@ -40,30 +40,30 @@ enum Kind {
     Portlife,
     /// One line for each event.
     Lines,
-    /// What it writes says nothing of single events.
+    /// Its output does not consist of events.
     Other,
 }
 
-/// What a run of a tool cost.
+/// The cost of running a tool.
 #[derive(Clone, Debug)]
 pub struct Cost {
-    /// User and system time, of one CPU.
+    /// User and system time, in percent of one CPU.
     pub cpu_percent: f64,
     pub peak_mb: f64,
-    /// Events that it told, where they can be counted.
-    pub told: Option<u64>,
-    /// Events that it says it lost.
+    /// Number of events reported; `None` if they cannot be counted.
+    pub reported: Option<u64>,
+    /// Number of events lost, by its own account; `None` if it does not say.
     pub lost: Option<u64>,
 }
 
 impl Cost {
     pub fn to_json(&self) -> Value {
-        let Self { cpu_percent, peak_mb, told, lost } = self;
-        json!({ "cpu_percent": cpu_percent, "peak_mb": peak_mb, "told": told, "lost": lost })
+        let Self { cpu_percent, peak_mb, reported, lost } = self;
+        json!({ "cpu_percent": cpu_percent, "peak_mb": peak_mb, "reported": reported, "lost": lost })
     }
 }
 
-/// Everything that is measured beside the bare load.
+/// Everything to measure besides the bare load.
 pub fn all(portlife: &Path, directory: &Path) -> Vec<Contender> {
     let own = |name, arguments: &[&str], output: bool| Contender {
         name,
@@ -71,7 +71,7 @@ pub fn all(portlife: &Path, directory: &Path) -> Vec<Contender> {
         arguments: ["trace", "-q"].iter().chain(arguments).map(|&a| a.to_owned()).collect(),
         output: output.then(|| file_of(directory, name)),
         kind: Kind::Portlife,
-        // One `accept` for each connection is what is counted.
+        // The one `accept` record of each connection is counted.
         per_connection: 1,
     };
     let peer = |name, program: &str, arguments: &[&str], kind, per_connection| Contender {
@@ -91,7 +91,7 @@ pub fn all(portlife: &Path, directory: &Path) -> Vec<Contender> {
         own("portlife text to /dev/null", &[], false),
         own("portlife, all filtered", &["-o", "json", "-n", "1"], false),
         own("portlife, function hooks", &["-o", "json", "--hooks", "functions"], false),
-        // Both ends of a connection have a life.
+        // A line for each end of a connection.
         peer("tcplife", "tcplife", &[], Kind::Lines, 2),
         // Client: SYN_SENT, ESTABLISHED, CLOSE_WAIT, LAST_ACK, CLOSE; server: SYN_RECV,
         // ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE.
@@ -102,14 +102,15 @@ pub fn all(portlife: &Path, directory: &Path) -> Vec<Contender> {
 }
 
 impl Contender {
-    /// Why it cannot be measured here, if it cannot.
+    /// Why it cannot be measured here; `None` if it can.
     pub fn missing(&self) -> Option<String> {
         if self.name.contains("function hooks") && !self.runs() {
-            return Some("this kernel refuses function hooks".to_owned());
+            return Some("this kernel does not allow function hooks".to_owned());
         }
         let is_there = self.program.is_file()
             || std::env::var_os("PATH").is_some_and(|path| {
-                std::env::split_paths(&path).any(|place| place.join(&self.program).is_file())
+                std::env::split_paths(&path)
+                    .any(|directory| directory.join(&self.program).is_file())
             });
         (!is_there).then(|| format!("{} is not installed", self.program.display()))
     }
@@ -135,7 +136,7 @@ impl Contender {
     }
 }
 
-/// A tool at work.
+/// A running tool.
 pub struct Running<'a> {
     contender: &'a Contender,
     child: Child,
@@ -154,7 +155,7 @@ impl Running<'_> {
         let cpu_percent = spent.as_secs_f64() / self.began.elapsed().as_secs_f64() * 100.0;
         let peak_mb = peak_mb(&self.child);
         let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::INT).context("the tool ended by itself")?;
+        kill_process(pid, Signal::INT).context("the tool exited by itself")?;
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > deadline {
@@ -162,16 +163,16 @@ impl Running<'_> {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let (told, lost) = self.told()?;
-        Ok(Cost { cpu_percent, peak_mb, told, lost })
+        let (reported, lost) = self.reported()?;
+        Ok(Cost { cpu_percent, peak_mb, reported, lost })
     }
 
-    fn told(&self) -> Result<(Option<u64>, Option<u64>)> {
+    fn reported(&self) -> Result<(Option<u64>, Option<u64>)> {
         let Some(file) = &self.contender.output else { return Ok((None, None)) };
         let lines = BufReader::new(File::open(file)?).split(b'\n');
-        let told = match self.contender.kind {
+        let reported = match self.contender.kind {
             Kind::Other => (None, None),
-            // Less the heading.
+            // The first line is the header.
             Kind::Lines => (Some((lines.count() as u64).saturating_sub(1)), None),
             Kind::Portlife => {
                 let last = lines.map_while(Result::ok).last().unwrap_or_default();
@@ -181,7 +182,7 @@ impl Running<'_> {
             }
         };
         fs::remove_file(file)?;
-        Ok(told)
+        Ok(reported)
     }
 }
 

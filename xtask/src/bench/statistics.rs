@@ -1,14 +1,15 @@
-//! Medians, because a shared machine has outliers in one direction only.
+//! Medians and quartiles. Means would not do, because on a shared machine outliers all have the
+//! same sign.
 
 use std::fmt;
 
-/// Measurements of one thing.
+/// Repeated measurements of one quantity.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// In the order of the rounds.
+    /// The measurements, in the order of the rounds.
     pub values: Vec<f64>,
     pub median: f64,
-    /// Half of what lies between the first and the third quartile.
+    /// Half of the interquartile range.
     pub spread: f64,
 }
 
@@ -24,7 +25,7 @@ impl Sample {
         Self { values, median, spread }
     }
 
-    /// True if the median does not stand out of the spread: nothing may be derived from it.
+    /// True if the median is not clearly above the spread, so that it means nothing.
     pub fn is_noise(&self) -> bool {
         self.median.is_nan() || self.median <= 2.0 * self.spread
     }
@@ -32,7 +33,7 @@ impl Sample {
 
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Padded as a whole.
+        // So that width and alignment apply to the whole text.
         f.pad(&format!("{:.1} +-{:.1}", self.median, self.spread))
     }
 }
@@ -42,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outlier_moves_neither_median_nor_spread() {
+    fn an_outlier_changes_neither_median_nor_spread() {
         let sample = Sample::of(vec![5.0, 4.0, 6.0, 5.0, 500.0]);
         assert!((sample.median - 5.0).abs() < f64::EPSILON);
         assert!((sample.spread - 0.5).abs() < f64::EPSILON);
@@ -50,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_smaller_than_its_spread_is_noise() {
+    fn a_median_smaller_than_its_spread_is_noise() {
         assert!(Sample::of(vec![-4.0, 1.0, 5.0, 2.0, -3.0]).is_noise());
         assert!(Sample::of(Vec::new()).is_noise());
     }

@@ -1,16 +1,16 @@
-//! Real TCP load, in network namespaces of its own. What it does is counted exactly, and whatever
-//! the kernel answers otherwise than expected ends it with an error: a tracer that disturbed the
+//! A generator of real TCP load, in network namespaces of its own. It counts exactly what it does,
+//! and any unexpected answer from the kernel ends it with an error, so a tracer that disturbed the
 //! traffic would be noticed.
 //!
-//! A [`Lane`] is a thread with a namespace of its own that repeats the step of a [`Scene`], as fast
-//! as it can or at a pace. A step does both sides of a connection by blocking calls: over the
-//! loopback interface connect() returns with the handshake done, so nothing ever waits for another
-//! thread.
+//! A [`Worker`] is a thread in a namespace of its own that repeats the step of a [`Workload`], as
+//! fast as it can or at a fixed rate. A step plays both sides of a connection with blocking calls.
+//! Over the loopback interface connect() returns with the handshake done, so no step waits for
+//! another thread.
 
-mod mixed;
-mod pairs;
+mod connections;
+mod counters;
 mod rng;
-mod tally;
+mod workloads;
 
 use std::{
     collections::BTreeSet,
@@ -25,146 +25,146 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use tracer_user::kernel::namespace::sandbox::Sandbox;
 
-pub use mixed::{Failures, Long, Namespaces, SmallRange};
-pub use pairs::{Close, Family, Pairs};
-pub use tally::{Counts, Deed, Tally};
+pub use connections::{Close, Connections, Family};
+pub use counters::{Counters, Counts, Event};
+pub use workloads::{Failures, LongLived, Namespaces, SmallRange};
 
-/// How often a lane repeats its step.
+/// How often a worker repeats the step of its workload.
 #[derive(Clone, Copy, Debug)]
 pub enum Pace {
-    /// As often as it can.
+    /// As fast as possible.
     Saturated,
-    /// So many times a second, evenly.
+    /// At this rate per second, evenly spaced.
     PerSecond(u32),
 }
 
-/// What a lane repeats.
-pub trait Scene {
-    /// Prepares the namespace that the calling thread is in, such as its settings and listeners.
-    fn begin(&mut self, place: &Place<'_>) -> Result<()>;
+/// Work that is repeated.
+pub trait Workload {
+    /// Prepares the current namespace: its settings and listeners.
+    fn begin(&mut self, env: &Environment<'_>) -> Result<()>;
 
-    /// Does it once.
-    fn step(&mut self, place: &Place<'_>) -> Result<()>;
+    /// Does the work once.
+    fn step(&mut self, env: &Environment<'_>) -> Result<()>;
 }
 
-/// Where a scene plays.
-pub struct Place<'a> {
-    /// The namespace that the lane began in.
+/// Where a workload runs.
+pub struct Environment<'a> {
+    /// The namespace in which the worker started.
     pub sandbox: Sandbox,
-    pub tally: &'a Tally,
+    pub counters: &'a Counters,
     namespaces: &'a Mutex<BTreeSet<u32>>,
 }
 
-impl Place<'_> {
-    /// Moves the calling thread into a further namespace.
+impl Environment<'_> {
+    /// Moves the calling thread into another new namespace.
     pub fn new_namespace(&self) -> Result<Sandbox> {
-        enter_new(self.tally, self.namespaces)
+        enter_new(self.counters, self.namespaces)
     }
 }
 
-/// A thread of the load.
-pub struct Lane {
+/// A workload and how often to repeat it.
+pub struct Worker {
     pub name: &'static str,
     pub pace: Pace,
-    pub scene: Box<dyn Scene + Send>,
+    pub workload: Box<dyn Workload + Send>,
 }
 
-/// Load under way.
+/// A running load.
 pub struct Load {
     stop: Arc<AtomicBool>,
     namespaces: Arc<Mutex<BTreeSet<u32>>>,
-    lanes: Vec<Running>,
+    workers: Vec<Running>,
 }
 
 struct Running {
     name: &'static str,
-    tally: Arc<Tally>,
+    counters: Arc<Counters>,
     thread: JoinHandle<Result<()>>,
 }
 
 impl Load {
-    /// Starts a thread for each lane.
-    pub fn start(lanes: Vec<Lane>) -> Result<Self> {
+    /// Starts a thread for each worker.
+    pub fn start(workers: Vec<Worker>) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let namespaces = Arc::new(Mutex::new(BTreeSet::new()));
-        let mut load = Self { stop, namespaces, lanes: Vec::new() };
-        for Lane { name, pace, mut scene } in lanes {
-            let tally = Arc::new(Tally::default());
+        let mut load = Self { stop, namespaces, workers: Vec::new() };
+        for Worker { name, pace, mut workload } in workers {
+            let counters = Arc::new(Counters::default());
             let (stop, namespaces) = (Arc::clone(&load.stop), Arc::clone(&load.namespaces));
-            let counted = Arc::clone(&tally);
+            let counted = Arc::clone(&counters);
             let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-                let result = run(scene.as_mut(), pace, &counted, &namespaces, &stop);
-                // One that fails ends all.
+                let result = run(workload.as_mut(), pace, &counted, &namespaces, &stop);
+                // If one worker fails, all stop.
                 stop.store(true, Relaxed);
                 result
             })?;
-            load.lanes.push(Running { name, tally, thread });
+            load.workers.push(Running { name, counters, thread });
         }
         Ok(load)
     }
 
-    /// True until a lane has failed or the load was stopped.
+    /// True until a worker fails or the load is stopped.
     pub fn is_running(&self) -> bool {
         !self.stop.load(Relaxed)
     }
 
-    /// What all lanes have done so far.
+    /// What all workers have done so far, added up.
     pub fn counts(&self) -> Counts {
-        self.lanes.iter().map(|lane| lane.tally.counts()).sum()
+        self.workers.iter().map(|worker| worker.counters.counts()).sum()
     }
 
-    /// Ends all lanes and closes all that they hold.
+    /// Stops all workers and closes their sockets.
     ///
     /// # Errors
-    /// If any of them was given an answer that it did not expect.
-    pub fn stop(self) -> Result<Done> {
-        let Self { stop, namespaces, lanes } = self;
+    /// If the kernel gave any of them an unexpected answer.
+    pub fn stop(self) -> Result<LoadResult> {
+        let Self { stop, namespaces, workers } = self;
         stop.store(true, Relaxed);
-        let counts = lanes
+        let counts = workers
             .into_iter()
-            .map(|Running { name, tally, thread }| {
+            .map(|Running { name, counters, thread }| {
                 thread
                     .join()
                     .map_err(|_| anyhow!("it panicked"))
                     .flatten()
-                    .with_context(|| format!("the load's lane '{name}' failed"))?;
-                Ok(tally.counts())
+                    .with_context(|| format!("worker '{name}' of the load failed"))?;
+                Ok(counters.counts())
             })
             .sum::<Result<_>>()?;
-        // Until a lane has ended, it may enter a further one.
+        // Only now: a running worker can still enter another one.
         let namespaces = namespaces.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(Done { counts, namespaces })
+        Ok(LoadResult { counts, namespaces })
     }
 }
 
-/// What a load did.
-pub struct Done {
+/// What a load did, from start to stop.
+pub struct LoadResult {
     pub counts: Counts,
-    /// Inodes of the namespaces that it was in.
+    /// Inode numbers of the namespaces that it used.
     pub namespaces: BTreeSet<u32>,
 }
 
 fn run(
-    scene: &mut dyn Scene,
+    workload: &mut dyn Workload,
     pace: Pace,
-    tally: &Tally,
+    counters: &Counters,
     namespaces: &Mutex<BTreeSet<u32>>,
     stop: &AtomicBool,
 ) -> Result<()> {
-    let sandbox = enter_new(tally, namespaces)?;
-    let place = Place { sandbox, tally, namespaces };
-    scene.begin(&place)?;
+    let sandbox = enter_new(counters, namespaces)?;
+    let env = Environment { sandbox, counters, namespaces };
+    workload.begin(&env)?;
     let mut pacer = Pacer::new(pace);
     while !stop.load(Relaxed) {
         pacer.wait();
-        scene.step(&place)?;
+        workload.step(&env)?;
     }
     Ok(())
 }
 
-fn enter_new(tally: &Tally, namespaces: &Mutex<BTreeSet<u32>>) -> Result<Sandbox> {
-    let sandbox = Sandbox::enter_new().context("no network namespace can be made")?;
-    tally.add(Deed::Namespace);
+fn enter_new(counters: &Counters, namespaces: &Mutex<BTreeSet<u32>>) -> Result<Sandbox> {
+    let sandbox = Sandbox::enter_new().context("cannot make a network namespace")?;
+    counters.add(Event::Namespace);
     namespaces.lock().unwrap_or_else(PoisonError::into_inner).insert(sandbox.netns().0);
     Ok(sandbox)
 }
@@ -175,9 +175,9 @@ struct Pacer {
 }
 
 impl Pacer {
-    /// A lane that is behind by more makes no attempt to catch up.
+    /// A worker does not catch up on more delay than this.
     const MOST_BEHIND: Duration = Duration::from_millis(100);
-    /// Shorter waits are not worth a sleep: the steps come in small bursts instead.
+    /// Shorter waits are skipped, so steps at high rates come in small bursts.
     const LEAST_SLEEP: Duration = Duration::from_millis(2);
 
     fn new(pace: Pace) -> Self {

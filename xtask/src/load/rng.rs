@@ -1,4 +1,4 @@
-//! Random choices that a seed repeats.
+//! Random choices that depend on a seed only.
 
 /// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 #[derive(Clone, Debug)]
@@ -17,12 +17,12 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// One of these.
+    /// Picks one of these.
     pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[(self.next() % of.len() as u64) as usize]
     }
 
-    /// A number from `least` to `most`.
+    /// A port from `least` to `most`, both included.
     pub fn port(&mut self, least: u16, most: u16) -> u16 {
         least + (self.next() % (u64::from(most - least) + 1)) as u16
     }

@@ -1,5 +1,5 @@
-//! Reads what the tracer tells, fast enough never to hold it up: of most records only type and
-//! namespace.
+//! Reads the tracer's output, fast enough never to delay it: of most records only the type and the
+//! namespace are parsed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -12,76 +12,76 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
 
-/// The thread that reads.
+/// The threads that read stdout and stderr.
 pub struct Reader {
-    told: Arc<Mutex<Told>>,
+    observed: Arc<Mutex<Observed>>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
 
-/// What the tracer has told so far.
+/// What the tracer has reported so far.
 #[derive(Clone, Debug, Default)]
-pub struct Told {
+pub struct Observed {
     pub has_started: bool,
-    /// Comparisons with the kernel.
+    /// Number of comparisons with the kernel.
     pub verified: u64,
-    /// Those that found a difference, as they were told.
+    /// The records of comparisons that found differences.
     pub differed: Vec<Value>,
-    /// Each of the differences, in a sentence.
+    /// The differences, a sentence each.
     pub differences: Vec<String>,
     pub losses: Vec<Value>,
     pub most_leases: u64,
     pub last_leases: u64,
     summary: Value,
-    /// Records of leases and failures, by namespace and type.
+    /// Numbers of lease and failure records, by namespace and type.
     records: HashMap<u32, BTreeMap<String, u64>>,
 }
 
 impl Reader {
     pub fn start(stdout: ChildStdout, stderr: ChildStderr) -> Result<Self> {
-        // The tracer writes megabytes at once: fewer and larger steps.
-        rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES).context("a larger pipe")?;
-        let told = Arc::new(Mutex::new(Told::default()));
-        let shared = Arc::clone(&told);
+        // The tracer writes megabytes at once, and a large pipe needs fewer wake-ups.
+        rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES).context("cannot enlarge the pipe")?;
+        let observed = Arc::new(Mutex::new(Observed::default()));
+        let shared = Arc::clone(&observed);
         let records = thread::Builder::new()
             .name("reader".to_owned())
             .spawn(move || read(BufReader::with_capacity(PIPE_BYTES, stdout), &shared))?;
-        let shared = Arc::clone(&told);
+        let shared = Arc::clone(&observed);
         let messages = thread::spawn(move || read_messages(BufReader::new(stderr), &shared));
-        Ok(Self { told, threads: vec![records, messages] })
+        Ok(Self { observed, threads: vec![records, messages] })
     }
 
-    pub fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn observed(&self) -> MutexGuard<'_, Observed> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the end of what the tracer tells.
-    pub fn finish(&mut self) -> Result<Told> {
+    /// Waits for the end of the tracer's output.
+    pub fn finish(&mut self) -> Result<Observed> {
         for thread in self.threads.drain(..) {
             thread.join().map_err(|_| anyhow!("the reader panicked"))??;
         }
-        Ok(self.told().clone())
+        Ok(self.observed().clone())
     }
 }
 
-/// The most that an unprivileged process may ask for.
+/// The largest pipe that an unprivileged process may have by default.
 const PIPE_BYTES: usize = 1 << 20;
 
-/// Passes the tracer's messages on, and keeps those about differences.
-fn read_messages(stderr: BufReader<ChildStderr>, told: &Mutex<Told>) -> Result<()> {
+/// Forwards the tracer's messages, and keeps those about differences.
+fn read_messages(stderr: BufReader<ChildStderr>, observed: &Mutex<Observed>) -> Result<()> {
     for line in stderr.lines() {
         let line = line?;
         eprintln!("{line}");
         if let Some(difference) = line.strip_prefix("portlife: ")
             && difference.starts_with("missing in the ")
         {
-            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-            told.differences.push(difference.to_owned());
+            let mut observed = observed.lock().unwrap_or_else(PoisonError::into_inner);
+            observed.differences.push(difference.to_owned());
         }
     }
     Ok(())
 }
 
-fn read(mut stdout: BufReader<ChildStdout>, told: &Mutex<Told>) -> Result<()> {
+fn read(mut stdout: BufReader<ChildStdout>, observed: &Mutex<Observed>) -> Result<()> {
     let mut partial = Vec::new();
     loop {
         let chunk = stdout.fill_buf()?;
@@ -89,26 +89,26 @@ fn read(mut stdout: BufReader<ChildStdout>, told: &Mutex<Told>) -> Result<()> {
             return Ok(());
         }
         let length = chunk.len();
-        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut observed = observed.lock().unwrap_or_else(PoisonError::into_inner);
         let mut rest = chunk;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let (line, after) = rest.split_at(end + 1);
             rest = after;
             if partial.is_empty() {
-                told.take(line)?;
+                observed.take(line)?;
             } else {
                 partial.extend_from_slice(line);
-                told.take(&partial)?;
+                observed.take(&partial)?;
                 partial.clear();
             }
         }
         partial.extend_from_slice(rest);
-        drop(told);
+        drop(observed);
         stdout.consume(length);
     }
 }
 
-impl Told {
+impl Observed {
     fn take(&mut self, line: &[u8]) -> Result<()> {
         let (kind, netns) = kind_and_netns(line)
             .with_context(|| format!("not a record: {}", String::from_utf8_lossy(line)))?;
@@ -140,12 +140,12 @@ impl Told {
         Ok(())
     }
 
-    /// Facts that were lost.
+    /// Number of lost facts.
     pub fn lost(&self) -> u64 {
         self.losses.iter().filter_map(|loss| loss["count"].as_u64()).sum()
     }
 
-    /// A number of the last record.
+    /// A number of the `summary` record; 0 before there is one.
     pub fn summary(&self, field: &str) -> u64 {
         self.summary[field].as_u64().unwrap_or_default()
     }
@@ -161,22 +161,22 @@ impl Told {
         sum
     }
 
-    /// Leases that began in these namespaces, and leases that ended.
+    /// Numbers of leases that began and that ended in these namespaces.
     pub fn leases_of(&self, namespaces: &BTreeSet<u32>) -> (u64, u64) {
-        let told = self.of(namespaces);
-        let of = |record| told.get(record).copied().unwrap_or_default();
+        let observed = self.of(namespaces);
+        let of = |record| observed.get(record).copied().unwrap_or_default();
         (of("connect") + of("bind") + of("accept"), of("release"))
     }
 }
 
-/// The type of a record, and its namespace unless that is null. Both stand at its beginning, in
-/// this order, as the tracer writes them: parsing the whole would take longer than writing it.
+/// The type of a record, and its namespace unless that is null. The tracer writes both near the
+/// beginning, in this order; parsing the whole record would take longer than writing it.
 fn kind_and_netns(line: &[u8]) -> Option<(&str, Option<u32>)> {
     const HEAD_BYTES: usize = 160;
     let head = &line[..line.len().min(HEAD_BYTES)];
     let after = |text: &str| {
-        let place = head.windows(text.len()).position(|window| window == text.as_bytes())?;
-        Some(&head[place + text.len()..])
+        let start = head.windows(text.len()).position(|window| window == text.as_bytes())?;
+        Some(&head[start + text.len()..])
     };
     let kind = after("\"type\":\"")?;
     let kind = &kind[..kind.iter().position(|byte| *byte == b'"')?];
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_head_of_a_record_tells_type_and_namespace() {
+    fn type_and_namespace_are_read_from_the_head_of_a_record() {
         let record = br#"{"v":1,"type":"bind","time":"2026","mono_ns":5,"netns":4026531840,"x":1}"#;
         assert_eq!(kind_and_netns(record), Some(("bind", Some(4_026_531_840))));
         let record = br#"{"v":1,"type":"verify","time":"2026","mono_ns":5,"netns":null,"x":1}"#;

@@ -1,4 +1,4 @@
-//! The memory and CPU time that a process uses.
+//! Memory and CPU time of a process.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use rustix::process::Pid;
 pub struct Usage {
     pid: Pid,
     began: Instant,
-    /// Seconds since the beginning, and VmRSS in KB.
+    /// Seconds since the first sample could be taken, and VmRSS in KB.
     samples: Vec<(f64, u64)>,
 }
 
@@ -36,11 +36,11 @@ impl Usage {
         self.samples.last().map_or(0, |(_, kb)| *kb)
     }
 
-    /// User and system time so far, also of children that have ended.
+    /// User and system time so far, including children that have exited.
     pub fn cpu(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero()));
         let ticks = stat.ok().and_then(|stat| {
-            // After the name, which may contain anything, the fields from the third on.
+            // The fields from the third on, which follow the name; that can contain any character.
             let fields: Vec<_> = stat.rsplit_once(") ")?.1.split(' ').map(str::to_owned).collect();
             let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
             (11..=14).map(number).sum::<Option<u64>>()
@@ -49,7 +49,7 @@ impl Usage {
         Duration::from_secs(ticks.unwrap_or(0)) / u32::try_from(per_second).unwrap_or(100)
     }
 
-    /// Twenty values over the whole time.
+    /// About twenty values in MB, spread over the whole time.
     pub fn curve(&self) -> String {
         let step = self.samples.len().div_ceil(20).max(1);
         let values: Vec<_> =
@@ -57,12 +57,12 @@ impl Usage {
         values.join(" ")
     }
 
-    /// The medians, in KB, of the first and the second half of the time in which memory should be
-    /// flat. `None` if the run was too short for that.
+    /// Median memory in KB in the first and the second half of the time in which it should be flat.
+    /// `None` if the run was too short.
     ///
-    /// The number of TIME_WAITs, and with it the ledger, grows for the first minute or so, which
-    /// therefore does not count. Medians, because a comparison with the kernel holds the list of
-    /// all sockets for a moment.
+    /// The first minute or so does not count, because the number of TIME_WAITs, and with it the
+    /// ledger, still grows. Medians, because a comparison with the kernel briefly holds a list of
+    /// all sockets.
     pub fn halves(&self) -> Option<(u64, u64)> {
         let begin = self.samples.partition_point(|(at, _)| *at < SETTLED_S);
         let settled = self.samples.get(begin..).unwrap_or_default();
@@ -70,19 +70,20 @@ impl Usage {
         (early.len() >= LEAST_SAMPLES).then(|| (median(early), median(late)))
     }
 
-    /// A sentence, if the second half needs more memory than the first, and a twentieth and 4 MB
-    /// beyond. At 10,000,000 connections in 30 minutes that is two bytes a connection.
+    /// A complaint if memory in the second half exceeds that in the first by more than 5 % plus 4
+    /// MB. At 10,000,000 connections in 30 minutes that is two bytes per connection.
     pub fn growth(&self) -> Option<String> {
         let (early, late) = self.halves()?;
         (late > early + early / 20 + 4096)
-            .then(|| format!("memory grows: from {} to {} MB (medians)", early / 1024, late / 1024))
+            .then(|| format!("memory grows from {} to {} MB (medians)", early / 1024, late / 1024))
     }
 }
 
-/// When TIME_WAITs begin to end as fast as they are made: 60 s and the timer wheel's rounding.
+/// From then on TIME_WAITs end as fast as they are made: 60 s plus the rounding of the timer wheel.
 const SETTLED_S: f64 = 75.0;
-/// In each half.
+/// Required number of samples in each half.
 const LEAST_SAMPLES: usize = 30;
+
 fn median(samples: &[(f64, u64)]) -> u64 {
     let mut values: Vec<_> = samples.iter().map(|(_, kb)| *kb).collect();
     values.sort_unstable();

@@ -1,5 +1,5 @@
-//! Packages of other suites of Debian: downloaded and unpacked, never installed. The system's own
-//! sources are left alone.
+//! Packages from other suites of Debian, downloaded and unpacked but never installed. The system's
+//! apt sources are not touched.
 
 use std::{
     fs,
@@ -11,23 +11,23 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::workspace::{execute, output};
 
-/// apt with sources, lists and cache of its own.
+/// An apt with sources, package lists and a cache of its own.
 pub struct Apt {
     options: Vec<String>,
     directory: PathBuf,
 }
 
 impl Apt {
-    /// An apt that knows these suites (separated by spaces) of the system's own archive and keeps
-    /// what it needs in `directory`.
+    /// Sets up an apt for these suites (separated by spaces) of the system's archive, with its
+    /// files in `directory`.
     pub fn for_suites(suites: &str, directory: &Path) -> Result<Self> {
         let [parts, lists, cache] = ["parts", "lists", "cache"].map(|name| directory.join(name));
         fs::create_dir_all(&parts)?;
         fs::create_dir_all(lists.join("partial"))?;
         fs::create_dir_all(cache.join("archives/partial"))?;
-        // The system's own archive and key, with other suites.
+        // The archive and key are those of the system.
         let own = fs::read_to_string("/etc/apt/sources.list.d/debian.sources")
-            .context("this needs Debian's apt, with its sources in debian.sources")?;
+            .context("this needs Debian's apt and its debian.sources")?;
         let archive = own.split("\n\n").next().unwrap_or_default();
         let other: String = archive
             .lines()
@@ -47,20 +47,21 @@ impl Apt {
                 option("Dir::Etc::SourceParts", &parts),
                 option("Dir::State::Lists", &lists),
                 option("Dir::Cache", &cache),
-                // What cannot be downloaded is an error here, not a warning and an old list.
+                // Makes a failed download an error rather than a warning.
                 "APT::Update::Error-Mode=any".to_owned(),
                 "Acquire::Retries=3".to_owned(),
-                // The user _apt may not reach the directory.
+                // The user _apt might have no access to the directory.
                 "APT::Sandbox::User=root".to_owned(),
             ],
             directory: directory.to_owned(),
         };
         execute(apt.command("apt-get").args(["-qq", "update"]))
-            .with_context(|| format!("Debian's {suites} cannot be reached"))?;
+            .with_context(|| format!("cannot fetch the package lists of Debian {suites}"))?;
         Ok(apt)
     }
 
-    /// The package with the highest version in its name among those that begin and end so.
+    /// Among the packages whose names have this prefix and suffix, the one with the highest version
+    /// in its name.
     pub fn newest(&self, prefix: &str, suffix: &str) -> Result<String> {
         let pattern = format!("^{}.*{suffix}$", prefix.replace('.', "\\."));
         let found = output(self.command("apt-cache").args(["search", "--names-only", &pattern]));
@@ -71,11 +72,11 @@ impl Apt {
             .max_by_key(|package| numbers(package.trim_end_matches(suffix)));
         match newest {
             Some(package) => Ok(package.to_owned()),
-            None => bail!("there is no package {prefix}*{suffix}"),
+            None => bail!("no package matches {prefix}*{suffix}"),
         }
     }
 
-    /// Downloads packages and unpacks them below `target`, which is complete once it exists.
+    /// Downloads packages and unpacks them below `target`. If that exists, it is complete.
     pub fn unpack(&self, packages: &[&str], target: &Path) -> Result<()> {
         eprintln!("   downloading {}", packages.join(" "));
         let archives = self.directory.join("archives");
@@ -84,7 +85,7 @@ impl Apt {
         execute(
             self.command("apt-get").current_dir(&archives).args(["-qq", "download"]).args(packages),
         )?;
-        // Under another name first, so that an interrupted run is not taken for a whole one.
+        // Renamed once complete, so that an interrupted run leaves nothing that looks complete.
         let partial = self.directory.join("partial");
         remove(&partial)?;
         for archive in fs::read_dir(&archives)? {
@@ -103,7 +104,7 @@ impl Apt {
     }
 }
 
-/// The numbers in a package's name, by which versions are ordered.
+/// The numbers in the name of a package, by which to order versions.
 fn numbers(package: &str) -> Vec<u64> {
     package
         .split(|character: char| !character.is_ascii_digit())
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_ordered_as_numbers() {
+    fn versions_are_compared_as_numbers() {
         assert!(numbers("linux-image-6.12.107+deb13") > numbers("linux-image-6.12.94+deb13"));
         assert!(numbers("linux-binary-7.3.4+deb13") > numbers("linux-binary-7.2.13+deb14"));
     }

@@ -1,4 +1,4 @@
-//! The initramfs: a cpio archive of the "newc" format (Documentation/driver-api/early-userspace/
+//! The initramfs: a cpio archive in "newc" format (Documentation/driver-api/early-userspace/
 //! buffer-format.rst).
 
 use std::{
@@ -14,14 +14,14 @@ use anyhow::{Context as _, Result, bail};
 use super::init;
 use crate::workspace::output;
 
-/// Programs that the scenarios run, taken from this host.
+/// Programs of this host that the scenarios run.
 const TOOLS: [&str; 5] = ["sh", "mount", "umount", "setpriv", "unshare"];
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
-/// Writes an archive with this program as `/init`, the tests at the paths that they have here, the
-/// tools that they run, the libraries of all, and the modules.
+/// Writes an archive with this program as `/init`, the given programs at the same paths as here,
+/// the tools that they run, all shared libraries, and the kernel modules.
 pub fn write(archive: &Path, programs: &[PathBuf], modules: &[PathBuf]) -> Result<()> {
     let own = std::env::current_exe()?;
     let mut files = vec![(PathBuf::from("/init"), own)];
@@ -41,7 +41,7 @@ pub fn write(archive: &Path, programs: &[PathBuf], modules: &[PathBuf]) -> Resul
     for (index, module) in modules.iter().enumerate() {
         files.push((PathBuf::from(init::MODULES).join(index.to_string()), module.clone()));
     }
-    // What the first program runs, by a name that it knows.
+    // Tells `/init` which program to run.
     let test = programs.first().context("there are no tests")?;
     let list = archive.with_extension("tests");
     fs::write(&list, test.as_os_str().as_encoded_bytes())?;
@@ -72,10 +72,10 @@ fn find_tool(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("the scenarios need {name}, which is not installed"))
 }
 
-/// Shared libraries that a program is linked with, and its loader.
+/// The shared libraries of a program, and its dynamic loader.
 pub struct Libraries {
     pub found: Vec<PathBuf>,
-    /// Names of those that are not installed.
+    /// Names of libraries that are not installed.
     pub missing: Vec<String>,
 }
 
@@ -120,7 +120,7 @@ impl<W: Write> Cpio<W> {
         self.pad(content.len(), 0)
     }
 
-    /// Ends what is `length` bytes long with at least `least` zeroes, at a multiple of four.
+    /// Pads `length` bytes with at least `least` zero bytes to a multiple of four.
     fn pad(&mut self, length: usize, least: usize) -> Result<()> {
         let zeroes = least + length.wrapping_neg() % 4;
         Ok(self.out.write_all(&[0; 8][..zeroes])?)

@@ -1,4 +1,4 @@
-//! What runs as the first process of the virtual machine.
+//! The first process of the virtual machine.
 
 use std::{
     fs::{self, File},
@@ -11,22 +11,23 @@ use rustix::{
     system::{RebootCommand, finit_module, reboot},
 };
 
-/// Where the initramfs keeps modules, numbered in the order of loading.
+/// The directory of kernel modules in the initramfs, numbered in the order in which to load them.
 pub const MODULES: &str = "/modules";
-/// The file that names the tests' binary.
+/// The file that contains the path of the test binary.
 pub const TESTS: &str = "/tests";
-/// The serial line for what the tests print, where nothing else comes between.
+/// The serial line for the output of the tests only.
 const RESULTS: &str = "/dev/ttyS1";
-/// Words of the kernel's command line: a part of the tests' names, and the tracer's hooks.
+/// Prefix of the kernel parameter with a part of the tests' names.
 pub const TEST: &str = "portlife.test=";
+/// Prefix of the kernel parameter with the tracer's hooks.
 pub const HOOKS: &str = "portlife.hooks=";
-/// Begins the last line.
+/// Beginning of the last line.
 pub const FINISHED: &str = "vm: finished: ";
-/// Begins the line that names the kernel.
+/// Beginning of the line with the release of the kernel.
 pub const RELEASE: &str = "vm: Linux ";
 
-/// True in the virtual machine.
-pub fn is_it() -> bool {
+/// True if this process is the init of the virtual machine.
+pub fn is_init() -> bool {
     std::process::id() == 1 && fs::exists(TESTS).unwrap_or(false)
 }
 
@@ -38,7 +39,7 @@ pub fn run() -> ! {
     }
     rustix::fs::sync();
     let _ = reboot(RebootCommand::PowerOff);
-    // The first process must not end: the kernel would panic, which ends the machine as well.
+    // If init exits the kernel panics, which ends the machine as well.
     std::process::exit(1);
 }
 
@@ -55,16 +56,17 @@ fn run_tests() -> Result<String> {
     for index in 0.. {
         let Ok(module) = File::open(format!("{MODULES}/{index}")) else { break };
         if let Err(error) = finit_module(&module, c"", 0) {
-            println!("vm: module {index} is not loaded: {error}");
+            println!("vm: cannot load module {index}: {error}");
         }
     }
     let tests = fs::read_to_string(TESTS)?;
     let mut command = Command::new(&tests);
-    // An emulated processor is some twenty times slower, but many tests wait for a TIME_WAIT's end.
+    // Several at once, although an emulated processor is about twenty times slower: many tests wait
+    // for the end of a TIME_WAIT.
     command.env("RUST_TEST_THREADS", "4").env("PATH", "/usr/bin:/bin");
-    // And the machine that emulates it may have other work.
+    // The host may be busy as well.
     command.env("PORTLIFE_TEST_PATIENCE", "240");
-    // As many random states as are asked of each kernel.
+    // The number of random states to test on each kernel.
     command.env("PORTLIFE_HEADROOM_CASES", "100");
     let arguments = fs::read_to_string("/proc/cmdline")?;
     let argument =
@@ -75,7 +77,7 @@ fn run_tests() -> Result<String> {
     let names = argument(TEST).into_iter().flat_map(|names| names.split(','));
     command.args(names).arg("--show-output");
     let results = File::options().write(true).open(RESULTS);
-    command.stdout(results.with_context(|| format!("there is no {RESULTS}"))?);
+    command.stdout(results.with_context(|| format!("cannot open {RESULTS}"))?);
     let status = command.status().with_context(|| format!("cannot run {tests}"))?;
     Ok(status.to_string())
 }

@@ -1,4 +1,4 @@
-//! Debian's kernels: which there are, and how they are had.
+//! Debian's kernels, and where to get them.
 
 use std::{
     fs,
@@ -13,10 +13,10 @@ use super::apt::Apt;
 /// A kernel to test on.
 #[derive(Clone, Copy)]
 pub struct Kernel {
-    /// Its version, as the user names it.
+    /// The version, as given on the command line.
     pub name: &'static str,
     suites: &'static str,
-    /// Beginning of the package's name.
+    /// Prefix of the package's name.
     package: &'static str,
 }
 
@@ -28,14 +28,14 @@ const KERNELS: [Kernel; 5] = [
     Kernel { name: "7", suites: "sid trixie-backports", package: "linux-binary-7." },
 ];
 
-/// What is needed of a kernel's packages.
+/// The files needed from a kernel's packages.
 pub struct Files {
     pub image: PathBuf,
-    /// Modules without which there is no sock_diag for TCP, and no VRF, in the order of loading.
+    /// Modules for TCP's sock_diag and for VRF, in the order in which to load them.
     pub modules: Vec<PathBuf>,
 }
 
-/// The kernels of these names, all if none is given.
+/// The kernels with these names, or all if there are no names.
 pub fn named(names: &[String]) -> Result<Vec<Kernel>> {
     if names.is_empty() {
         return Ok(KERNELS.to_vec());
@@ -45,19 +45,19 @@ pub fn named(names: &[String]) -> Result<Vec<Kernel>> {
         .map(|name| {
             KERNELS.iter().find(|kernel| kernel.name == name).copied().with_context(|| {
                 let known: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
-                format!("there is no kernel {name} here, only {}", known.join(", "))
+                format!("unknown kernel {name}; known are {}", known.join(", "))
             })
         })
         .collect()
 }
 
-/// Downloads and unpacks a kernel below `directory`, unless that was done before.
+/// Downloads and unpacks a kernel below `directory`, unless it is there already.
 pub fn fetch(kernel: &Kernel, directory: &Path) -> Result<Files> {
     let unpacked = directory.join("unpacked");
     if !unpacked.exists() {
         let apt = Apt::for_suites(kernel.suites, directory)?;
         let image = apt.newest(kernel.package, "-cloud-amd64")?;
-        // The image's package has the modules as well, or only the image.
+        // The package contains the image and the modules, or only the image.
         match image.strip_prefix("linux-binary-") {
             Some(version) => {
                 apt.unpack(&[&image, &format!("linux-modules-{version}")], &unpacked)?;
@@ -79,7 +79,7 @@ fn uncompressed(module: &Path, directory: &Path) -> Result<PathBuf> {
     if module.extension().is_none_or(|extension| extension != "xz") {
         return Ok(module.to_path_buf());
     }
-    let name = module.file_stem().context("a module without a name")?;
+    let name = module.file_stem().context("a module has no name")?;
     let plain = directory.join(name);
     let content = Command::new("xz").arg("-dc").arg(module).output()?;
     if !content.status.success() {

@@ -1,4 +1,4 @@
-//! The emulator: the system's if it is new enough, else the one of the release's backports.
+//! The emulator: the installed one if it is recent enough, else the one from Debian backports.
 
 use std::{
     fs,
@@ -11,33 +11,33 @@ use anyhow::{Context as _, Result, bail};
 use super::{apt::Apt, image::libraries};
 use crate::workspace::output;
 
-/// QEMU 7.2 gets the flags register wrong under Linux 6.12, which then dies at random places; 10.0
-/// runs every kernel.
+/// The oldest usable major version. QEMU 7.2 miscomputes the flags register, so that Linux 6.12
+/// crashes at random; 10.0 runs every kernel.
 const OLDEST_MAJOR: u32 = 10;
 const PROGRAM: &str = "qemu-system-x86_64";
-/// Longest run of one machine, in seconds.
+/// Timeout of one machine, in seconds.
 const LONGEST_S: &str = "1500";
 
 pub struct Qemu {
     program: PathBuf,
-    /// Where its firmware is, if not where it was built to look.
+    /// Directories of its firmware; none if it finds it by itself.
     firmware: Vec<PathBuf>,
-    /// Such as "10.0.2".
+    /// The version, such as "10.0.2".
     pub version: String,
 }
 
-/// What a machine runs, and where it writes.
+/// A virtual machine to run.
 pub struct Machine<'a> {
     pub kernel: &'a Path,
     pub initramfs: &'a Path,
     /// The kernel's command line.
     pub arguments: &'a str,
-    /// The files that its serial lines are written to: ttyS0, ttyS1.
+    /// Files for the output of its serial lines, ttyS0 and ttyS1.
     pub serial: [&'a Path; 2],
 }
 
 impl Qemu {
-    /// Finds one, or downloads one to below `directory`.
+    /// Finds QEMU, or downloads it to a place below `directory`.
     pub fn find(directory: &Path) -> Result<Self> {
         let system = Self::at(PathBuf::from(PROGRAM), Vec::new());
         let system_has = match system {
@@ -48,11 +48,11 @@ impl Qemu {
         let unpacked = directory.join("unpacked");
         if !unpacked.exists() {
             let suite = backports().with_context(|| {
-                format!("{system_has} is here: install QEMU {OLDEST_MAJOR} or newer")
+                format!("{system_has} is installed: install QEMU {OLDEST_MAJOR} or newer")
             })?;
             fs::create_dir_all(directory)?;
             let apt = Apt::for_suites(&suite, directory)?;
-            // Of one suite, for they must be of one version.
+            // All from one suite, because their versions must match.
             let packages = ["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios"]
                 .map(|package| format!("{package}/{suite}"));
             apt.unpack(&packages.each_ref().map(String::as_str), &unpacked)?;
@@ -60,14 +60,17 @@ impl Qemu {
         let program = unpacked.join("usr/bin").join(PROGRAM);
         let missing = libraries(&program).missing;
         if !missing.is_empty() {
-            // What is unpacked brings no libraries; those of the system's own version serve.
+            // Libraries are not unpacked. Installing the system's QEMU provides them.
             bail!("QEMU lacks {}: apt-get install qemu-system-x86", missing.join(", "));
         }
         let firmware =
             ["qemu", "seabios"].map(|name| unpacked.join("usr/share").join(name)).to_vec();
         let qemu = Self::at(program, firmware).context("the downloaded QEMU does not run")?;
         if !qemu.is_new_enough() {
-            bail!("the backports have QEMU {}: it must be {OLDEST_MAJOR} or newer", qemu.version);
+            bail!(
+                "Debian backports have QEMU {}, but {OLDEST_MAJOR} or newer is needed",
+                qemu.version
+            );
         }
         Ok(qemu)
     }
@@ -83,7 +86,7 @@ impl Qemu {
         major.is_some_and(|major| major >= OLDEST_MAJOR)
     }
 
-    /// Runs a machine until it switches itself off.
+    /// Runs a machine until it powers off.
     pub fn run(&self, machine: &Machine) -> Result<ExitStatus> {
         let Machine { kernel, initramfs, arguments, serial } = machine;
         let mut command = Command::new("timeout");
@@ -97,11 +100,11 @@ impl Qemu {
             command.arg("-serial").arg(format!("file:{}", file.display()));
         }
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
-        command.args(["-append", arguments]).status().context("QEMU cannot be run")
+        command.args(["-append", arguments]).status().context("cannot run QEMU")
     }
 }
 
-/// The suite of the release's backports.
+/// The backports suite of the installed Debian release.
 fn backports() -> Option<String> {
     let release = fs::read_to_string("/etc/os-release").ok()?;
     let name = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;

@@ -1,29 +1,29 @@
-//! What the machines printed, as a table of kernels and scenarios.
+//! The results of all machines, as a table of kernels and scenarios.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-/// How one scenario ended.
+/// The result of one scenario.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Passed,
-    /// It does not apply there, and this is why.
+    /// The scenario does not apply; the reason.
     Skipped(String),
-    /// With the first words of the panic.
+    /// The location and message of the panic.
     Failed(String),
 }
 
-/// One kernel's run with one choice of hooks.
+/// A run of the scenarios on one kernel, with one choice of hooks.
 pub struct Column {
-    /// The kernel, as the user names it.
+    /// The kernel, as named on the command line.
     pub kernel: String,
-    /// The hooks, if they were chosen.
+    /// The hooks; `None` if the tracer chose.
     pub hooks: Option<String>,
-    /// The kernel's release and version (`uname -rv`), if it got that far.
+    /// Release and version of the kernel (`uname -rv`); `None` if it did not boot.
     pub release: Option<String>,
     pub outcomes: BTreeMap<String, Outcome>,
-    /// Why the run has no end, if it has none.
+    /// Why the run did not finish; `None` if it did.
     pub broken: Option<String>,
-    /// How long the scenarios took.
+    /// Duration of the scenarios, in seconds.
     pub took_s: f64,
 }
 
@@ -32,7 +32,8 @@ impl Column {
         self.titled(&self.kernel)
     }
 
-    /// Names the kernel's own version: Debian's releases leave the last number out.
+    /// The column's title with the full version of the kernel, of which Debian's release string
+    /// lacks the last number.
     fn title(&self) -> String {
         let debian = self.release.as_deref().and_then(|release| {
             let (_, version) = release.split_once("Debian ")?;
@@ -60,7 +61,7 @@ impl Column {
         count
     }
 
-    /// True if every scenario passed or does not apply.
+    /// True if the run finished and no scenario failed.
     pub fn is_good(&self) -> bool {
         self.broken.is_none() && self.count().failed == 0
     }
@@ -73,14 +74,14 @@ pub struct Count {
     pub skipped: usize,
 }
 
-/// What the test runner printed.
+/// The output of the test runner.
 pub struct Results {
     pub outcomes: BTreeMap<String, Outcome>,
-    /// How long it took, if it came to its end.
+    /// Its duration in seconds; `None` if it did not finish.
     pub took_s: Option<f64>,
 }
 
-/// Reads what the test runner printed with `--show-output`.
+/// Parses the output of the test runner with `--show-output`.
 pub fn parse(printed: &str) -> Results {
     let mut outcomes = BTreeMap::new();
     for line in printed.lines() {
@@ -119,7 +120,7 @@ pub fn parse(printed: &str) -> Results {
     Results { outcomes, took_s }
 }
 
-/// The lines that each test printed.
+/// The name of each test, and the lines that it printed.
 fn outputs(printed: &str) -> Vec<(&str, Vec<&str>)> {
     let mut outputs: Vec<(&str, Vec<&str>)> = Vec::new();
     for line in printed.lines() {
@@ -127,7 +128,7 @@ fn outputs(printed: &str) -> Vec<(&str, Vec<&str>)> {
         if let Some(name) = begins {
             outputs.push((name, Vec::new()));
         } else if line == "successes:" || line == "failures:" {
-            // A list of names follows, which belongs to no test.
+            // The names that follow are not the output of any test.
             outputs.push(("", Vec::new()));
         } else if let Some((_, lines)) = outputs.last_mut() {
             lines.push(line);
@@ -136,7 +137,7 @@ fn outputs(printed: &str) -> Vec<(&str, Vec<&str>)> {
     outputs
 }
 
-/// Where the first panic was, and what it said.
+/// Location and message of the first panic.
 fn panic_message(output: &[&str]) -> String {
     let mut lines = output.iter().skip_while(|line| !line.contains(" panicked at "));
     let place = lines.next().and_then(|line| line.split_once(" panicked at "));
@@ -147,7 +148,7 @@ fn panic_message(output: &[&str]) -> String {
     }
 }
 
-/// The table for people: a row for each scenario, and below it what kept any from passing.
+/// The table for the terminal: a row for each scenario, and notes on those that did not pass.
 pub fn table(columns: &[Column]) -> String {
     let names = scenarios(columns);
     let widest = names.iter().map(|name| name.len()).max().unwrap_or_default();
@@ -184,7 +185,7 @@ pub fn table(columns: &[Column]) -> String {
     table
 }
 
-/// The table for the README: a row for each module of scenarios.
+/// The table for the documentation: a row for each module of scenarios.
 pub fn markdown(columns: &[Column]) -> String {
     let mut modules: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for name in scenarios(columns) {
@@ -240,7 +241,7 @@ fn cell(outcome: Option<&Outcome>) -> &'static str {
     }
 }
 
-/// What kept scenarios from passing: each reason once, with the kernels and scenarios.
+/// Why scenarios did not pass: each reason once, with its kernels and scenarios.
 fn notes(columns: &[Column]) -> Vec<String> {
     let mut notes = Vec::new();
     for column in columns {
@@ -253,7 +254,7 @@ fn notes(columns: &[Column]) -> Vec<String> {
             }
         }
     }
-    // By reason and scenario, the kernels.
+    // Maps reason and scenario to kernels.
     let mut skipped: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
     for column in columns {
         for (name, outcome) in &column.outcomes {
@@ -262,7 +263,7 @@ fn notes(columns: &[Column]) -> Vec<String> {
             }
         }
     }
-    // By reason and kernels, the scenarios.
+    // Maps reason and kernels to scenarios.
     let mut grouped: BTreeMap<(&str, Vec<String>), Vec<&str>> = BTreeMap::new();
     for ((why, name), kernels) in skipped {
         grouped.entry((why, kernels)).or_default().push(name);
@@ -319,7 +320,7 @@ test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
     }
 
     #[test]
-    fn outcomes_and_their_reasons_are_read() {
+    fn outcomes_and_their_reasons_are_parsed() {
         let Results { outcomes, took_s } = parse(PRINTED);
         assert_eq!(took_s, Some(2.5));
         assert_eq!(outcomes["bind::one"], Outcome::Passed);
@@ -330,9 +331,9 @@ test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
     }
 
     #[test]
-    fn a_run_that_breaks_off_is_not_good() {
-        let begun = "test bind::one ... ok\n";
-        let column = column("6.1", begun);
+    fn an_unfinished_run_is_not_good() {
+        let unfinished = "test bind::one ... ok\n";
+        let column = column("6.1", unfinished);
         assert_eq!(column.count(), Count { passed: 1, failed: 0, skipped: 0 });
         assert!(!column.is_good());
         assert!(table(&[column]).contains("6.1 did not finish: it panicked"));

@@ -1,4 +1,4 @@
-//! Connections, one after the other: the loop that saturates.
+//! Connections, one after the other: the workload that can saturate a CPU.
 
 use std::{
     io::{self, Read as _},
@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracer_user::kernel::namespace::sandbox;
 
-use super::{Deed, Place, Scene, Tally, rng::Rng};
+use super::{Counters, Environment, Event, Workload, rng::Rng};
 
-/// Which addresses are used.
+/// The address family of the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     Ipv4,
@@ -39,17 +39,17 @@ impl Family {
         Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).context("socket()")
     }
 
-    /// A socket bound to the loopback address and this port, or any if it is 0.
-    pub fn bound(self, port: u16, tally: &Tally) -> Result<Socket> {
+    /// A socket bound to the loopback address and this port. With port 0 the kernel chooses.
+    pub fn bound(self, port: u16, counters: &Counters) -> Result<Socket> {
         let socket = self.socket()?;
-        bind(&socket, self.at(port), tally)?;
+        bind(&socket, self.at(port), counters)?;
         Ok(socket)
     }
 
-    pub fn listener(self, tally: &Tally) -> Result<Listener> {
-        let socket = self.bound(0, tally)?;
+    pub fn listener(self, counters: &Counters) -> Result<Listener> {
+        let socket = self.bound(0, counters)?;
         socket.listen(4096).context("listen()")?;
-        tally.add(Deed::Listened);
+        counters.add(Event::Listened);
         let at = address_of(&socket)?;
         Ok(Listener { socket, at })
     }
@@ -65,26 +65,26 @@ pub fn address_of(socket: &Socket) -> Result<SocketAddr> {
     socket.local_addr()?.as_socket().context("a TCP socket has no IP address")
 }
 
-pub fn bind(socket: &Socket, at: SocketAddr, tally: &Tally) -> Result<()> {
+pub fn bind(socket: &Socket, at: SocketAddr, counters: &Counters) -> Result<()> {
     socket.bind(&at.into()).with_context(|| format!("bind() to {at}"))?;
-    tally.add(Deed::Bound);
+    counters.add(Event::Bound);
     Ok(())
 }
 
 /// How a client gets its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Binding {
-    /// By connect().
+    /// connect() chooses it.
     None,
-    /// By connect(), after bind() has given it an address (`IP_BIND_ADDRESS_NO_PORT`).
+    /// connect() chooses it, after bind() with an address only (`IP_BIND_ADDRESS_NO_PORT`).
     Address,
-    /// By bind() to port 0.
+    /// bind() to port 0 chooses it.
     AnyPort,
-    /// By bind() to this port.
+    /// bind() to this port.
     Port(u16),
 }
 
-/// Who ends a connection, and how. The one that closes first is left with the TIME_WAIT.
+/// Who ends a connection, and how. The side that closes first is left with the TIME_WAIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
     ClientFirst,
@@ -93,25 +93,25 @@ pub enum Close {
     Reset,
 }
 
-/// A connected pair of sockets.
-pub struct Pair {
+/// Both sockets of a connection.
+pub struct Connection {
     pub client: Socket,
     pub server: Socket,
 }
 
-impl Pair {
-    /// Makes a connection. The kernel may end one before it is accepted, which was seen once in
-    /// eight million on a busy machine: that is counted, and another is made.
-    pub fn connect(listener: &Listener, binding: Binding, tally: &Tally) -> Result<Self> {
+impl Connection {
+    /// Makes a connection. The kernel can abort one before it is accepted (seen once in eight
+    /// million on a busy machine); that is counted and the attempt repeated.
+    pub fn connect(listener: &Listener, binding: Binding, counters: &Counters) -> Result<Self> {
         loop {
-            if let Some(pair) = Self::attempt(listener, binding, tally)? {
+            if let Some(pair) = Self::attempt(listener, binding, counters)? {
                 return Ok(pair);
             }
-            tally.add(Deed::Aborted);
+            counters.add(Event::Aborted);
         }
     }
 
-    fn attempt(listener: &Listener, binding: Binding, tally: &Tally) -> Result<Option<Self>> {
+    fn attempt(listener: &Listener, binding: Binding, counters: &Counters) -> Result<Option<Self>> {
         let Listener { socket, at } = listener;
         let family = if at.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
         let client = family.socket()?;
@@ -121,19 +121,19 @@ impl Pair {
                 sandbox::bind_address_no_port(&client)?;
                 client.bind(&family.at(0).into()).context("bind() to an address")?;
             }
-            Binding::AnyPort => bind(&client, family.at(0), tally)?,
+            Binding::AnyPort => bind(&client, family.at(0), counters)?,
             Binding::Port(port) => {
                 client.set_reuse_address(true)?;
-                bind(&client, family.at(port), tally)?;
+                bind(&client, family.at(port), counters)?;
             }
         }
         client.connect(&(*at).into()).with_context(|| format!("connect() after {binding:?}"))?;
         if matches!(binding, Binding::None | Binding::Address) {
-            tally.add(Deed::Chosen);
+            counters.add(Event::Chosen);
         }
         match socket.accept() {
             Ok((server, _)) => {
-                tally.add(Deed::Connected);
+                counters.add(Event::Connected);
                 Ok(Some(Self { client, server }))
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(None),
@@ -141,7 +141,7 @@ impl Pair {
         }
     }
 
-    /// Ends the connection. Each side has seen the other's end when this returns.
+    /// Closes both sockets. When this returns, each side has seen the other close.
     pub fn close(self, how: Close) -> Result<()> {
         let Self { client, server } = self;
         let (first, last) = match how {
@@ -157,14 +157,14 @@ impl Pair {
         match (last.read(&mut [0]), how) {
             (Err(error), Close::Reset) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
             (Ok(0), Close::ClientFirst | Close::ServerFirst) => Ok(()),
-            (Ok(_), _) => anyhow::bail!("{how:?}: the peer reads what nobody wrote"),
-            (Err(error), _) => Err(error).context("read() of a connection's end"),
+            (Ok(_), _) => anyhow::bail!("{how:?}: the peer received data, but none was sent"),
+            (Err(error), _) => Err(error).context("read() at the end of a connection"),
         }
     }
 }
 
-/// Connections to a number of destinations, which differ in their port.
-pub struct Pairs {
+/// Connections to a number of destinations, which differ in their ports.
+pub struct Connections {
     family: Family,
     closes: Vec<Close>,
     bindings: Vec<Binding>,
@@ -174,12 +174,12 @@ pub struct Pairs {
     listeners: Vec<Listener>,
 }
 
-/// Ports that [`Binding::Port`] takes in the mixture: below what connect() chooses from.
+/// Ports used for [`Binding::Port`], below those that connect() chooses from.
 const EXPLICIT_PORTS: (u16, u16) = (1024, 19_999);
 
-impl Pairs {
-    /// Connections of one sort, for measurements.
-    pub fn of(family: Family, close: Close, destinations: u16) -> Self {
+impl Connections {
+    /// Connections that are all alike, for measurements.
+    pub fn uniform(family: Family, close: Close, destinations: u16) -> Self {
         Self {
             family,
             closes: vec![close],
@@ -191,7 +191,7 @@ impl Pairs {
         }
     }
 
-    /// Connections of every sort, in an order that the seed repeats.
+    /// A mixture of all kinds of connections, in an order that depends on the seed only.
     pub fn mixed(family: Family, most_time_waits: u32, seed: u64) -> Self {
         Self {
             family,
@@ -220,27 +220,27 @@ impl Pairs {
     }
 }
 
-impl Scene for Pairs {
-    fn begin(&mut self, place: &Place<'_>) -> Result<()> {
-        // With more than half of the ports of a destination taken, connect() searches a hundred
-        // times as long; and once there are as many TIME_WAITs as may be, none is made any more,
-        // which is worth its place in the mixture.
+impl Workload for Connections {
+    fn begin(&mut self, env: &Environment<'_>) -> Result<()> {
+        // Once more than half of the ports of a destination are taken, connect() searches a hundred
+        // times longer, so the number of TIME_WAITs is limited. Connections that end above the
+        // limit leave none, which is a case worth testing too.
         let most = self.most_time_waits.to_string();
-        place.sandbox.set("ipv4/tcp_max_tw_buckets", &most)?;
-        place.sandbox.set("ipv4/ip_local_port_range", "20000 65535")?;
+        env.sandbox.set("ipv4/tcp_max_tw_buckets", &most)?;
+        env.sandbox.set("ipv4/ip_local_port_range", "20000 65535")?;
         for _ in 0..self.destinations {
-            self.listeners.push(self.family.listener(place.tally)?);
+            self.listeners.push(self.family.listener(env.counters)?);
         }
         Ok(())
     }
 
-    fn step(&mut self, place: &Place<'_>) -> Result<()> {
+    fn step(&mut self, env: &Environment<'_>) -> Result<()> {
         let close = *self.rng.pick(&self.closes);
         let binding = match *self.rng.pick(&self.bindings) {
             Binding::Port(_) => Binding::Port(self.rng.port(EXPLICIT_PORTS.0, EXPLICIT_PORTS.1)),
             other => other,
         };
         let listener = self.rng.pick(&self.listeners);
-        Pair::connect(listener, binding, place.tally)?.close(close)
+        Connection::connect(listener, binding, env.counters)?.close(close)
     }
 }
