@@ -1,5 +1,5 @@
-//! Every firing of a hook is a run of its program, or one that the kernel says it skipped. The
-//! kernel's own count of firings is perf's.
+//! Each time a hook fires, its program runs, or the kernel counts a recursion miss. perf counts how
+//! often hooks fire.
 
 use std::{collections::HashMap, fs, thread};
 
@@ -10,7 +10,8 @@ use crate::{
     support::{Tracer, sandbox},
 };
 
-/// The tracepoints, the programs that run at them, and how often the churn fires them at least.
+/// Tracepoints, the programs attached to them, and the least number of times that the churn fires
+/// them.
 const HOOKS: [(&str, &[&str], u64); 5] = [
     ("sock/inet_sock_set_state", &["inet_sock_set_state", "inet_sock_set_state_again"], 1000),
     ("tcp/tcp_destroy_sock", &["tcp_destroy_sock", "tcp_destroy_sock_again"], 600),
@@ -18,7 +19,7 @@ const HOOKS: [(&str, &[&str], u64); 5] = [
     ("timer/timer_cancel", &["timer_cancel"], 100),
     ("timer/timer_expire_entry", &["timer_expire_entry"], 0),
 ];
-/// Other things happen on the host between two readings that should be of one instant.
+/// Repetitions, because the host is active between readings that should be simultaneous.
 const ATTEMPTS: usize = 20;
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
@@ -42,8 +43,8 @@ fn runs_and_misses_are_all_firings() {
                 seen.push((runs, fired));
                 runs == fired && runs >= least
             });
-            assert!(is_exact, "{name}: runs and misses against firings: {seen:?}");
-            // What has no second copy cannot be interrupted by itself.
+            assert!(is_exact, "{name}: runs and misses differ from firings: {seen:?}");
+            // A program without a second copy never interrupts itself.
             if programs.len() == 1 {
                 assert_eq!(program.misses(), 0, "{name} was skipped");
             }
@@ -51,7 +52,7 @@ fn runs_and_misses_are_all_firings() {
     }
 }
 
-/// The kernel's statistics of programs, which cost some time, for as long as this lives.
+/// Enables the kernel's statistics of programs, which have a cost, until dropped.
 struct Statistics {
     before: String,
 }
@@ -73,14 +74,14 @@ impl Drop for Statistics {
     }
 }
 
-/// A program of the tracer's, by what the kernel says of it.
+/// A program of the tracer, as described by its fdinfo.
 struct Program {
     info: String,
 }
 
 impl Program {
     fn of(tracer: &Tracer, name: &str) -> Self {
-        // The kernel keeps fifteen characters of a name.
+        // The kernel keeps 15 characters of a name.
         let kept = &name[..name.len().min(15)];
         let ids: HashMap<String, bool> = aya::programs::loaded_programs()
             .filter_map(Result::ok)
@@ -93,13 +94,13 @@ impl Program {
             .filter_map(|entry| {
                 let path = entry.ok()?.path();
                 let text = fs::read_to_string(&path).ok()?;
-                // A link names the program as well, but has no statistics.
+                // Links name the program as well, but have no statistics.
                 field(&text, "run_cnt:")?;
                 let id = field(&text, "prog_id:")?;
                 ids.contains_key(&id.to_string()).then(|| (id, path.display().to_string()))
             })
             .collect();
-        // Of those whose names begin alike, the copy was loaded second.
+        // Of programs with the same truncated name, the second copy was loaded last.
         found.sort_unstable();
         let index = usize::from(name.ends_with("_again") && found.len() > 1);
         let (_, info) = found.swap_remove(index);
@@ -116,7 +117,7 @@ impl Program {
 
     fn number(&self, name: &str) -> u64 {
         let text = fs::read_to_string(&self.info).expect("the tracer runs");
-        field(&text, name).expect("the kernel tells it")
+        field(&text, name).expect("fdinfo has this field")
     }
 }
 
@@ -124,7 +125,8 @@ fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }
 
-/// Counts a tracepoint's firings, on each CPU; `None`, said aloud, if perf may not.
+/// Counters of a tracepoint's firings, one per CPU. `None`, after printing why, if perf cannot
+/// count them.
 fn firings_of(tracepoint: &str) -> Option<Vec<Counter>> {
     let path = format!("/sys/kernel/tracing/events/{tracepoint}/id");
     let Some(id) = fs::read_to_string(&path).ok().and_then(|id| id.trim().parse().ok()) else {

@@ -1,5 +1,5 @@
-//! Scenarios that count what the whole host does, and so need it for themselves: what is lost is
-//! counted exactly and healed, and a tracer that dies leaves nothing behind.
+//! Scenarios that count events on the whole host and therefore run alone: losses are counted
+//! exactly and healed, and a killed tracer leaves nothing behind.
 
 mod firings;
 #[path = "../scenarios/support.rs"]
@@ -19,13 +19,13 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use support::{Net, Pair, Tracer, addr, cookie, read_to_end, reset_on_close, sandbox};
 
-/// One at a time.
+/// Lets these tests run one at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Connections of every kind of end; returns how many.
+/// Makes connections that end in every way. Returns their number.
 fn churn(rounds: usize) -> usize {
     let listener = Net::V4.listener();
     for round in 0..rounds {
@@ -49,18 +49,18 @@ fn every_fact_is_accounted_for() {
     let Some(sandbox) = sandbox() else { return };
     let tracer = Tracer::start(&sandbox);
     let connections = churn(2000);
-    let story = tracer.finish();
-    let summary = story.records.last().expect("the summary");
+    let recording = tracer.finish();
+    let summary = recording.records.last().expect("the summary");
     let number = |field: &str| summary[field].as_u64().expect("a number");
     assert_eq!(number("facts_seen"), number("facts_filtered") + number("facts_received"));
-    // Each of the connections' facts arrived, those of the rest of the host were dropped.
+    // The facts of these connections were received, those of the rest of the host filtered out.
     assert!(number("facts_received") > 0);
     assert_eq!(summary["totals"]["connect"], connections);
     assert_eq!(summary["totals"]["accept"], connections);
 }
 
 #[test]
-fn a_stopped_agent_loses_exactly_what_did_not_fit_and_heals() {
+fn a_stopped_agent_loses_exactly_what_overflowed_and_heals() {
     let _turn = alone();
     let Some(sandbox) = sandbox() else { return };
     let before = Net::V4.bound(20_000);
@@ -68,7 +68,7 @@ fn a_stopped_agent_loses_exactly_what_did_not_fit_and_heals() {
     let mut tracer = Tracer::start_with(&["-n", &netns, "--ring-bytes", "4096", "--verify", "0.2"]);
     tracer.signal(Signal::STOP);
     let listener = Net::V4.listener();
-    // What lives through the loss, and what begins and ends in it.
+    // Connections that outlive the loss, and others that begin and end during it.
     let kept: Vec<_> = (0..50).map(|_| Pair::connect(Net::V4.socket(), &listener)).collect();
     let before_cookie = cookie(&before);
     drop(before);
@@ -82,7 +82,7 @@ fn a_stopped_agent_loses_exactly_what_did_not_fit_and_heals() {
         record["type"] == "verify" && record["mono_ns"].as_u64() >= after
     });
     assert_eq!((&verify["missing"], &verify["extra"]), (&0.into(), &0.into()), "{verify}");
-    // The leases whose beginning was lost are whole: each ends with its port and owner.
+    // The leases whose beginning was lost are healed: each ends with its port and owner.
     for Pair { client, server } in kept {
         let ends = [&client, &server].map(|socket| (cookie(socket), addr(socket).port()));
         reset_on_close(&client);
@@ -98,12 +98,12 @@ fn a_stopped_agent_loses_exactly_what_did_not_fit_and_heals() {
     tracer.wait_for("release", |record| {
         record["cookie"] == before_cookie && record["type"] == "release"
     });
-    let story = tracer.finish_with_losses();
-    let summary = story.records.last().expect("the summary");
+    let recording = tracer.finish_with_losses();
+    let summary = recording.records.last().expect("the summary");
     let number = |field: &str| summary[field].as_u64().expect("a number");
     let accounted = number("facts_filtered") + number("facts_received") + number("lost");
     assert_eq!(number("facts_seen"), accounted);
-    let reported: u64 = story
+    let reported: u64 = recording
         .records
         .iter()
         .filter(|record| record["type"] == "loss")
@@ -122,14 +122,14 @@ fn a_verified_ledger_agrees_with_the_kernel_under_load() {
     let mut latest = 0;
     for _ in 0..3 {
         churn(1500);
-        let record = tracer.wait_for("a further comparison", |record| {
+        let record = tracer.wait_for("another comparison", |record| {
             record["type"] == "verify" && record["mono_ns"].as_u64() > Some(latest)
         });
         latest = record["mono_ns"].as_u64().expect("a number");
     }
-    let story = tracer.finish();
+    let recording = tracer.finish();
     let verified: Vec<_> =
-        story.records.iter().filter(|record| record["type"] == "verify").collect();
+        recording.records.iter().filter(|record| record["type"] == "verify").collect();
     assert!(!verified.is_empty());
     for record in verified {
         assert_eq!((&record["missing"], &record["extra"]), (&0.into(), &0.into()), "{record}");
@@ -137,14 +137,14 @@ fn a_verified_ledger_agrees_with_the_kernel_under_load() {
 }
 
 #[test]
-fn a_killed_tracer_leaves_nothing_behind_and_disturbs_nobody() {
+fn a_killed_tracer_leaves_nothing_behind_and_disturbs_no_traffic() {
     let _turn = alone();
     let Some(sandbox) = sandbox() else { return };
     for _ in 0..5 {
         let mut tracer = Tracer::start(&sandbox);
         let programs = programs_of(tracer.pid());
         assert!(programs > 10, "{programs}");
-        // Every call of it succeeds, or it panics.
+        // Panics if any call fails.
         churn(200);
         tracer.signal(Signal::STOP);
         churn(200);
@@ -152,11 +152,11 @@ fn a_killed_tracer_leaves_nothing_behind_and_disturbs_nobody() {
         tracer.signal(Signal::KILL);
         tracer.wait();
         churn(200);
-        // What its descriptors held is gone with them.
+        // Its descriptors are gone, and with them what they referred to.
         assert!(!fs::exists(format!("/proc/{}/fdinfo", pid.as_raw_nonzero())).unwrap_or(true));
         assert!(kill_process(pid, Signal::CONT).is_err());
     }
-    // The links end with their descriptors; the kernel frees the programs an RCU period later.
+    // Links end with their descriptors; the kernel frees the programs an RCU grace period later.
     let deadline = Instant::now() + Duration::from_secs(20);
     while !loaded_programs().is_empty() {
         assert!(Instant::now() < deadline, "still loaded: {:?}", loaded_programs());
@@ -173,7 +173,7 @@ fn programs_of(pid: Pid) -> usize {
         .count()
 }
 
-/// Names of programs of ours that any process holds.
+/// Names of portlife's programs that are still loaded.
 fn loaded_programs() -> Vec<String> {
     aya::programs::loaded_programs()
         .filter_map(Result::ok)

@@ -1,4 +1,4 @@
-//! The tracer's memory has a bound, whatever the host does and whoever reads.
+//! The tracer's memory is bounded, whatever the host and the reader of its output do.
 
 use std::{
     collections::BTreeMap,
@@ -22,12 +22,12 @@ use crate::{
     support::{Net, Pair, Tracer, addr, cookie, sandbox},
 };
 
-/// Builds without optimisation do a tenth.
+/// Unoptimised builds do a tenth of the work.
 const SCALE: u32 = if cfg!(debug_assertions) { 1 } else { 10 };
 const PATIENCE: Duration = Duration::from_secs(120);
 const MB: u64 = 1 << 20;
 
-/// A tracer whose records are counted by type, or not read at all.
+/// A tracer whose records are counted by type.
 struct Counted {
     child: Child,
     counts: Arc<Mutex<BTreeMap<String, u64>>>,
@@ -72,24 +72,24 @@ impl Counted {
         resident(&self.child)
     }
 
-    /// Ends the tracer and returns its summary.
+    /// Stops the tracer and returns its summary.
     fn finish(mut self) -> Value {
         signal(&self.child, Signal::TERM);
         let summary = self.reading.take().map(|reading| reading.join().expect("it reads"));
-        assert!(self.child.wait().expect("it ends").success());
+        assert!(self.child.wait().expect("the process exits").success());
         summary.expect("it was read")
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        // Only a failing test still has one running.
+        // It still runs only if the test fails.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Starts a tracer; it sees everything when this returns.
+/// Starts a tracer, and returns once it traces.
 fn start(arguments: &[&str]) -> (Child, BufReader<ChildStdout>) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_portlife"))
         .args(["trace", "-o", "json"])
@@ -97,7 +97,7 @@ fn start(arguments: &[&str]) -> (Child, BufReader<ChildStdout>) {
         .stdout(Stdio::piped())
         .spawn()
         .expect("the tracer starts");
-    let mut records = BufReader::new(child.stdout.take().expect("its output is piped"));
+    let mut records = BufReader::new(child.stdout.take().expect("stdout is piped"));
     let mut first = String::new();
     records.read_line(&mut first).expect("the first record");
     assert_eq!(kind_of(&first), "start");
@@ -113,7 +113,7 @@ fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).expect("the tracer runs");
 }
 
-/// Bytes of memory.
+/// Resident memory in bytes.
 fn resident(child: &Child) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
     let status = status.expect("the tracer runs");
@@ -123,7 +123,7 @@ fn resident(child: &Child) -> u64 {
 }
 
 #[test]
-fn namespaces_that_come_and_go_leave_nothing_behind() {
+fn short_lived_namespaces_leave_nothing_behind() {
     let _turn = alone();
     if sandbox().is_none() {
         return;
@@ -134,17 +134,17 @@ fn namespaces_that_come_and_go_leave_nothing_behind() {
     let mut connections = 0;
     let mut memory = Vec::new();
     let began = Instant::now();
-    // A thread, because it does not come back from the last of them.
+    // In a thread, because it stays in the last namespace.
     let mut live_through = |count: u64| {
         let lives = thread::spawn(move || {
             for _ in 0..count {
-                let _sandbox = Sandbox::enter_new().expect("there was one before");
+                let _sandbox = Sandbox::enter_new().expect("another namespace can be made");
                 let listener = Net::V4.listener();
                 let Pair { client, server } = Pair::connect(Net::V4.socket(), &listener);
                 drop((client, server));
             }
         });
-        lives.join().expect("nothing disturbs them");
+        lives.join().expect("the thread does not panic");
         connections += count;
         tracer.wait_for("accept", connections);
         memory.push(tracer.resident());
@@ -154,14 +154,14 @@ fn namespaces_that_come_and_go_leave_nothing_behind() {
     }
     println!("{} namespaces in {:?}, bytes: {memory:?}", 4 * each, began.elapsed());
     let [_, early, _, late] = memory[..] else { panic!("four measurements") };
-    // Two pages of ports of each would take more than twice as much.
+    // Two pages per namespace would be more than twice as much.
     assert!(late < early + 2 * each * 8192, "{memory:?}");
     let summary = tracer.finish();
     assert_eq!(summary["totals"]["accept"], connections);
 }
 
 #[test]
-fn failed_connects_are_all_told_and_leave_nothing_behind() {
+fn failed_connects_are_all_reported_and_leave_nothing_behind() {
     let _turn = alone();
     let Some(sandbox) = sandbox() else { return };
     let netns = sandbox.netns().0.to_string();
@@ -172,7 +172,7 @@ fn failed_connects_are_all_told_and_leave_nothing_behind() {
     let tracer = Counted::start(&["-n", &netns, "-e", "fail", "-e", "connect"]);
     let each = 12_500 * SCALE;
     let errno = |socket: &Socket, to: &SockAddr| {
-        let error = socket.connect(to).expect_err("there is no port, or nobody listens");
+        let error = socket.connect(to).expect_err("no port, or no listener");
         error.raw_os_error().expect("an errno")
     };
     let (full, refusing) = (addr(&listener).into(), addr(&closed).into());
@@ -188,7 +188,7 @@ fn failed_connects_are_all_told_and_leave_nothing_behind() {
     }
     println!("{} failures, bytes: {memory:?}", 8 * each);
     let [_, early, _, late] = memory[..] else { panic!("four measurements") };
-    // Where the tracer gets little of the CPU, its two buffers for the output keep 4 MB each.
+    // If the tracer gets little CPU time, its two output buffers grow to 4 MB each.
     assert!(late < early + 12 * MB, "{memory:?}");
     let summary = tracer.finish();
     assert_eq!(summary["lost"], 0);
@@ -196,24 +196,27 @@ fn failed_connects_are_all_told_and_leave_nothing_behind() {
 }
 
 #[test]
-fn a_reader_that_stalls_costs_bounded_memory_and_is_told_what_it_missed() {
+fn a_stalled_reader_costs_bounded_memory_and_gets_a_loss_record() {
     let _turn = alone();
     let Some(sandbox) = sandbox() else { return };
     let netns = sandbox.netns().0.to_string();
     let (mut child, mut records) = start(&["-n", &netns]);
-    // About 200 MB of records, against 32 MB that may wait beside those that are being written.
+    // About 200 MB of records; 32 MB may be queued in addition to those being written.
     let mut most = 0;
     for _ in 0..50 {
         churn(1000);
         most = most.max(resident(&child));
     }
     assert!(most < 160 * MB, "{most}");
-    println!("{} MB at most while nobody read", most / MB);
+    println!("at most {} MB while the reader was stalled", most / MB);
     let mut lost = 0;
     let mut line = String::new();
     let mut next = |what: &str| {
         line.clear();
-        assert!(records.read_line(&mut line).expect("UTF-8") > 0, "the tracer ended before {what}");
+        assert!(
+            records.read_line(&mut line).expect("UTF-8") > 0,
+            "the tracer exited before {what}"
+        );
         line.clone()
     };
     loop {
@@ -235,21 +238,21 @@ fn a_reader_that_stalls_costs_bounded_memory_and_is_told_what_it_missed() {
             _ => {}
         }
     };
-    assert!(child.wait().expect("it ends").success());
+    assert!(child.wait().expect("the process exits").success());
     assert_eq!(summary["lost"], lost);
     let number = |field: &str| summary[field].as_u64().expect("a number");
     assert_eq!(number("facts_seen"), number("facts_received") + number("lost"));
 }
 
 #[test]
-fn a_namespace_with_the_inode_of_an_earlier_one_has_no_history() {
+fn a_namespace_that_reuses_an_inode_has_no_history() {
     const PORT: u16 = 20_000;
     let _turn = alone();
     if sandbox().is_none() {
         return;
     }
     let use_port = || {
-        let sandbox = Sandbox::enter_new().expect("there was one before");
+        let sandbox = Sandbox::enter_new().expect("another namespace can be made");
         drop(Net::V4.bound(PORT));
         let known = Net::V4.bound(PORT);
         (sandbox.netns().0, cookie(&known))
@@ -257,14 +260,14 @@ fn a_namespace_with_the_inode_of_an_earlier_one_has_no_history() {
     let mut tracer = Tracer::start_with(&["-P", &PORT.to_string()]);
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut inodes = BTreeMap::new();
-    // The kernel gives the lowest free number.
+    // The kernel assigns the lowest free number.
     let (second, first_of_second) = loop {
-        let (inode, cookie) = thread::spawn(use_port).join().expect("it binds");
+        let (inode, cookie) = thread::spawn(use_port).join().expect("bind() succeeds");
         if inodes.insert(inode, cookie).is_some() {
             break (inode, cookie);
         }
         if Instant::now() > deadline {
-            println!("skipped: the kernel gives no inode of a namespace twice");
+            println!("skipped: this kernel does not reuse the inodes of namespaces");
             return;
         }
     };
@@ -272,8 +275,8 @@ fn a_namespace_with_the_inode_of_an_earlier_one_has_no_history() {
         record["type"] == "bind" && record["cookie"] == first_of_second
     });
     assert!(last["reuse"].is_object(), "the second bind of a namespace follows the first: {last}");
-    let story = tracer.finish();
-    let binds: Vec<_> = story
+    let recording = tracer.finish();
+    let binds: Vec<_> = recording
         .records
         .iter()
         .filter(|record| record["type"] == "bind" && record["netns"] == second)
@@ -283,7 +286,7 @@ fn a_namespace_with_the_inode_of_an_earlier_one_has_no_history() {
 }
 
 #[test]
-fn tracers_that_come_and_go_disturb_no_traffic() {
+fn starting_and_stopping_tracers_disturbs_no_traffic() {
     let _turn = alone();
     let Some(sandbox) = sandbox() else { return };
     let is_over = AtomicBool::new(false);
@@ -291,7 +294,7 @@ fn tracers_that_come_and_go_disturb_no_traffic() {
         let load = scope.spawn(|| {
             sandbox.enter().expect("its namespace");
             let mut connections = 0;
-            // Every call of it succeeds, or it panics.
+            // Panics if any call fails.
             while !is_over.load(Relaxed) {
                 connections += churn(50);
             }
@@ -315,11 +318,11 @@ fn tracers_that_come_and_go_disturb_no_traffic() {
                 _ => signal(&child, Signal::TERM),
             }
             drop(records);
-            let status = child.wait().expect("it ends");
+            let status = child.wait().expect("the process exits");
             assert!(round % 4 < 2 || status.success(), "{status}");
         }
         is_over.store(true, Relaxed);
         let connections = load.join().expect("nothing disturbs the load");
-        println!("{connections} connections beside 12 tracers");
+        println!("{connections} connections while 12 tracers came and went");
     });
 }

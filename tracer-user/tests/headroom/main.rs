@@ -1,8 +1,8 @@
-//! Headroom against the running kernel: namespaces in random states, in which as many connect()s
-//! and bind()s must succeed as were predicted.
+//! Compares predicted headroom with the running kernel: in namespaces in random states, exactly as
+//! many connect() and bind() calls must succeed as predicted.
 //!
-//! `PORTLIFE_HEADROOM_CASES` sets the number of namespaces, `PORTLIFE_HEADROOM_SEED` the first
-//! seed; a case that fails prints its own.
+//! `PORTLIFE_HEADROOM_CASES` sets the number of namespaces and `PORTLIFE_HEADROOM_SEED` the first seed.
+//! A failing case prints its seed.
 
 mod random;
 mod state;
@@ -41,11 +41,11 @@ use state::State;
 const USUAL_CASES: u64 = 60;
 
 #[test]
-fn as_many_calls_succeed_as_were_predicted() {
+fn exactly_as_many_calls_succeed_as_predicted() {
     let Some(lists) = lists() else { return };
     let (first, cases) = seeds(USUAL_CASES);
     let next = AtomicU64::new(0);
-    let total = Mutex::new(Tally::default());
+    let total = Mutex::new(Totals::default());
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -56,22 +56,23 @@ fn as_many_calls_succeed_as_were_predicted() {
                     }
                     let seed = first.wrapping_add(index);
                     let lists = &lists;
-                    // A namespace is for good, so each case has a thread of its own.
+                    // A thread cannot leave its namespace, so each case has a thread of its own.
                     let case = scope.spawn(move || Case::new(lists, seed).run());
-                    let Ok(tally) = case.join() else { panic!("the case of seed {seed} failed") };
-                    total.lock().expect("no panic").add(&tally);
+                    let Ok(totals) = case.join() else { panic!("the case of seed {seed} failed") };
+                    total.lock().expect("the thread does not panic").add(&totals);
                 }
             });
         }
     });
-    let Tally { checks, calls, ambiguous, locked, reusing } = total.into_inner().expect("no panic");
+    let Totals { checks, calls, ambiguous, locked, reusing } =
+        total.into_inner().expect("the thread does not panic");
     println!(
         "{cases} namespaces, {checks} predictions, {calls} calls; bound buckets mattered {locked} \
          times, reusable TIME_WAITs {reusing} times; {ambiguous} predictions left one port to chance"
     );
 }
 
-/// The first seed, and how many there are.
+/// The first seed, and the number of seeds.
 fn seeds(usual_cases: u64) -> (u64, u64) {
     let number = |name: &str, usual: u64| {
         env::var(name).ok().map_or(usual, |text| text.parse().expect("a number"))
@@ -84,7 +85,7 @@ fn seeds(usual_cases: u64) -> (u64, u64) {
 
 fn lists() -> Option<HolderLists> {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: headroom against the kernel needs root");
+        println!("skipped: comparing headroom with the kernel needs root");
         return None;
     }
     match HolderLists::load() {
@@ -94,26 +95,23 @@ fn lists() -> Option<HolderLists> {
             None
         }
         Err(error) => {
-            println!(
-                "skipped: the kernel's holders cannot be listed here: {:#}",
-                anyhow::Error::from(error)
-            );
+            println!("skipped: cannot list the holders of ports: {:#}", anyhow::Error::from(error));
             None
         }
     }
 }
 
 #[derive(Default)]
-struct Tally {
+struct Totals {
     checks: u64,
     calls: u64,
     ambiguous: u64,
-    /// Predictions in which the class of buckets, and the reuse of TIME_WAITs, mattered.
+    /// Number of predictions in which bound buckets, or the reuse of TIME_WAITs, made a difference.
     locked: u64,
     reusing: u64,
 }
 
-impl Tally {
+impl Totals {
     fn add(&mut self, other: &Self) {
         let Self { checks, calls, ambiguous, locked, reusing } = other;
         self.checks += checks;
@@ -130,19 +128,26 @@ struct Case<'a> {
     random: Random,
     settings: SettingsFiles,
     sandbox: Sandbox,
-    tally: Tally,
+    totals: Totals,
 }
 
 impl<'a> Case<'a> {
     fn new(lists: &'a HolderLists, seed: u64) -> Self {
-        let sandbox = Sandbox::enter_new().expect("root may have a namespace");
-        let settings = SettingsFiles::open().expect("there are settings");
-        Self { lists, seed, random: Random::new(seed), settings, sandbox, tally: Tally::default() }
+        let sandbox = Sandbox::enter_new().expect("root can make a namespace");
+        let settings = SettingsFiles::open().expect("the settings can be opened");
+        Self {
+            lists,
+            seed,
+            random: Random::new(seed),
+            settings,
+            sandbox,
+            totals: Totals::default(),
+        }
     }
 
-    fn run(mut self) -> Tally {
+    fn run(mut self) -> Totals {
         let state = State::make(&mut self.random, &self.sandbox, true);
-        // Each question changes the answers to the later ones, and is asked on top of that.
+        // Each question changes the state for the later ones.
         let mut kept = Vec::new();
         for _ in 0..4 {
             if self.random.chance(3, 5) {
@@ -151,11 +156,11 @@ impl<'a> Case<'a> {
                 self.ask_bind(&state, &mut kept);
             }
         }
-        self.tally
+        self.totals
     }
 
-    /// Holders and settings, when no TIME_WAIT is about to become reusable or not.
-    fn look(&self) -> (Settings, HolderView) {
+    /// Settings and holders, read when no TIME_WAIT is about to become reusable.
+    fn read_state(&self) -> (Settings, HolderView) {
         state::wait_until_settled(self.sandbox.netns());
         loop {
             let settings = self.settings.read().expect("the namespace is there");
@@ -170,7 +175,7 @@ impl<'a> Case<'a> {
     fn ask_connect(&mut self, state: &State, kept: &mut Vec<Socket>) {
         let (client, destination) = state.ends(&mut self.random);
         let own_range = self.own_range(state);
-        let (settings, view) = self.look();
+        let (settings, view) = self.read_state();
         let moment = self.moment(&settings, &view);
         let query = Connect {
             source: client.source.into(),
@@ -179,23 +184,23 @@ impl<'a> Case<'a> {
             own_range,
         };
         let predicted = moment.connect(&query);
-        // They differ by the port that a search of an odd number of ports leaves out.
+        // The bounds differ by the port that a search of an odd number of ports skips.
         assert!(predicted.headroom.most <= predicted.range.headroom());
-        self.tally.locked += u64::from(predicted.range.bind_locked > 0);
-        self.tally.reusing += u64::from(predicted.range.reusable > 0);
+        self.totals.locked += u64::from(predicted.range.bind_locked > 0);
+        self.totals.reusing += u64::from(predicted.range.reusable > 0);
         let mut succeeded = 0;
         let limit = predicted.headroom.most + 3;
         while succeeded <= limit {
             let socket = client.socket();
             if let Some(range) = own_range {
                 set_local_port_range(&socket, range.low().0, range.high().0)
-                    .expect("it can be set");
+                    .expect("the setting can be written");
             }
             client.bind_without_port(&socket);
             socket.set_nonblocking(true).expect("O_NONBLOCK");
             match socket.connect(&client.form(destination).into()) {
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => break,
-                // Once it has a port, whatever comes of it.
+                // It has a port, whether or not the connection succeeds.
                 Ok(()) => succeeded += 1,
                 Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => succeeded += 1,
                 Err(error) => panic!("seed {}: {error}", self.seed),
@@ -215,7 +220,7 @@ impl<'a> Case<'a> {
     fn ask_bind(&mut self, state: &State, kept: &mut Vec<Socket>) {
         let bind = state::Bind::random(&mut self.random, true);
         let own_range = self.own_range(state);
-        let (settings, view) = self.look();
+        let (settings, view) = self.read_state();
         let moment = self.moment(&settings, &view);
         let query = BindAny {
             addr: bind.addr.into(),
@@ -227,13 +232,13 @@ impl<'a> Case<'a> {
         };
         let predicted = moment.bind_any(&query);
         let mut succeeded = 0;
-        // Three more than there can be; or, where there is no limit, than there could be with one.
+        // Three more than predicted; where there is no limit, three more than a limit could be.
         let limit = predicted.headroom.most.min(2 * predicted.capacity) + 3;
         while succeeded < limit {
             let socket = bind.socket();
             if let Some(range) = own_range {
                 set_local_port_range(&socket, range.low().0, range.high().0)
-                    .expect("it can be set");
+                    .expect("the setting can be written");
             }
             match socket.bind(&SocketAddr::new(bind.addr, 0).into()) {
                 Ok(()) => succeeded += 1,
@@ -252,7 +257,8 @@ impl<'a> Case<'a> {
         );
     }
 
-    /// Sometimes an IP_LOCAL_PORT_RANGE, whose ends may lie outside the namespace's range.
+    /// Sometimes a range for IP_LOCAL_PORT_RANGE, whose bounds may lie outside the namespace's
+    /// range.
     fn own_range(&mut self, state: &State) -> Option<tracer_user::model::LocalRange> {
         let has_option = self.lists.rules().socket_range != SocketRangeRule::Absent;
         if !has_option || !self.random.chance(1, 4) {
@@ -268,13 +274,13 @@ impl<'a> Case<'a> {
     }
 
     fn count(&mut self, calls: u64, is_ambiguous: bool) {
-        self.tally.checks += 1;
-        self.tally.calls += calls;
-        self.tally.ambiguous += u64::from(is_ambiguous);
+        self.totals.checks += 1;
+        self.totals.calls += calls;
+        self.totals.ambiguous += u64::from(is_ambiguous);
     }
 }
 
-/// True if a minute from now connect() may take over just what it may take over now.
+/// True if connect() could reuse exactly the same TIME_WAITs a minute from now.
 fn is_stable(settings: &Settings, rules: KernelRules, view: &HolderView) -> bool {
     view.holders.iter().all(|holder| match holder.by {
         HolderBy::TimeWait { entry_stamp_ms, ts_recent_stamp_s, .. } => match rules.reuse {
@@ -284,7 +290,7 @@ fn is_stable(settings: &Settings, rules: KernelRules, view: &HolderView) -> bool
                     || entry_stamp_ms.is_none_or(|began| view.at.ms.wrapping_sub(began) > delay)
             }
             ReuseRule::NextSecond | ReuseRule::NextSecondNotFinWait2 => {
-                // The kernel's seconds go on with its tick, which an emulated machine delays.
+                // The kernel counts these seconds in ticks, which are late on an emulated machine.
                 const LATEST_TICK_MS: u32 = 200;
                 view.at.ms.saturating_sub(LATEST_TICK_MS) / 1000 > ts_recent_stamp_s
             }
@@ -297,18 +303,18 @@ fn is_stable(settings: &Settings, rules: KernelRules, view: &HolderView) -> bool
 fn a_time_wait_becomes_reusable_when_its_delay_is_over() {
     let Some(lists) = lists() else { return };
     if lists.rules().reuse != ReuseRule::Delay {
-        println!("skipped: this kernel counts by seconds");
+        println!("skipped: this kernel counts the delay in whole seconds");
         return;
     }
-    let sandbox = Sandbox::enter_new().expect("root may have a namespace");
-    sandbox.set("ipv4/ip_local_port_range", "50000 50000").expect("it can be set");
-    sandbox.set("ipv4/tcp_tw_reuse_delay", "300").expect("it can be set");
+    let sandbox = Sandbox::enter_new().expect("root can make a namespace");
+    sandbox.set("ipv4/ip_local_port_range", "50000 50000").expect("the setting can be written");
+    sandbox.set("ipv4/tcp_tw_reuse_delay", "300").expect("the setting can be written");
     let settings = SettingsFiles::open().and_then(|files| files.read()).expect("settings");
     let destination = SocketAddr::from((Ipv4Addr::LOCALHOST, 10_001));
     let listener = state::listener(destination);
     let client = state::socket(false);
     client.connect(&destination.into()).expect("there is one port");
-    let (server, _) = listener.accept().expect("it is accepted");
+    let (server, _) = listener.accept().expect("accept() succeeds");
     drop(client);
     state::read_to_end(&server);
     drop(server);
@@ -337,7 +343,7 @@ fn a_time_wait_becomes_reusable_when_its_delay_is_over() {
         .collect();
     let [began] = stamps[..] else { panic!("one TIME_WAIT, not {:?}", view.holders) };
     assert_eq!((at(began.wrapping_add(300)), at(began.wrapping_add(301))), (0, 1));
-    // The kernel agrees, to the millisecond as far as a test can tell.
+    // The kernel agrees, as precisely as a test can measure.
     loop {
         let before = KernelTime::from_ns(clock::monotonic_ns()).ms;
         let outcome = state::socket(false).connect(&destination.into());

@@ -1,4 +1,4 @@
-//! Reproducible chance: SplitMix64 (Steele, Lea and Flood, 2014).
+//! Reproducible random numbers: SplitMix64 (Steele, Lea and Flood, 2014).
 
 pub struct Random(u64);
 
@@ -15,17 +15,17 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number less than `limit`, which is not 0.
+    /// A number less than `limit`, which must not be 0.
     pub fn below(&mut self, limit: u16) -> u16 {
         u16::try_from(self.next() % u64::from(limit)).expect("it is less than a u16")
     }
 
-    /// True in `times` of `of` cases.
+    /// True with a probability of `times` in `of`.
     pub fn chance(&mut self, times: u16, of: u16) -> bool {
         self.below(of) < times
     }
 
-    /// One of these.
+    /// Picks one of these.
     pub fn one<T: Copy>(&mut self, of: &[T]) -> T {
         let index = self.below(u16::try_from(of.len()).expect("there are few"));
         of[usize::from(index)]

@@ -22,10 +22,10 @@ use tracer_user::{
 
 use crate::random::Random;
 
-/// A delay of reuse that no test outlasts.
+/// A reuse delay longer than any test.
 pub const NEVER_MS: u32 = 60_000;
 
-/// An address that is local, but not of the loopback network.
+/// A local address outside the loopback network.
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 1);
 const SOURCES: [Ipv4Addr; 4] =
     [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3), OTHER];
@@ -37,16 +37,16 @@ const LISTENERS: [SocketAddr; 4] = [
 ];
 const MOST_PORTS: u16 = 22;
 
-/// What lives in the namespace.
+/// The sockets and settings of a namespace.
 pub struct State {
     pub low: u16,
     pub size: u16,
-    /// Some sockets are bound to an interface.
+    /// True if some sockets are bound to an interface.
     devices: bool,
-    /// Most connections are between these ends, and end at the client.
+    /// Most connections are between these endpoints, and are closed by the client first.
     focus: Option<(Client, SocketAddr)>,
     listeners: Vec<(SocketAddr, Socket)>,
-    /// Sockets that stay open, of clients and servers and those that never connect.
+    /// Sockets that stay open: clients, servers, and sockets that never connect.
     open: Vec<Socket>,
 }
 
@@ -74,13 +74,13 @@ impl State {
             state.listeners.push((address, listener(address)));
         }
         for _ in 0..random.below(2 * MOST_PORTS) {
-            state.act(random);
+            state.random_action(random);
             if random.chance(1, 6) && !state.open.is_empty() {
                 let index = random.below(u16::try_from(state.open.len()).expect("there are few"));
                 state.open.swap_remove(usize::from(index));
             }
         }
-        // Reserved late, so that some of the reserved ports are in use.
+        // Reserved last, so that some of the reserved ports are in use.
         let reserved: Vec<_> = (low..low + size)
             .filter(|_| random.chance(1, 6))
             .map(|port| port.to_string())
@@ -89,7 +89,7 @@ impl State {
         state
     }
 
-    /// The ends of a connection.
+    /// Random endpoints of a connection.
     pub fn ends(&self, random: &mut Random) -> (Client, SocketAddr) {
         match self.focus {
             Some(ends) if random.chance(4, 5) => ends,
@@ -100,8 +100,8 @@ impl State {
         }
     }
 
-    /// Does something to some port. It may fail for want of one.
-    fn act(&mut self, random: &mut Random) {
+    /// Performs a random action. It may fail for lack of a port.
+    fn random_action(&mut self, random: &mut Random) {
         match random.below(10) {
             0..=3 => self.connection(random),
             4 | 5 => self.bound_connection(random),
@@ -115,7 +115,7 @@ impl State {
             }
             7 => self.listener_of_the_range(random),
             8 => {
-                // Into whatever bucket is there, and out again.
+                // Joins a bucket, if there is one, and leaves it again.
                 let bind = Bind::random(random, self.devices);
                 let _ = bind.socket().bind(&SocketAddr::new(bind.addr, self.port(random)).into());
             }
@@ -133,7 +133,7 @@ impl State {
         self.connect_and_end(random, &client, socket, destination);
     }
 
-    /// bind() before connect(), to any port or to a certain one.
+    /// A connection after bind(), to port 0 or to an explicit port.
     fn bound_connection(&mut self, random: &mut Random) {
         let (client, destination) = self.ends(random);
         let socket = client.socket();
@@ -153,7 +153,7 @@ impl State {
         client: Socket,
         destination: SocketAddr,
     ) {
-        // A socket that is bound takes a FIN_WAIT2 over whose peer still has the connection.
+        // A bound socket can reuse a FIN_WAIT2 whose peer still has the old connection.
         client.set_nonblocking(true).expect("O_NONBLOCK");
         let connected = client.connect(&kind.form(destination).into());
         let in_progress =
@@ -165,7 +165,7 @@ impl State {
         let listener = self.listeners.iter().find(|(address, _)| *address == destination);
         let listener = &listener.expect("every destination has its listener").1;
         let local = name(&client.local_addr().expect("it has a name"));
-        // Over the loopback interface the handshake is done by now, or will not be.
+        // Over the loopback interface the handshake is complete by now, or never will be.
         let server = loop {
             match listener.accept() {
                 Ok((server, peer)) if name(&peer) == local => break server,
@@ -200,7 +200,7 @@ impl State {
         }
     }
 
-    /// A listener within the range, perhaps with a connection that outlives it.
+    /// A listener in the ephemeral range, perhaps with a connection that outlives it.
     fn listener_of_the_range(&mut self, random: &mut Random) {
         let port = self.port(random);
         let listener = socket(false);
@@ -227,7 +227,7 @@ impl State {
     }
 }
 
-/// A socket that connects, from an address that it binds without a port.
+/// A client socket, which binds an address without a port before it connects.
 #[derive(Clone, Copy, Debug)]
 pub struct Client {
     pub source: IpAddr,
@@ -244,17 +244,17 @@ impl Client {
         Self { source: random.one(&SOURCES).into(), device, is_v6: random.chance(1, 5) }
     }
 
-    /// A destination that the client reaches.
+    /// A destination that the client can reach.
     fn destination(&self, random: &mut Random) -> SocketAddr {
         match self.source {
             IpAddr::V6(_) => LISTENERS[3],
-            // From a loopback address only loopback addresses are reached.
+            // A loopback address can reach loopback addresses only.
             IpAddr::V4(source) if source.is_loopback() => random.one(&LISTENERS[..2]),
             IpAddr::V4(_) => random.one(&LISTENERS[..3]),
         }
     }
 
-    /// An address in the form in which a socket of this client takes it.
+    /// Converts an address to the family of this client's sockets.
     pub fn form(&self, address: SocketAddr) -> SocketAddr {
         match address.ip() {
             IpAddr::V4(v4) if self.is_v6 => {
@@ -275,11 +275,11 @@ impl Client {
     pub fn bind_without_port(&self, socket: &Socket) {
         bind_address_no_port(socket).expect("Linux 4.2 has the option");
         let address = self.form(SocketAddr::new(self.source, 0));
-        socket.bind(&address.into()).expect("it binds");
+        socket.bind(&address.into()).expect("bind() succeeds");
     }
 }
 
-/// A socket that binds.
+/// Parameters of a bind() call.
 #[derive(Clone, Copy, Debug)]
 pub struct Bind {
     pub addr: IpAddr,
@@ -304,7 +304,7 @@ impl Bind {
         Self {
             addr,
             device: u32::from(devices && random.chance(1, 8)),
-            // The kernel makes it so for an address of IPv6 proper.
+            // The kernel sets this for real IPv6 addresses.
             v6_only: addr.is_ipv6() && !is_mapped && (is_specific_v6 || random.chance(1, 2)),
             reuse_addr: random.chance(1, 3),
         }
@@ -335,12 +335,12 @@ pub fn socket(is_v6: bool) -> Socket {
 pub fn listener(address: SocketAddr) -> Socket {
     let listener = socket(address.is_ipv6());
     listener.bind(&address.into()).expect("the port is free");
-    listener.listen(4096).expect("it listens");
+    listener.listen(4096).expect("listen() succeeds");
     listener.set_nonblocking(true).expect("O_NONBLOCK");
     listener
 }
 
-/// An address as both families' sockets know it.
+/// An address with IPv4-mapped IPv6 addresses converted to IPv4.
 fn name(address: &SockAddr) -> Option<SocketAddr> {
     let address = address.as_socket()?;
     Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
@@ -353,13 +353,14 @@ pub fn read_to_end(socket: &Socket) {
     while socket.recv(&mut buffer).is_ok_and(|read| read > 0) {}
 }
 
-/// Waits until no connection is on its way from one state to the next.
+/// Waits until no connection is about to change its state.
 ///
-/// Two kinds stay on their way for longer than anybody wants to wait. In FIN_WAIT2 an orphan waits
-/// for a minute, as a socket if its close() still ran when the peer's ACK came
-/// (`tcp_rcv_state_process`, net/ipv4/tcp_input.c). And a connection may have the same ends as one
-/// of a socket that is bound to an interface; what it sends then goes to the other one, and it
-/// repeats itself until it gives up. What does not change for a while is taken for settled.
+/// Two kinds of connections take too long to wait for. An orphan in FIN_WAIT2 waits for a minute,
+/// as a full socket if the peer's ACK came while close() was still running
+/// (`tcp_rcv_state_process`, net/ipv4/tcp_input.c). And a connection can have the same endpoints as
+/// one of a socket that is bound to an interface; its segments then go to that socket, and it
+/// retransmits until it gives up. Connections that have not changed for a while therefore count as
+/// settled.
 pub fn wait_until_settled(netns: Netns) {
     const LONG: Duration = Duration::from_millis(500);
     let mut before = Vec::new();
@@ -386,7 +387,7 @@ pub fn wait_until_settled(netns: Netns) {
         if before.is_empty() || since.elapsed() >= LONG {
             return;
         }
-        // There is no event to wait for but those of the tracer that is under test.
+        // The only events to wait for would come from the tracer under test.
         thread::sleep(Duration::from_millis(2));
     }
 }

@@ -1,4 +1,4 @@
-//! What the tracer has counted, against the kernel's own view.
+//! Compares the tracer's counts with the kernel's view.
 
 use std::io;
 
@@ -19,22 +19,22 @@ use crate::{
     support::{Tracer, cookie},
 };
 
-/// Namespaces that one tracer sees; the tests above make more of them.
+/// Default number of namespaces, which share one tracer.
 const USUAL_CASES: u64 = 12;
 
 #[test]
-fn a_failure_is_explained_by_what_the_kernel_has() {
+fn a_failure_is_explained_by_the_kernels_state() {
     let Some(lists) = lists() else { return };
     let (first, cases) = seeds(USUAL_CASES);
     let (mut locked, mut failures) = (0, 0);
     let mut tracer = Tracer::start_with(&["-x", "-v", "--verify", "1", "--ring-bytes", "67108864"]);
     for seed in first..first + cases {
-        // A namespace is for good, so each case has a thread of its own.
+        // A thread cannot leave its namespace, so each case has a thread of its own.
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut random = Random::new(seed);
-                let sandbox = Sandbox::enter_new().expect("root may have a namespace");
-                let files = SettingsFiles::open().expect("there are settings");
+                let sandbox = Sandbox::enter_new().expect("root can make a namespace");
+                let files = SettingsFiles::open().expect("the settings can be opened");
                 let state = State::make(&mut random, &sandbox, false);
                 let mut kept = Vec::new();
                 for _ in 0..3 {
@@ -59,7 +59,7 @@ fn a_failure_is_explained_by_what_the_kernel_has() {
                         let before = list();
                         let Some(failed) = try_once() else { continue };
                         let view = list();
-                        // Else a segment that was still under way has changed something.
+                        // Otherwise a segment that was still in flight has changed something.
                         if before.holders == view.holders {
                             break (failed, view);
                         }
@@ -85,32 +85,36 @@ fn a_failure_is_explained_by_what_the_kernel_has() {
                     });
                     let expected = [seen.range.capacity, seen.range.used, seen.range.bind_locked]
                         .map(u64::from);
-                    let told = format!(
+                    let context = format!(
                         "seed {seed}: {record}\n{seen:?} at {:?}\n{settings:?}\n{:#?}",
                         view.at, view.holders
                     );
-                    assert_eq!(counted, expected, "{told}");
+                    assert_eq!(counted, expected, "{context}");
                     let cause = match (seen.range.capacity, seen.range.used, seen.range.bind_locked)
                     {
                         (0, _, _) => "reserved",
                         (_, used, locked) if locked > 0 && locked >= used => "range_bind_locked",
                         _ => "range_full",
                     };
-                    assert_eq!(record["cause"], cause, "{told}");
-                    assert_eq!(record["holder"].is_null(), seen.range.bind_locked == 0, "{told}");
+                    assert_eq!(record["cause"], cause, "{context}");
+                    assert_eq!(
+                        record["holder"].is_null(),
+                        seen.range.bind_locked == 0,
+                        "{context}"
+                    );
                     locked += u64::from(seen.range.bind_locked > 0);
                     failures += 1;
                 }
             });
         });
     }
-    // The classes that it follows are still the kernel's, in a comparison made after all that.
+    // A comparison made after all this finds the same bucket classes in the kernel.
     let last = clock::monotonic_ns();
     tracer.wait_for("verify", |record| {
         record["type"] == "verify" && record["mono_ns"].as_u64() > Some(last)
     });
-    let story = tracer.finish();
-    for verify in story.records.iter().filter(|record| record["type"] == "verify") {
+    let recording = tracer.finish();
+    for verify in recording.records.iter().filter(|record| record["type"] == "verify") {
         assert_eq!(verify["classes"], 0, "{verify}");
     }
     println!("{failures} failures, {locked} of them with ports that others had bound");

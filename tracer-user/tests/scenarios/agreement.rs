@@ -1,4 +1,4 @@
-//! One truth behind every screen: what is live, what is recorded and what is forecast agree.
+//! Live reports, reports on recordings, and forecasts agree.
 
 use std::{
     sync::mpsc::{Sender, channel},
@@ -28,12 +28,12 @@ use tracer_user::{
 
 use crate::support::{Net, Pair, sandbox};
 
-/// Shows every record to two views, and says when the tracer has begun.
+/// Passes every record to two views, and signals when tracing has started.
 struct Both {
     begun: Sender<()>,
     stream: Json,
     report: ReportView,
-    /// Nothing goes to stdout.
+    /// Empty: nothing goes to stdout.
     nothing: Vec<u8>,
 }
 
@@ -51,11 +51,11 @@ impl View for Both {
     }
 }
 
-/// Connections that stay, TIME_WAITs, connections that the peer closes, and failures of two kinds.
-/// Returns what must stay open.
+/// Makes connections that stay open, TIME_WAITs, connections closed by the peer, and two kinds of
+/// failures. Returns the sockets that must stay open.
 fn traffic() -> Vec<Socket> {
     let listener = Net::V4.bound(8080);
-    listener.listen(64).expect("it listens");
+    listener.listen(64).expect("listen() succeeds");
     let mut kept = Vec::new();
     for round in 0..10 {
         let Pair { client, server } = Pair::connect(Net::V4.socket(), &listener);
@@ -75,23 +75,24 @@ fn traffic() -> Vec<Socket> {
     kept
 }
 
-/// Traces three namespaces while something happens in each; one ends meanwhile. Returns the stream and the report.
+/// Traces three namespaces with traffic in each; one of them ends meanwhile. Returns the stream
+/// and the report.
 fn record_a_run() -> Option<(Vec<u8>, Vec<u8>)> {
     let own = sandbox()?;
-    own.set("ipv4/ip_local_port_range", "60000 60009").expect("it can be set");
-    own.set("ipv4/tcp_tw_reuse", "0").expect("it can be set");
+    own.set("ipv4/ip_local_port_range", "60000 60009").expect("the setting can be written");
+    own.set("ipv4/tcp_tw_reuse", "0").expect("the setting can be written");
     let (found, other_netns) = channel();
     let (go, goes) = channel::<()>();
     let (done, is_done) = channel::<()>();
     let (end, ends) = channel::<()>();
     let other = thread::spawn(move || {
-        let sandbox = sandbox().expect("there was one before");
-        sandbox.set("ipv4/ip_local_port_range", "50000 50009").expect("it can be set");
+        let sandbox = sandbox().expect("another namespace can be made");
+        sandbox.set("ipv4/ip_local_port_range", "50000 50009").expect("the setting can be written");
         found.send(sandbox.netns()).expect("the test waits for it");
         goes.recv().expect("the test says when");
         let kept = traffic();
         done.send(()).expect("the test waits for it");
-        // Both namespaces live until the report is made.
+        // Both namespaces must exist until the report is made.
         let _ = ends.recv();
         drop(kept);
     });
@@ -145,17 +146,17 @@ fn record_a_run() -> Option<(Vec<u8>, Vec<u8>)> {
     short.join().expect("it ends");
     let kept = traffic();
     is_done.recv().expect("the other does the same");
-    let (stream, report) = tracing.join().expect("it ends");
+    let (stream, report) = tracing.join().expect("the process exits");
     end.send(()).expect("the other waits for it");
-    other.join().expect("it ends");
+    other.join().expect("the process exits");
     drop(kept);
     Some((stream, report))
 }
 
 #[test]
-fn the_report_of_a_recording_is_the_live_one_to_the_byte() {
+fn the_report_on_a_recording_equals_the_live_report_to_the_byte() {
     let Some((stream, live)) = record_a_run() else { return };
-    let live_report: Value = serde_json::from_slice(&live).expect("it is JSON");
+    let live_report: Value = serde_json::from_slice(&live).expect("the output is JSON");
     assert_eq!(live_report["failures"].as_array().map(Vec::len), Some(4), "{live_report:#}");
     assert_eq!(live_report["namespaces"].as_array().map(Vec::len), Some(3), "{live_report:#}");
     let quiet = Verbosity::Quiet;
@@ -165,7 +166,7 @@ fn the_report_of_a_recording_is_the_live_one_to_the_byte() {
     let mut pressures = 0;
     let mut offset = None;
     for line in stream.split_inclusive(|byte| *byte == b'\n') {
-        let value: Value = serde_json::from_slice(line).expect("it is JSON");
+        let value: Value = serde_json::from_slice(line).expect("the output is JSON");
         recording
             .read(line, "recording", &Filter::default(), |record, ledger| {
                 recorded.record(record, ledger);
@@ -184,7 +185,7 @@ fn the_report_of_a_recording_is_the_live_one_to_the_byte() {
     recorded.set_realtime_offset(offset.expect("records have a time"));
     let report = recorded.report(recording.ledger());
     let again = Form::Json.write(&report);
-    let again_report: Value = serde_json::from_str(&again).expect("it is JSON");
+    let again_report: Value = serde_json::from_str(&again).expect("the output is JSON");
     let (live_lines, again_lines) = (format!("{live_report:#}"), format!("{again_report:#}"));
     let differing: Vec<_> = live_lines
         .lines()
@@ -194,7 +195,7 @@ fn the_report_of_a_recording_is_the_live_one_to_the_byte() {
     assert!(live == again.as_bytes(), "live and recorded differ: {differing:#?}");
 }
 
-/// What a `pressure` record forecast is what the report's ledger forecasts at that moment.
+/// The forecast of a `pressure` record must equal that of the report's ledger at the same moment.
 fn agrees_on_the_end(pressure: &Value, ledger: &Ledger) {
     let addr = |name: &str| {
         let text = pressure[name].as_str().expect("it is an address");

@@ -1,4 +1,4 @@
-//! Ports that bind() takes.
+//! Ports acquired by bind().
 
 use std::io::ErrorKind;
 
@@ -19,55 +19,56 @@ fn a_bound_port_is_held_until_close() {
         let explicit = net.bound(20_000);
         let explicit_cookie = cookie(&explicit);
         drop((any, explicit));
-        let story = tracer.finish_after_release(&[any_cookie, explicit_cookie]);
-        assert_eq!(story.of(any_cookie), ["bind", "release:closed"]);
-        assert_eq!(story.of(explicit_cookie), ["bind", "release:closed"]);
-        let bind = story.the(any_cookie, "bind");
+        let recording = tracer.finish_after_release(&[any_cookie, explicit_cookie]);
+        assert_eq!(recording.of(any_cookie), ["bind", "release:closed"]);
+        assert_eq!(recording.of(explicit_cookie), ["bind", "release:closed"]);
+        let bind = recording.only(any_cookie, "bind");
         assert_eq!(bind["kind"], "bind_auto");
         assert_eq!(bind["requested_port"], 0);
         assert_eq!(bind["local_port"], any_addr.port());
         assert_eq!(bind["local_addr"], net.shown());
         assert_eq!(bind["pid"], std::process::id());
         assert!(bind["peer_addr"].is_null() && bind["peer_port"].is_null());
-        let bind = story.the(explicit_cookie, "bind");
+        let bind = recording.only(explicit_cookie, "bind");
         assert_eq!(bind["kind"], "bind");
         assert_eq!(bind["requested_port"], 20_000);
         assert_eq!(bind["local_port"], 20_000);
-        assert!(story.the(any_cookie, "release")["established_s"].is_null());
+        assert!(recording.only(any_cookie, "release")["established_s"].is_null());
     });
 }
 
 #[test]
-fn a_refused_connection_frees_a_port_that_bind_chose_but_not_one_it_was_told() {
+fn a_refused_connection_releases_a_port_chosen_by_bind_but_not_an_explicit_one() {
     for_each_net(|net, sandbox| {
         let tracer = Tracer::start(sandbox);
         let closed_port = 30_000;
         let chosen = net.bound(0);
-        let told = net.bound(20_000);
+        let explicit = net.bound(20_000);
         let chosen_port = addr(&chosen).port();
-        for socket in [&chosen, &told] {
-            let error = socket.connect(&net.at(closed_port).into()).expect_err("nobody listens");
+        for socket in [&chosen, &explicit] {
+            let error =
+                socket.connect(&net.at(closed_port).into()).expect_err("the port is closed");
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         }
-        // getsockname() still names the port, yet another socket can have it.
+        // getsockname() still returns the port, although another socket can have it now.
         assert_eq!(addr(&chosen).port(), chosen_port);
-        let heir = net.bound(chosen_port);
-        let cookies = [&chosen, &told, &heir].map(cookie);
-        let [chosen_cookie, told_cookie, heir_cookie] = cookies;
+        let successor = net.bound(chosen_port);
+        let cookies = [&chosen, &explicit, &successor].map(cookie);
+        let [chosen_cookie, explicit_cookie, successor_cookie] = cookies;
         let rival = net.socket();
         let error = rival.bind(&net.at(20_000).into()).expect_err("the port is held");
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
         let rival_cookie = cookie(&rival);
-        let story = tracer.finish();
-        assert_eq!(story.of(chosen_cookie), ["bind", "release:refused"]);
-        assert_eq!(story.of(told_cookie), ["bind"]);
-        assert_eq!(story.of(heir_cookie), ["bind"]);
-        assert_eq!(story.of(rival_cookie), ["fail:EADDRINUSE"]);
+        let recording = tracer.finish();
+        assert_eq!(recording.of(chosen_cookie), ["bind", "release:refused"]);
+        assert_eq!(recording.of(explicit_cookie), ["bind"]);
+        assert_eq!(recording.of(successor_cookie), ["bind"]);
+        assert_eq!(recording.of(rival_cookie), ["fail:EADDRINUSE"]);
     });
 }
 
 #[test]
-fn a_failed_bind_is_told_with_what_was_asked_and_who_is_in_the_way() {
+fn a_failed_bind_is_reported_with_the_requested_port_and_its_holder() {
     for_each_net(|net, sandbox| {
         let tracer = Tracer::start(sandbox);
         let listener = net.listener();
@@ -76,9 +77,9 @@ fn a_failed_bind_is_told_with_what_was_asked_and_who_is_in_the_way() {
         let error = rival.bind(&taken.into()).expect_err("the port is taken");
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
         let rival_cookie = cookie(&rival);
-        let story = tracer.finish();
-        assert_eq!(story.of(rival_cookie), ["fail:EADDRINUSE"]);
-        let failure = story.the(rival_cookie, "fail");
+        let recording = tracer.finish();
+        assert_eq!(recording.of(rival_cookie), ["fail:EADDRINUSE"]);
+        let failure = recording.only(rival_cookie, "fail");
         assert_eq!(failure["op"], "bind");
         assert_eq!(failure["errno"], libc::EADDRINUSE);
         assert_eq!(failure["requested_addr"], net.shown());
@@ -92,7 +93,7 @@ fn a_failed_bind_is_told_with_what_was_asked_and_who_is_in_the_way() {
 }
 
 #[test]
-fn a_bind_to_an_address_of_nobody_is_told() {
+fn a_bind_to_a_foreign_address_is_reported() {
     for_each_net(|net, sandbox| {
         let tracer = Tracer::start(sandbox);
         let socket = net.socket();
@@ -105,8 +106,8 @@ fn a_bind_to_an_address_of_nobody_is_told() {
         let error = socket.bind(&elsewhere.into()).expect_err("the address is not ours");
         assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
         let own_cookie = cookie(&socket);
-        let story = tracer.finish();
-        let failure = story.the(own_cookie, "fail");
+        let recording = tracer.finish();
+        let failure = recording.only(own_cookie, "fail");
         assert_eq!(failure["error"], "EADDRNOTAVAIL");
         assert_eq!(failure["cause"], "address_not_local");
         assert_eq!(failure["requested_addr"], shown);
@@ -114,14 +115,14 @@ fn a_bind_to_an_address_of_nobody_is_told() {
     });
 }
 
-/// The bucket of a port that somebody bound is lost to connect(), whatever the address.
+/// connect() cannot use the bucket of a bound port, whatever the address.
 #[test]
 fn connect_cannot_use_a_port_that_is_bound_on_another_address() {
     let Some(sandbox) = crate::support::sandbox() else { return };
     one_port(&sandbox, 50_000);
     let tracer = Tracer::start(&sandbox);
     let listener = Net::V4.bound(40_000);
-    listener.listen(16).expect("it listens");
+    listener.listen(16).expect("listen() succeeds");
     let other_address: std::net::SocketAddr = "127.0.0.2:50000".parse().expect("an address");
     let bound = Net::V4.socket();
     bound.bind(&other_address.into()).expect("the port is free");
@@ -131,8 +132,8 @@ fn connect_cannot_use_a_port_that_is_bound_on_another_address() {
     drop(bound);
     let client_cookie = cookie(&client);
     let pair = Pair::connect(client, &listener);
-    let story = tracer.finish();
-    assert_eq!(story.of(client_cookie), ["fail:EADDRNOTAVAIL", "connect", "established"]);
+    let recording = tracer.finish();
+    assert_eq!(recording.of(client_cookie), ["fail:EADDRNOTAVAIL", "connect", "established"]);
     drop(pair);
 }
 
@@ -142,22 +143,22 @@ fn a_connected_port_can_be_bound_on_another_address() {
     one_port(&sandbox, 50_000);
     let tracer = Tracer::start(&sandbox);
     let listener = Net::V4.bound(40_000);
-    listener.listen(16).expect("it listens");
+    listener.listen(16).expect("listen() succeeds");
     let pair = Pair::connect(Net::V4.socket(), &listener);
     let other_address: std::net::SocketAddr = "127.0.0.2:0".parse().expect("an address");
     let bound = Net::V4.socket();
     bound.bind(&other_address.into()).expect("the addresses do not overlap");
     assert_eq!(addr(&bound).port(), 50_000);
     let cookies = [&pair.client, &bound].map(cookie);
-    let story = tracer.finish();
+    let recording = tracer.finish();
     let [connected, bound_cookie] = cookies;
-    assert_eq!(story.of(connected), ["connect", "established"]);
-    assert_eq!(story.of(bound_cookie), ["bind"]);
-    assert_eq!(story.the(bound_cookie, "bind")["kind"], "bind_auto");
+    assert_eq!(recording.of(connected), ["connect", "established"]);
+    assert_eq!(recording.of(bound_cookie), ["bind"]);
+    assert_eq!(recording.only(bound_cookie, "bind")["kind"], "bind_auto");
 }
 
 #[test]
-fn a_port_that_was_bound_first_is_one_lease_through_the_connection() {
+fn a_bound_port_stays_one_lease_through_the_connection() {
     for_each_net(|net, sandbox| {
         let tracer = Tracer::start(sandbox);
         let listener = net.listener();
@@ -166,11 +167,11 @@ fn a_port_that_was_bound_first_is_one_lease_through_the_connection() {
         let pair = Pair::connect(client, &listener);
         crate::support::reset_on_close(&pair.client);
         drop(pair);
-        let story = tracer.finish_after_release(&[client_cookie]);
-        assert_eq!(story.of(client_cookie), ["bind", "established", "release:reset_out"]);
+        let recording = tracer.finish_after_release(&[client_cookie]);
+        assert_eq!(recording.of(client_cookie), ["bind", "established", "release:reset_out"]);
         let leases: std::collections::BTreeSet<_> =
-            story.records_of(client_cookie).map(|record| record["lease"].as_u64()).collect();
+            recording.records_of(client_cookie).map(|record| record["lease"].as_u64()).collect();
         assert_eq!(leases.len(), 1);
-        assert_eq!(story.the(client_cookie, "established")["kind"], "bind_auto");
+        assert_eq!(recording.only(client_cookie, "established")["kind"], "bind_auto");
     });
 }

@@ -1,4 +1,4 @@
-//! `portlife check`: whether it can run, what the hooks cost, and what the settings mean.
+//! `portlife check`: whether portlife can run, what its hooks cost, and what the settings mean.
 
 use std::{
     os::unix::process::CommandExt as _,
@@ -27,40 +27,40 @@ fn verdict(answer: &Value, setting: &str) -> Value {
 }
 
 #[test]
-fn where_it_can_run_every_connection_of_the_self_test_is_told() {
+fn every_connection_of_the_self_test_is_reported_where_it_can_run() {
     let Some(sandbox) = sandbox() else { return };
     let netns = sandbox.netns().0.to_string();
-    let output = check(&["-n", &netns]).output().expect("it runs");
+    let output = check(&["-n", &netns]).output().expect("portlife runs");
     let answer = record(&output);
     assert_eq!(output.status.code(), Some(0), "{answer:#}");
     assert_eq!((&answer["type"], &answer["can_run"]), (&json!("check"), &json!(true)));
     assert_eq!(answer["self_test"]["outcome"], "passed", "{:#}", answer["self_test"]);
     let hooks = answer["hooks"].as_array().expect("a list");
     let state = hooks.iter().find(|hook| hook["name"] == "inet_sock_set_state");
-    let state = state.expect("it is listed");
+    let state = state.expect("the hook is listed");
     assert_eq!(state["attached"], "tp_btf");
     assert!(state["run_ns"].as_u64() > Some(0), "{state}");
     assert_eq!(answer["namespaces"][0]["netns"], sandbox.netns().0);
 }
 
 #[test]
-fn settings_that_take_ports_away_are_bad() {
+fn settings_that_reduce_capacity_are_bad() {
     let Some(sandbox) = sandbox() else { return };
     let netns = sandbox.netns().0.to_string();
-    sandbox.set("ipv4/ip_local_port_range", "50000 50099").expect("the setting exists");
-    sandbox.set("ipv4/tcp_timestamps", "0").expect("the setting exists");
+    sandbox.set("ipv4/ip_local_port_range", "50000 50099").expect("the setting can be written");
+    sandbox.set("ipv4/tcp_timestamps", "0").expect("the setting can be written");
     let listener = Net::V4.bound(50_050);
-    listener.listen(16).expect("it listens");
-    let answer = record(&check(&["-n", &netns]).output().expect("it runs"));
+    listener.listen(16).expect("listen() succeeds");
+    let answer = record(&check(&["-n", &netns]).output().expect("portlife runs"));
     for setting in
         ["ipv4.ip_local_port_range", "ipv4.tcp_timestamps", "ipv4.ip_local_reserved_ports"]
     {
         assert_eq!(verdict(&answer, setting), "bad", "{setting}");
     }
-    sandbox.set("ipv4/ip_local_port_range", "1024 65535").expect("the setting exists");
-    sandbox.set("ipv4/tcp_timestamps", "1").expect("the setting exists");
-    sandbox.set("ipv4/ip_local_reserved_ports", "50050").expect("the setting exists");
-    let answer = record(&check(&["-n", &netns]).output().expect("it runs"));
+    sandbox.set("ipv4/ip_local_port_range", "1024 65535").expect("the setting can be written");
+    sandbox.set("ipv4/tcp_timestamps", "1").expect("the setting can be written");
+    sandbox.set("ipv4/ip_local_reserved_ports", "50050").expect("the setting can be written");
+    let answer = record(&check(&["-n", &netns]).output().expect("portlife runs"));
     for setting in
         ["ipv4.ip_local_port_range", "ipv4.tcp_timestamps", "ipv4.ip_local_reserved_ports"]
     {
@@ -69,12 +69,12 @@ fn settings_that_take_ports_away_are_bad() {
 }
 
 #[test]
-fn where_it_cannot_run_it_says_why_and_judges_the_settings_all_the_same() {
+fn where_it_cannot_run_it_says_why_and_still_judges_the_settings() {
     if sandbox().is_none() {
         return;
     }
     const NOBODY: u32 = 65_534;
-    let output = check(&[]).uid(NOBODY).gid(NOBODY).output().expect("it runs");
+    let output = check(&[]).uid(NOBODY).gid(NOBODY).output().expect("portlife runs");
     assert_eq!(output.status.code(), Some(3));
     let answer = record(&output);
     assert_eq!(answer["can_run"], false);

@@ -1,4 +1,4 @@
-//! Processes of the scenarios' own: this test binary once more, in a role.
+//! Helper processes of the scenarios: further instances of this test binary.
 
 use std::{
     io::{BufRead as _, BufReader, IoSliceMut, Write as _},
@@ -17,26 +17,26 @@ use rustix::{
 };
 use socket2::Socket;
 
-const ROLE: &str = "PORTLIFE_TEST_ROLE";
-const TEST: &str = "child::plays_its_role";
+const TASK: &str = "PORTLIFE_TEST_TASK";
+const TEST: &str = "child::runs_as_helper";
 
-/// What a process does with what it has as stdin.
+/// What a helper does with its stdin.
 #[derive(Clone, Copy, Debug)]
-pub enum Role {
-    /// Keeps it open.
+pub enum Task {
+    /// Keeps the file open.
     Keep,
-    /// Receives a file descriptor from it, and closes it.
+    /// Receives a file descriptor from the socket, and keeps that.
     Receive,
-    /// Connects it to the peer that its argument names, and says with which result.
+    /// Connects the socket to the peer given as argument, and reports the result.
     Connect,
-    /// The same, but does not wait longer than an hour, which it never does: after it was stopped,
-    /// the kernel ends a connect() that has a timeout (signal(7)).
+    /// Like `Connect`, but with a timeout of an hour. It is never reached; but only a connect()
+    /// with a timeout fails with EINTR after the process was stopped and continued (signal(7)).
     ConnectWithTimeout,
-    /// Accepts a connection from it.
+    /// Accepts a connection from the listener.
     Accept,
 }
 
-impl Role {
+impl Task {
     const ALL: [Self; 5] =
         [Self::Keep, Self::Receive, Self::Connect, Self::ConnectWithTimeout, Self::Accept];
 
@@ -44,22 +44,22 @@ impl Role {
         format!("{self:?}")
     }
 
-    fn play(self, argument: &str) {
+    fn run(self, argument: &str) {
         let stdin = std::io::stdin().as_fd().try_clone_to_owned().expect("stdin is open");
         let connect = |socket: &Socket| {
             let peer: std::net::SocketAddr = argument.parse().expect("an address");
-            say("begins");
+            report("begins");
             match socket.connect(&peer.into()) {
-                Ok(()) => say("connected"),
-                Err(error) => say(&format!("{:?}", error.kind())),
+                Ok(()) => report("connected"),
+                Err(error) => report(&format!("{:?}", error.kind())),
             }
         };
         let mut _held: Option<OwnedFd> = None;
         match self {
-            Self::Keep => say("keeps"),
+            Self::Keep => report("keeps"),
             Self::Receive => {
                 _held = Some(receive(&stdin));
-                say("received");
+                report("received");
             }
             Self::Connect => connect(&Socket::from(stdin)),
             Self::ConnectWithTimeout => {
@@ -68,39 +68,39 @@ impl Role {
                 connect(&socket);
             }
             Self::Accept => {
-                say("begins");
-                let (server, _) = Socket::from(stdin).accept().expect("it is accepted");
+                report("begins");
+                let (server, _) = Socket::from(stdin).accept().expect("accept() succeeds");
                 _held = Some(server.into());
-                say("accepted");
+                report("accepted");
             }
         }
-        // Until it is killed.
+        // Waits to be killed.
         loop {
             std::thread::park();
         }
     }
 }
 
-/// Not a test: what the processes run that [`Actor`] starts.
+/// Not a test, but the code of the processes that [`Helper`] starts.
 #[test]
-#[ignore = "other tests run it as a process of theirs"]
-fn plays_its_role() {
-    let Ok(role) = std::env::var(ROLE) else { return };
-    let (name, argument) = role.split_once(' ').expect("a role and its argument");
-    let role = Role::ALL.into_iter().find(|role| role.name() == name).expect("a role");
-    role.play(argument);
+#[ignore = "it is run as a helper process by other tests"]
+fn runs_as_helper() {
+    let Ok(task) = std::env::var(TASK) else { return };
+    let (name, argument) = task.split_once(' ').expect("a role and its argument");
+    let task = Task::ALL.into_iter().find(|task| task.name() == name).expect("a role");
+    task.run(argument);
 }
 
-/// The mark of what an actor says, among what the test harness says.
-const MARK: &str = "actor: ";
+/// Prefix of a helper's messages, among the output of the test harness.
+const PREFIX: &str = "helper: ";
 
-fn say(what: &str) {
+fn report(what: &str) {
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "{MARK}{what}, pid {}", own_pid()).expect("somebody listens");
-    stdout.flush().expect("somebody listens");
+    writeln!(stdout, "{PREFIX}{what}, pid {}", own_pid()).expect("stdout is open");
+    stdout.flush().expect("stdout is open");
 }
 
-/// This process's id in the pid namespace of the mounted /proc.
+/// The id of this process in the pid namespace of the mounted /proc.
 fn own_pid() -> u32 {
     let own = std::fs::read_link("/proc/self").expect("/proc is mounted");
     own.to_string_lossy().parse().expect("a number")
@@ -121,58 +121,64 @@ fn receive(from: &OwnedFd) -> OwnedFd {
         .expect("a file descriptor comes")
 }
 
-/// A process in a role. It is killed when this is dropped.
-pub struct Actor {
+/// A helper process, which is killed when this is dropped.
+pub struct Helper {
     child: Child,
     stdout: BufReader<ChildStdout>,
 }
 
-impl Actor {
-    /// Starts a process whose stdin is this file. The file is closed in this process, so that the
-    /// actor is the last who has it.
-    pub fn start(role: Role, argument: &str, stdin: impl Into<OwnedFd>) -> Self {
-        Self::start_by(Command::new(own_binary()), role, argument, stdin)
-            .expect("this binary can be run")
+impl Helper {
+    /// Starts a helper with this file as stdin. The file is closed in this process, so that the
+    /// helper holds the last reference.
+    pub fn start(task: Task, argument: &str, stdin: impl Into<OwnedFd>) -> Self {
+        Self::start_by(Command::new(own_binary()), task, argument, stdin)
+            .expect("this program can be started")
     }
 
-    /// The same, in a pid namespace of its own; `None`, said aloud, if that is not possible.
-    pub fn start_in_pid_namespace(role: Role, stdin: impl Into<OwnedFd>) -> Option<Self> {
+    /// Like [`start`](Self::start), but in a pid namespace of its own. `None`, after printing why,
+    /// if that is not possible.
+    pub fn start_in_pid_namespace(task: Task, stdin: impl Into<OwnedFd>) -> Option<Self> {
         let mut command = Command::new("unshare");
         command.args(["--pid", "--fork", "--kill-child"]).arg(own_binary());
-        Self::start_by(command, role, "", stdin)
+        Self::start_by(command, task, "", stdin)
             .inspect_err(|error| {
-                println!("skipped: unshare (util-linux) cannot be run: {error}");
+                println!("skipped: cannot run unshare (util-linux): {error}");
             })
             .ok()
     }
 
     fn start_by(
         mut command: Command,
-        role: Role,
+        task: Task,
         argument: &str,
         stdin: impl Into<OwnedFd>,
     ) -> std::io::Result<Self> {
         let mut child = command
             .args(["--exact", TEST, "--ignored", "--nocapture"])
-            .env(ROLE, format!("{} {argument}", role.name()))
+            .env(TASK, format!("{} {argument}", task.name()))
             .stdin(stdin.into())
             .stdout(Stdio::piped())
             .spawn()?;
-        let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
         Ok(Self { child, stdout })
     }
 
-    /// Waits until it says this; returns its process id in the initial pid namespace.
-    pub fn wait_until_it(&mut self, what: &str) -> u32 {
-        let mut heard = String::new();
+    /// Waits for this message. Returns the id of the helper in the pid namespace of the mounted
+    /// /proc.
+    pub fn wait_until(&mut self, what: &str) -> u32 {
+        let mut printed = String::new();
         loop {
             let mut line = String::new();
             self.stdout.read_line(&mut line).expect("it writes UTF-8");
-            assert!(!line.is_empty(), "it ended before it said {what}; it said:\n{heard}");
-            heard.push_str(&line);
-            let said = line.split_once(MARK).map(|(_, said)| said.trim_end());
-            if let Some((what_it_said, pid)) = said.and_then(|said| said.split_once(", pid ")) {
-                assert_eq!(what_it_said, what);
+            assert!(
+                !line.is_empty(),
+                "the helper exited before it printed {what}; it printed:\n{printed}"
+            );
+            printed.push_str(&line);
+            let message = line.split_once(PREFIX).map(|(_, message)| message.trim_end());
+            if let Some((reported, pid)) = message.and_then(|message| message.split_once(", pid "))
+            {
+                assert_eq!(reported, what);
                 return pid.parse().expect("a number");
             }
         }
@@ -183,37 +189,37 @@ impl Actor {
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+        kill_process(Pid::from_child(&self.child), signal).expect("portlife runs");
     }
 
-    /// Stops it, and waits until it has stopped.
+    /// Sends SIGSTOP and waits until the helper has stopped.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
         let status = waitpid(Some(Pid::from_child(&self.child)), WaitOptions::UNTRACED);
-        let (_, status) = status.expect("it is our child").expect("it stops");
+        let (_, status) = status.expect("the process is a child of this one").expect("it stops");
         assert!(status.stopped(), "{status:?}");
     }
 
-    /// Kills it, and waits until it is gone.
+    /// Kills the helper and waits for it.
     pub fn kill(mut self) {
-        self.child.kill().expect("it runs");
-        self.child.wait().expect("it is our child");
+        self.child.kill().expect("portlife runs");
+        self.child.wait().expect("the process is a child of this one");
     }
 }
 
-impl Drop for Actor {
+impl Drop for Helper {
     fn drop(&mut self) {
-        // After `kill` both fail.
+        // Both fail after `kill`.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 fn own_binary() -> std::path::PathBuf {
-    std::env::current_exe().expect("it has a path")
+    std::env::current_exe().expect("this program has a path")
 }
 
-/// The two ends of a connection between this process and an actor.
+/// The two ends of a connection between this process and a helper.
 pub fn unix_pair() -> [UnixStream; 2] {
     let (own, actors) = UnixStream::pair().expect("a pair of sockets");
     [own, actors]

@@ -1,4 +1,4 @@
-//! Ports that connect() chooses.
+//! Ports chosen by connect().
 
 use std::io::ErrorKind;
 
@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 #[test]
-fn a_connection_closed_by_the_client_is_told_from_connect_to_time_wait() {
+fn a_connection_closed_by_the_client_is_reported_from_connect_to_time_wait() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
@@ -23,9 +23,9 @@ fn a_connection_closed_by_the_client_is_told_from_connect_to_time_wait() {
         read_to_end(&server);
         drop(server);
         tracer.wait_for("TIME_WAIT", is(client_cookie, "time_wait:time_wait"));
-        let story = tracer.finish_after_release(&[server_cookie]);
+        let recording = tracer.finish_after_release(&[server_cookie]);
         assert_eq!(
-            story.of(client_cookie),
+            recording.of(client_cookie),
             [
                 "connect",
                 "established",
@@ -34,8 +34,8 @@ fn a_connection_closed_by_the_client_is_told_from_connect_to_time_wait() {
                 "time_wait:time_wait"
             ]
         );
-        assert_eq!(story.of(server_cookie), ["accept", "closing:peer", "release:closed"]);
-        for record in story.records_of(client_cookie) {
+        assert_eq!(recording.of(server_cookie), ["accept", "closing:peer", "release:closed"]);
+        for record in recording.records_of(client_cookie) {
             assert_eq!(record["kind"], "connect");
             assert_eq!(record["family"], net.family());
             assert_eq!(record["local_addr"], net.shown());
@@ -45,19 +45,19 @@ fn a_connection_closed_by_the_client_is_told_from_connect_to_time_wait() {
             assert_eq!(record["pid"], std::process::id());
             assert_eq!(record["netns"], sandbox.netns().0);
         }
-        let accept = story.the(server_cookie, "accept");
+        let accept = recording.only(server_cookie, "accept");
         assert_eq!(accept["kind"], "accept");
         assert_eq!(accept["listener"], cookie(&listener));
         assert_eq!(accept["local_port"], server_addr.port());
         assert_eq!(accept["peer_port"], client_addr.port());
         assert_eq!(accept["pid"], std::process::id());
-        assert!(story.the(client_cookie, "connect")["search_us"].as_f64() > Some(0.0));
-        assert!(story.the(client_cookie, "established")["handshake_us"].as_f64() > Some(0.0));
+        assert!(recording.only(client_cookie, "connect")["search_us"].as_f64() > Some(0.0));
+        assert!(recording.only(client_cookie, "established")["handshake_us"].as_f64() > Some(0.0));
     });
 }
 
 #[test]
-fn the_port_of_a_client_whose_server_closed_first_is_free_at_once() {
+fn a_client_port_is_released_at_once_if_the_server_closed_first() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
@@ -68,24 +68,24 @@ fn the_port_of_a_client_whose_server_closed_first_is_free_at_once() {
         read_to_end(&client);
         drop(client);
         tracer.wait_for("TIME_WAIT", is(server_cookie, "time_wait:time_wait"));
-        let story = tracer.finish_after_release(&[client_cookie]);
+        let recording = tracer.finish_after_release(&[client_cookie]);
         assert_eq!(
-            story.of(client_cookie),
+            recording.of(client_cookie),
             ["connect", "established", "closing:peer", "release:closed"]
         );
-        let release = story.the(client_cookie, "release");
+        let release = recording.only(client_cookie, "release");
         assert_eq!(release["closed_by"], "peer");
         assert!(release["held_s"].as_f64() >= release["established_s"].as_f64());
         assert!(release["time_wait_s"].is_null());
         assert_eq!(
-            story.of(server_cookie),
+            recording.of(server_cookie),
             ["accept", "closing:local", "time_wait:fin_wait2", "time_wait:time_wait"]
         );
     });
 }
 
 #[test]
-fn a_reset_frees_both_ports_at_once() {
+fn a_reset_releases_both_ports_at_once() {
     for_each_net(|net, sandbox| {
         let tracer = Tracer::start(sandbox);
         let listener = net.listener();
@@ -93,15 +93,15 @@ fn a_reset_frees_both_ports_at_once() {
         let (client_cookie, server_cookie) = (cookie(&client), cookie(&server));
         reset_on_close(&client);
         drop(client);
-        let story = tracer.finish_after_release(&[client_cookie, server_cookie]);
-        assert_eq!(story.of(client_cookie), ["connect", "established", "release:reset_out"]);
-        assert_eq!(story.of(server_cookie), ["accept", "release:reset_in"]);
+        let recording = tracer.finish_after_release(&[client_cookie, server_cookie]);
+        assert_eq!(recording.of(client_cookie), ["connect", "established", "release:reset_out"]);
+        assert_eq!(recording.of(server_cookie), ["accept", "release:reset_in"]);
         drop(server);
     });
 }
 
 #[test]
-fn a_refused_connection_frees_its_port_and_the_next_attempt_is_another_lease() {
+fn a_refused_connection_releases_its_port_and_the_next_attempt_is_a_new_lease() {
     for_each_net(|net, sandbox| {
         let tracer = Tracer::start(sandbox);
         let listener = net.listener();
@@ -110,27 +110,27 @@ fn a_refused_connection_frees_its_port_and_the_next_attempt_is_another_lease() {
             addr(&unused).port()
         };
         let client = net.socket();
-        let refused = client.connect(&net.at(closed_port).into()).expect_err("nobody listens");
+        let refused = client.connect(&net.at(closed_port).into()).expect_err("the port is closed");
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-        // The kernel leaves the stale port in the socket's name; the lease has ended all the same.
-        client.connect(&addr(&listener).into()).expect("it connects");
+        // The kernel leaves the stale port in the socket's name, but the lease has ended.
+        client.connect(&addr(&listener).into()).expect("connect() succeeds");
         let client_cookie = cookie(&client);
-        let story = tracer.finish();
+        let recording = tracer.finish();
         assert_eq!(
-            story.of(client_cookie),
+            recording.of(client_cookie),
             ["connect", "release:refused", "connect", "established"]
         );
         let leases: Vec<_> =
-            story.records_of(client_cookie).map(|record| record["lease"].as_u64()).collect();
+            recording.records_of(client_cookie).map(|record| record["lease"].as_u64()).collect();
         assert_eq!(leases.first(), leases.get(1));
         assert_ne!(leases.get(1), leases.get(2));
-        let last = story.records_of(client_cookie).last().expect("there are records");
+        let last = recording.records_of(client_cookie).last().expect("there are records");
         assert_eq!(last["local_port"], addr(&client).port());
     });
 }
 
 #[test]
-fn a_connection_that_is_dissolved_frees_a_chosen_port_and_keeps_a_bound_one() {
+fn disconnecting_releases_a_chosen_port_but_keeps_an_explicit_one() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
@@ -151,11 +151,11 @@ fn a_connection_that_is_dissolved_frees_a_chosen_port_and_keeps_a_bound_one() {
         });
         let still_held = addr(&locked.client).port();
         assert_eq!(still_held, explicit_port);
-        let story = tracer.finish();
-        assert_eq!(story.of(chosen_cookie), ["connect", "established", "release:disconnected"]);
+        let recording = tracer.finish();
+        assert_eq!(recording.of(chosen_cookie), ["connect", "established", "release:disconnected"]);
         // bind() to port 0 does not lock the port (SOCK_BINDPORT_LOCK).
-        assert_eq!(story.of(bound_cookie), ["bind", "established", "release:disconnected"]);
-        assert_eq!(story.of(locked_cookie), ["bind", "established"]);
+        assert_eq!(recording.of(bound_cookie), ["bind", "established", "release:disconnected"]);
+        assert_eq!(recording.of(locked_cookie), ["bind", "established"]);
     });
 }
 
@@ -165,7 +165,7 @@ fn connect_without_a_free_port_fails_once_with_its_destination_and_owner() {
         one_port(sandbox, 50_000);
         let mut tracer = Tracer::start(sandbox);
         let listener = net.bound(40_000);
-        listener.listen(16).expect("it listens");
+        listener.listen(16).expect("listen() succeeds");
         let first = Pair::connect(net.socket(), &listener);
         let blocking = net.socket();
         let error = blocking.connect(&addr(&listener).into()).expect_err("there is one port");
@@ -178,9 +178,9 @@ fn connect_without_a_free_port_fails_once_with_its_destination_and_owner() {
             let failed = cookie(socket);
             tracer.wait_for("failure", |record| record["cookie"] == failed);
         }
-        let story = tracer.finish();
-        assert_eq!(story.failures().len(), 2);
-        for failure in story.failures() {
+        let recording = tracer.finish();
+        assert_eq!(recording.failures().len(), 2);
+        for failure in recording.failures() {
             assert_eq!(failure["op"], "connect");
             assert_eq!(failure["errno"], libc::EADDRNOTAVAIL);
             assert_eq!(failure["error"], "EADDRNOTAVAIL");
@@ -202,12 +202,12 @@ fn a_client_that_binds_an_address_without_a_port_gets_its_port_from_connect() {
         let listener = net.listener();
         let client = net.socket();
         bind_address_no_port(&client).expect("Linux 4.2 has the option");
-        client.bind(&net.at(0).into()).expect("it binds");
+        client.bind(&net.at(0).into()).expect("bind() succeeds");
         let client_cookie = cookie(&client);
         let pair = Pair::connect(client, &listener);
-        let story = tracer.finish();
-        assert_eq!(story.of(client_cookie), ["connect", "established"]);
-        let connect = story.the(client_cookie, "connect");
+        let recording = tracer.finish();
+        assert_eq!(recording.of(client_cookie), ["connect", "established"]);
+        let connect = recording.only(client_cookie, "connect");
         assert_eq!(connect["kind"], "connect");
         assert_eq!(connect["local_port"], addr(&pair.client).port());
     });
@@ -221,44 +221,44 @@ fn a_socket_that_connects_to_itself_is_one_lease() {
         let itself = addr(&socket);
         socket.connect(&itself.into()).expect("a simultaneous open");
         let own_cookie = cookie(&socket);
-        let story = tracer.finish();
-        assert_eq!(story.of(own_cookie), ["bind", "established"]);
-        let established = story.the(own_cookie, "established");
+        let recording = tracer.finish();
+        assert_eq!(recording.of(own_cookie), ["bind", "established"]);
+        let established = recording.only(own_cookie, "established");
         assert_eq!(established["local_port"], established["peer_port"]);
     });
 }
 
 #[test]
-fn the_next_use_of_a_port_names_the_last() {
+fn a_reused_port_names_its_previous_lease() {
     for_each_net(|net, sandbox| {
         one_port(sandbox, 50_000);
         let tracer = Tracer::start(sandbox);
         let listener = net.bound(40_000);
-        listener.listen(16).expect("it listens");
+        listener.listen(16).expect("listen() succeeds");
         let first = Pair::connect(net.socket(), &listener);
         let first_cookie = cookie(&first.client);
         reset_on_close(&first.client);
         drop(first);
         let second = Pair::connect(net.socket(), &listener);
         let second_cookie = cookie(&second.client);
-        let story = tracer.finish();
-        let first = story.the(first_cookie, "connect");
+        let recording = tracer.finish();
+        let first = recording.only(first_cookie, "connect");
         assert!(first["reuse"].is_null());
-        let reuse = &story.the(second_cookie, "connect")["reuse"];
+        let reuse = &recording.only(second_cookie, "connect")["reuse"];
         assert_eq!(reuse["lease"], first["lease"]);
         assert_eq!(reuse["from_time_wait"], false);
-        let released = story.the(first_cookie, "release")["mono_ns"].as_u64();
-        let taken = story.the(second_cookie, "connect")["mono_ns"].as_u64();
+        let released = recording.only(first_cookie, "release")["mono_ns"].as_u64();
+        let taken = recording.only(second_cookie, "connect")["mono_ns"].as_u64();
         let idle_s = (taken.unwrap_or(0) - released.unwrap_or(0)) as f64 / 1e9;
         assert_eq!(reuse["idle_s"].as_f64(), Some(idle_s));
     });
 }
 
-/// Leaves the namespace one ephemeral port.
+/// Limits the ephemeral range of the namespace to one port.
 pub fn one_port(sandbox: &Sandbox, port: u16) {
     sandbox
         .set("ipv4/ip_local_port_range", &format!("{port} {port}"))
-        .expect("the range can be set");
+        .expect("the setting can be written");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Connection attempts that get no answer, or a late one: the port is held from connect() on.
+//! Connection attempts without an answer or with a late one. The port is held from connect() on.
 
 use std::{io::ErrorKind, net::Shutdown, thread, time::Duration};
 
@@ -6,57 +6,59 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
-    child::{Actor, Role},
+    child::{Helper, Task},
     support::{
-        Deaf, Net, Tracer, addr, cookie, for_each_net, is, reset_on_close, wait_until_readable,
+        Net, Tracer, UnresponsiveListener, addr, cookie, for_each_net, is, reset_on_close,
+        wait_until_readable,
     },
 };
 
-/// The answer comes in a softirq, and so does the end of the waiting for it: the owner is the
-/// process that connected all the same.
+/// The timeout expires in a softirq, but the owner is the process that called connect().
 #[test]
 fn an_attempt_without_an_answer_times_out() {
     for_each_net(|net, sandbox| {
-        sandbox.set("ipv4/tcp_syn_retries", "1").expect("the setting exists");
+        sandbox.set("ipv4/tcp_syn_retries", "1").expect("the setting can be written");
         let mut tracer = Tracer::start_verifying(sandbox);
-        let deaf = Deaf::new(net);
-        let waiting = deaf.attempt(net.socket());
+        let unresponsive = UnresponsiveListener::new(net);
+        let waiting = unresponsive.attempt(net.socket());
         let blocked = net.socket();
-        let error = blocked.connect(&addr(&deaf.listener).into()).expect_err("it is deaf");
+        let error = blocked
+            .connect(&addr(&unresponsive.listener).into())
+            .expect_err("the listener does not answer");
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         for socket in [&waiting, &blocked] {
             let own_cookie = cookie(socket);
             let release = tracer.wait_for("release", is(own_cookie, "release:timeout"));
             assert_eq!(release["pid"], std::process::id());
-            assert_eq!(release["peer_port"], addr(&deaf.listener).port());
+            assert_eq!(release["peer_port"], addr(&unresponsive.listener).port());
             assert!(release["established_s"].is_null());
             assert!(release["held_s"].as_f64() > Some(0.0));
         }
         tracer.verify();
-        let story = tracer.finish();
+        let recording = tracer.finish();
         for socket in [&waiting, &blocked] {
-            assert_eq!(story.of(cookie(socket)), ["connect", "release:timeout"]);
+            assert_eq!(recording.of(cookie(socket)), ["connect", "release:timeout"]);
         }
-        assert!(story.failures().is_empty(), "they had their ports");
+        assert!(recording.failures().is_empty(), "they had their ports");
     });
 }
 
 #[test]
-fn an_attempt_that_is_given_up_frees_its_port() {
+fn an_abandoned_attempt_releases_its_port() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start_verifying(sandbox);
-        let deaf = Deaf::new(net);
-        let closed = deaf.attempt(net.socket());
-        let reset = deaf.attempt(net.socket());
-        let dissolved = deaf.attempt(net.socket());
-        let shut = deaf.attempt(net.socket());
+        let unresponsive = UnresponsiveListener::new(net);
+        let closed = unresponsive.attempt(net.socket());
+        let reset = unresponsive.attempt(net.socket());
+        let dissolved = unresponsive.attempt(net.socket());
+        let shut = unresponsive.attempt(net.socket());
         let cookies = [&closed, &reset, &dissolved, &shut].map(cookie);
         tracer.verify();
         drop(closed);
         reset_on_close(&reset);
         drop(reset);
         rustix::net::connect_unspec(&dissolved).expect("AF_UNSPEC dissolves it");
-        // Disconnects a socket in this state (inet_shutdown, net/ipv4/af_inet.c).
+        // shutdown() disconnects a socket in this state (inet_shutdown, net/ipv4/af_inet.c).
         let _ = shut.shutdown(Shutdown::Both);
         for own_cookie in cookies {
             tracer.wait_for("release", |record| {
@@ -64,40 +66,41 @@ fn an_attempt_that_is_given_up_frees_its_port() {
             });
         }
         tracer.verify();
-        let story = tracer.finish();
+        let recording = tracer.finish();
         assert_eq!(
-            cookies.map(|own_cookie| story.of(own_cookie).pop().unwrap_or_default()),
+            cookies.map(|own_cookie| recording.of(own_cookie).pop().unwrap_or_default()),
             ["release:closed", "release:closed", "release:disconnected", "release:disconnected"]
         );
         for own_cookie in cookies {
-            assert_eq!(story.of(own_cookie).len(), 2);
-            assert_eq!(story.of(own_cookie).first().map(String::as_str), Some("connect"));
+            assert_eq!(recording.of(own_cookie).len(), 2);
+            assert_eq!(recording.of(own_cookie).first().map(String::as_str), Some("connect"));
         }
     });
 }
 
-/// Starts a process that connects this socket of ours to the listener, and waits until it does.
+/// Starts a process that connects a socket of this process to the listener, and waits until it
+/// calls connect().
 fn connecting_process(
-    role: Role,
+    task: Task,
     net: Net,
-    deaf: &Deaf,
+    unresponsive: &UnresponsiveListener,
     tracer: &mut Tracer,
-) -> (Actor, u64, Value) {
+) -> (Helper, u64, Value) {
     let socket = net.socket();
     let own_cookie = cookie(&socket);
-    let mut process = Actor::start(role, &addr(&deaf.listener).to_string(), socket);
-    process.wait_until_it("begins");
+    let mut process = Helper::start(task, &addr(&unresponsive.listener).to_string(), socket);
+    process.wait_until("begins");
     let connect = tracer.wait_for("connect", is(own_cookie, "connect"));
     (process, own_cookie, connect)
 }
 
 #[test]
-fn an_attempt_of_a_process_that_is_killed_frees_its_port() {
+fn an_attempt_of_a_killed_process_releases_its_port() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start_verifying(sandbox);
-        let deaf = Deaf::new(net);
+        let unresponsive = UnresponsiveListener::new(net);
         let (process, own_cookie, connect) =
-            connecting_process(Role::Connect, net, &deaf, &mut tracer);
+            connecting_process(Task::Connect, net, &unresponsive, &mut tracer);
         assert_eq!(connect["pid"], process.pid(), "not the process that made the socket");
         tracer.verify();
         let pid = process.pid();
@@ -110,78 +113,80 @@ fn an_attempt_of_a_process_that_is_killed_frees_its_port() {
 }
 
 #[test]
-fn an_attempt_of_a_process_that_is_stopped_goes_on() {
+fn an_attempt_of_a_stopped_process_continues() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start_verifying(sandbox);
-        let deaf = Deaf::new(net);
+        let unresponsive = UnresponsiveListener::new(net);
         let (mut process, own_cookie, _) =
-            connecting_process(Role::Connect, net, &deaf, &mut tracer);
+            connecting_process(Task::Connect, net, &unresponsive, &mut tracer);
         process.stop();
         tracer.verify();
-        let _filler = deaf.hear();
+        let _filler = unresponsive.accept();
         tracer.wait_for("connection", is(own_cookie, "established"));
         process.signal(Signal::CONT);
-        process.wait_until_it("connected");
+        process.wait_until("connected");
         tracer.verify();
         process.kill();
         tracer.wait_for("FIN_WAIT2", is(own_cookie, "time_wait:fin_wait2"));
-        let story = tracer.finish();
+        let recording = tracer.finish();
         assert_eq!(
-            story.of(own_cookie),
+            recording.of(own_cookie),
             ["connect", "established", "closing:local", "time_wait:fin_wait2"]
         );
     });
 }
 
-/// connect() fails with EINTR, and the connection is made in the background.
+/// connect() fails with EINTR, and the kernel establishes the connection in the background.
 #[test]
-fn an_attempt_whose_connect_is_interrupted_goes_on() {
+fn an_attempt_continues_after_connect_is_interrupted() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start_verifying(sandbox);
-        let deaf = Deaf::new(net);
+        let unresponsive = UnresponsiveListener::new(net);
         let (mut process, own_cookie, _) =
-            connecting_process(Role::ConnectWithTimeout, net, &deaf, &mut tracer);
+            connecting_process(Task::ConnectWithTimeout, net, &unresponsive, &mut tracer);
         process.stop();
         process.signal(Signal::CONT);
-        process.wait_until_it("Interrupted");
+        process.wait_until("Interrupted");
         tracer.verify();
-        let _filler = deaf.hear();
+        let _filler = unresponsive.accept();
         tracer.wait_for("connection", is(own_cookie, "established"));
-        let story = tracer.finish();
-        assert_eq!(story.of(own_cookie), ["connect", "established"]);
-        assert!(story.failures().is_empty());
+        let recording = tracer.finish();
+        assert_eq!(recording.of(own_cookie), ["connect", "established"]);
+        assert!(recording.failures().is_empty());
     });
 }
 
-/// connect() returns after its time, and the attempt is under way still.
+/// connect() times out and returns, but the attempt continues.
 #[test]
 fn an_attempt_that_outlives_its_connect_is_one_lease() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start_verifying(sandbox);
-        let deaf = Deaf::new(net);
+        let unresponsive = UnresponsiveListener::new(net);
         let client = net.socket();
         client.set_write_timeout(Some(Duration::from_millis(20))).expect("SO_SNDTIMEO");
-        let error = client.connect(&addr(&deaf.listener).into()).expect_err("it is deaf");
+        let error = client
+            .connect(&addr(&unresponsive.listener).into())
+            .expect_err("the listener does not answer");
         assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
         tracer.verify();
-        let _filler = deaf.hear();
+        let _filler = unresponsive.accept();
         let own_cookie = cookie(&client);
         tracer.wait_for("connection", is(own_cookie, "established"));
-        let story = tracer.finish();
-        assert_eq!(story.of(own_cookie), ["connect", "established"]);
+        let recording = tracer.finish();
+        assert_eq!(recording.of(own_cookie), ["connect", "established"]);
     });
 }
 
-/// Many at once: each of the attempts that race for the same ports is told once, and right.
+/// Many threads race for the same ports. Each attempt must be reported once, with its own port.
 #[test]
-fn threads_that_connect_at_once_are_told_apart() {
+fn concurrent_connects_are_told_apart() {
     const THREADS: u16 = 8;
     const EACH: u16 = 40;
     let Some(sandbox) = crate::support::sandbox() else { return };
-    // Just enough ports, so that they collide.
+    // Just enough ports, so that the threads collide.
     sandbox
         .set("ipv4/ip_local_port_range", &format!("30000 {}", 30_000 + THREADS * EACH - 1))
-        .expect("the range can be set");
+        .expect("the setting can be written");
     let mut tracer = Tracer::start_verifying(&sandbox);
     let listener = Net::V4.listener_on(20_000);
     let barrier = std::sync::Barrier::new(THREADS.into());
@@ -214,10 +219,10 @@ fn threads_that_connect_at_once_are_told_apart() {
     }
     tracer.verify();
     drop(listener);
-    let Some(story) = tracer.finish_unless_preempted() else { return };
+    let Some(recording) = tracer.finish_unless_preempted() else { return };
     for (own_cookie, port) in expected {
-        assert_eq!(story.of(own_cookie), ["connect", "established", "release:reset_out"]);
-        for record in story.records_of(own_cookie) {
+        assert_eq!(recording.of(own_cookie), ["connect", "established", "release:reset_out"]);
+        for record in recording.records_of(own_cookie) {
             assert_eq!(record["local_port"], port);
             assert_eq!(record["pid"], std::process::id());
         }
@@ -225,12 +230,12 @@ fn threads_that_connect_at_once_are_told_apart() {
 }
 
 #[test]
-fn a_deaf_listener_is_deaf() {
+fn an_unresponsive_listener_answers_only_after_accept() {
     let Some(_sandbox) = crate::support::sandbox() else { return };
-    let deaf = Deaf::new(Net::V4);
-    let client = deaf.attempt(Net::V4.socket());
-    let _filler = deaf.hear();
-    // What it did not answer at first it answers when the SYN is repeated.
-    wait_until_readable(&deaf.listener);
-    assert_eq!(deaf.hear().peer_addr().expect("a peer").as_socket(), Some(addr(&client)));
+    let unresponsive = UnresponsiveListener::new(Net::V4);
+    let client = unresponsive.attempt(Net::V4.socket());
+    let _filler = unresponsive.accept();
+    // It answers the retransmitted SYN.
+    wait_until_readable(&unresponsive.listener);
+    assert_eq!(unresponsive.accept().peer_addr().expect("a peer").as_socket(), Some(addr(&client)));
 }

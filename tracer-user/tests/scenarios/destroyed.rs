@@ -1,5 +1,4 @@
-//! What somebody else ends: sockets that are destroyed from outside (`ss -K`), and namespaces that
-//! end.
+//! Sockets destroyed by others (`ss -K`), and namespaces that are torn down.
 
 use std::{
     net::{IpAddr, Shutdown, SocketAddr},
@@ -10,11 +9,11 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use serde_json::Value;
 
 use crate::support::{
-    Deaf, Net, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, sandbox,
+    Net, Pair, Tracer, UnresponsiveListener, addr, cookie, for_each_net, is, read_to_end, sandbox,
 };
 
 #[test]
-fn an_established_connection_that_is_destroyed_frees_both_ports() {
+fn destroying_an_established_connection_releases_both_ports() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start_verifying(sandbox);
         let listener = net.listener();
@@ -26,37 +25,37 @@ fn an_established_connection_that_is_destroyed_frees_both_ports() {
         tracer.wait_for("release", is(client_cookie, "release:aborted"));
         tracer.wait_for("release", is(server_cookie, "release:reset_in"));
         tracer.verify();
-        let story = tracer.finish();
-        assert_eq!(story.of(client_cookie), ["connect", "established", "release:aborted"]);
-        assert_eq!(story.of(server_cookie), ["accept", "release:reset_in"]);
+        let recording = tracer.finish();
+        assert_eq!(recording.of(client_cookie), ["connect", "established", "release:aborted"]);
+        assert_eq!(recording.of(server_cookie), ["accept", "release:reset_in"]);
     });
 }
 
 #[test]
-fn a_connection_attempt_that_is_destroyed_frees_its_port() {
+fn destroying_a_connection_attempt_releases_its_port() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start_verifying(sandbox);
-        let deaf = Deaf::new(net);
-        let client = deaf.attempt(net.socket());
+        let unresponsive = UnresponsiveListener::new(net);
+        let client = unresponsive.attempt(net.socket());
         let client_cookie = cookie(&client);
-        if !destroy(addr(&client), addr(&deaf.listener)) {
+        if !destroy(addr(&client), addr(&unresponsive.listener)) {
             return;
         }
         tracer.wait_for("release", is(client_cookie, "release:aborted"));
         tracer.verify();
-        let story = tracer.finish();
-        assert_eq!(story.of(client_cookie), ["connect", "release:aborted"]);
+        let recording = tracer.finish();
+        assert_eq!(recording.of(client_cookie), ["connect", "release:aborted"]);
     });
 }
 
 #[test]
-fn a_half_closed_connection_that_is_destroyed_frees_both_ports() {
+fn destroying_a_half_closed_connection_releases_both_ports() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start_verifying(sandbox);
         let listener = net.listener();
         let Pair { client, server } = Pair::connect(net.socket(), &listener);
         let [client_cookie, server_cookie] = [&client, &server].map(cookie);
-        client.shutdown(Shutdown::Write).expect("half a close");
+        client.shutdown(Shutdown::Write).expect("shutdown() succeeds");
         read_to_end(&server);
         // The server is in CLOSE_WAIT.
         if !destroy(addr(&server), addr(&client)) {
@@ -65,28 +64,28 @@ fn a_half_closed_connection_that_is_destroyed_frees_both_ports() {
         tracer.wait_for("release", is(server_cookie, "release:aborted"));
         tracer.wait_for("release", is(client_cookie, "release:reset_in"));
         tracer.verify();
-        let story = tracer.finish();
+        let recording = tracer.finish();
         assert_eq!(
-            story.of(client_cookie),
+            recording.of(client_cookie),
             ["connect", "established", "closing:local", "release:reset_in"]
         );
-        assert_eq!(story.of(server_cookie), ["accept", "closing:peer", "release:aborted"]);
+        assert_eq!(recording.of(server_cookie), ["accept", "closing:peer", "release:aborted"]);
     });
 }
 
-/// tcp_abort() lets a listener go to CLOSE before it sets the error (net/ipv4/tcp.c). One that
-/// bind() gave a chosen port loses it at that moment, so that the reason is not known; one that
-/// asked for its port keeps it until it is closed.
+/// tcp_abort() moves a listener to CLOSE before it sets the error (net/ipv4/tcp.c). A port chosen
+/// by bind() is released at that moment, so the reason is unknown; an explicit port is held until
+/// the socket is closed.
 #[test]
-fn a_listener_that_is_destroyed_lets_go_unless_it_asked_for_its_port() {
+fn destroying_a_listener_releases_its_port_unless_it_is_explicit() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start_verifying(sandbox);
         let chosen = net.listener();
-        let told = net.listener_on(20_000);
-        let [chosen_cookie, told_cookie] = [&chosen, &told].map(cookie);
-        let nobody = SocketAddr::new(addr(&chosen).ip(), 0);
-        for listener in [&chosen, &told] {
-            if !destroy(addr(listener), nobody) {
+        let explicit = net.listener_on(20_000);
+        let [chosen_cookie, explicit_cookie] = [&chosen, &explicit].map(cookie);
+        let no_peer = SocketAddr::new(addr(&chosen).ip(), 0);
+        for listener in [&chosen, &explicit] {
+            if !destroy(addr(listener), no_peer) {
                 return;
             }
         }
@@ -96,61 +95,62 @@ fn a_listener_that_is_destroyed_lets_go_unless_it_asked_for_its_port() {
             record["cookie"] == chosen_cookie && record["type"] == "release"
         });
         tracer.verify();
-        drop(told);
-        let story = tracer.finish_after_release(&[told_cookie]);
-        assert_eq!(story.of(chosen_cookie), ["bind", "listen", "release:closed"]);
-        assert_eq!(story.of(told_cookie), ["bind", "listen", "release:aborted"]);
+        drop(explicit);
+        let recording = tracer.finish_after_release(&[explicit_cookie]);
+        assert_eq!(recording.of(chosen_cookie), ["bind", "listen", "release:closed"]);
+        assert_eq!(recording.of(explicit_cookie), ["bind", "listen", "release:aborted"]);
     });
 }
 
-/// Sockets keep their namespace alive, in which no process is any more. When the last is closed the
-/// kernel ends it, with the TIME_WAITs that it still has.
+/// Sockets keep alive a namespace without processes. When the last one is closed the kernel tears
+/// the namespace down, with the TIME_WAITs that are left.
 #[test]
-fn a_namespace_that_ends_with_its_last_sockets_holds_nothing() {
+fn a_namespace_torn_down_with_its_last_socket_holds_nothing() {
     if sandbox().is_none() {
         return;
     }
-    let made = thread::spawn(|| sandbox().expect("there was one before"));
+    let made = thread::spawn(|| sandbox().expect("another namespace can be made"));
     let sandbox = made.join().expect("a namespace can be made");
     let netns = sandbox.netns();
     let mut tracer = Tracer::start_verifying(&sandbox);
-    // Only through its sockets can such a namespace be looked into.
+    // Such a namespace can be inspected only through its sockets.
     if !tracer.sees("task_file") {
         return;
     }
     let inside = thread::spawn(move || {
         sandbox.enter().expect("the namespace exists");
         let bound = Net::V4.bound(20_000);
-        let deaf = Deaf::new(Net::V4);
-        let connecting = deaf.attempt(Net::V4.socket());
+        let unresponsive = UnresponsiveListener::new(Net::V4);
+        let connecting = unresponsive.attempt(Net::V4.socket());
         let listener = Net::V4.listener();
         let pair = Pair::connect(Net::V4.socket(), &listener);
-        (bound, deaf, connecting, listener, pair)
+        (bound, unresponsive, connecting, listener, pair)
     });
-    let (bound, deaf, connecting, listener, pair) = inside.join().expect("it runs");
+    let (bound, unresponsive, connecting, listener, pair) = inside.join().expect("portlife runs");
     let Pair { client, server } = pair;
     let cookies = [&bound, &connecting, &listener, &client, &server].map(cookie);
     tracer.wait_for("accept", is(cookies[4], "accept"));
     tracer.verify();
-    drop((bound, connecting, deaf, listener));
+    drop((bound, connecting, unresponsive, listener));
     drop(client);
     read_to_end(&server);
     drop(server);
     let release = tracer.wait_for("release", is(cookies[3], "release:netns_gone"));
     assert_eq!(release["netns"], netns.0);
     tracer.verify();
-    let story = tracer.finish();
-    let [bound, connecting, listener, client, server] = cookies.map(|cookie| story.of(cookie));
+    let recording = tracer.finish();
+    let [bound, connecting, listener, client, server] = cookies.map(|cookie| recording.of(cookie));
     assert_eq!(bound, ["bind", "release:closed"]);
     assert_eq!(connecting, ["connect", "release:closed"]);
     assert_eq!(listener, ["bind", "listen", "release:closed"]);
     assert_eq!(client.first().map(String::as_str), Some("connect"));
     assert_eq!(server, ["accept", "closing:peer", "release:closed"]);
-    // After its end the kernel may give its inode to another one, such as another test's.
+    // After that the kernel may reuse its inode for another namespace, such as that of another
+    // test.
     let is_of_it = |record: &&Value| {
         record["netns"] == netns.0 && record["mono_ns"].as_u64() <= release["mono_ns"].as_u64()
     };
-    let in_it: Vec<_> = story.records.iter().filter(is_of_it).collect();
+    let in_it: Vec<_> = recording.records.iter().filter(is_of_it).collect();
     let [begun, ended] = [&["bind", "connect", "accept"][..], &["release"]].map(|types| {
         let of_types =
             in_it.iter().filter(|record| types.contains(&record["type"].as_str().expect("a type")));
@@ -161,9 +161,9 @@ fn a_namespace_that_ends_with_its_last_sockets_holds_nothing() {
     assert_eq!(begun, ended, "every lease in it has ended: {in_it:#?}");
 }
 
-/// Does what `ss -K` does (`SOCK_DESTROY`, sock_diag(7)) in the namespace of the calling thread.
-/// Says that the test skips, and returns false, where the kernel does not destroy such a socket:
-/// without `CONFIG_INET_DIAG_DESTROY`, and TIME_WAITs on 5.10 (`tcp_abort`, net/ipv4/tcp.c).
+/// Destroys a socket like `ss -K` (`SOCK_DESTROY`, sock_diag(7)), in the namespace of the calling
+/// thread. Prints that the test is skipped and returns false if the kernel cannot destroy such a
+/// socket: without `CONFIG_INET_DIAG_DESTROY`, or TIME_WAITs on 5.10 (`tcp_abort`, net/ipv4/tcp.c).
 #[must_use]
 pub fn destroy(local: SocketAddr, peer: SocketAddr) -> bool {
     const SOCK_DESTROY: u16 = 21;
@@ -190,7 +190,7 @@ pub fn destroy(local: SocketAddr, peer: SocketAddr) -> bool {
     message.extend(octets(local));
     message.extend(octets(peer));
     message.extend([0; 4]);
-    // INET_DIAG_NOCOOKIE: whoever has these addresses and ports.
+    // INET_DIAG_NOCOOKIE: any socket with these addresses and ports.
     message.extend([0xff; 8]);
     let socket = rustix::net::socket_with(
         AddressFamily::NETLINK,
@@ -199,7 +199,7 @@ pub fn destroy(local: SocketAddr, peer: SocketAddr) -> bool {
         Some(netlink::SOCK_DIAG),
     )
     .expect("sock_diag");
-    rustix::net::send(&socket, &message, SendFlags::empty()).expect("it is sent");
+    rustix::net::send(&socket, &message, SendFlags::empty()).expect("send() succeeds");
     let mut reply = [0; 256];
     let (length, _) = rustix::net::recv(&socket, &mut reply, RecvFlags::empty()).expect("a reply");
     let errno = reply.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);

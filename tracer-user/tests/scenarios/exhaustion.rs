@@ -1,4 +1,4 @@
-//! Why there is no port left: the cause of every failure, who is to blame, and the warning before.
+//! Port exhaustion: the cause of each failure, the culprit, and the warning beforehand.
 
 use std::{
     io::ErrorKind,
@@ -13,23 +13,26 @@ use tracer_user::kernel::namespace::sandbox::{
 };
 
 use crate::support::{
-    Net, Pair, Tracer, addr, cookie, for_each_net, is_patient, read_to_end, reset_on_close, sandbox,
+    Net, Pair, Tracer, addr, cookie, for_each_net, is_slow_machine, read_to_end, reset_on_close,
+    sandbox,
 };
 
 const LISTENER: u16 = 10_001;
 
 fn range(sandbox: &Sandbox, low: u16, high: u16) {
-    sandbox.set("ipv4/ip_local_port_range", &format!("{low} {high}")).expect("it can be set");
+    sandbox
+        .set("ipv4/ip_local_port_range", &format!("{low} {high}"))
+        .expect("the setting can be written");
 }
 
 fn listener(net: Net, port: u16) -> Socket {
     let listener = net.bound(port);
-    listener.listen(4096).expect("it listens");
+    listener.listen(4096).expect("listen() succeeds");
     listener
 }
 
-/// Connects to the listener until there is no port left; returns the sockets that have one, and
-/// the one that failed.
+/// Connects to the listener until no port is left. Returns the connected sockets and the one that
+/// failed.
 fn fill(net: Net, to: &Socket) -> (Vec<Socket>, Socket) {
     let mut connected = Vec::new();
     loop {
@@ -60,7 +63,9 @@ fn ports(capacity: u32, reserved: u32, used: u32, bind_locked: u32) -> Value {
 fn a_range_that_one_destination_uses_up_is_full() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_009);
-        sandbox.set("ipv4/ip_local_reserved_ports", "50003,50004,60000").expect("it can be set");
+        sandbox
+            .set("ipv4/ip_local_reserved_ports", "50003,50004,60000")
+            .expect("the setting can be written");
         let mut tracer = Tracer::start(sandbox);
         let full = listener(net, LISTENER);
         let other = listener(net, LISTENER + 1);
@@ -71,13 +76,13 @@ fn a_range_that_one_destination_uses_up_is_full() {
         assert_eq!(failure["range"], ports(8, 2, 8, 0));
         assert!(failure["holder"].is_null());
         assert!(failure["advice"].is_string());
-        // Another destination has all of them.
-        net.socket().connect(&addr(&other).into()).expect("there are ports");
+        // All ports are still free for another destination.
+        net.socket().connect(&addr(&other).into()).expect("ports are left");
     });
 }
 
 #[test]
-fn ports_that_were_bound_before_connecting_are_lost_and_their_binder_is_named() {
+fn ports_bound_before_connecting_are_lost_and_their_owner_is_named() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_009);
         let mut tracer = Tracer::start(sandbox);
@@ -100,12 +105,14 @@ fn ports_that_were_bound_before_connecting_are_lost_and_their_binder_is_named() 
 }
 
 #[test]
-fn a_range_that_is_all_reserved_says_so() {
+fn a_fully_reserved_range_is_reported_as_such() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let to = listener(net, LISTENER);
         range(sandbox, 50_000, 50_001);
-        sandbox.set("ipv4/ip_local_reserved_ports", "50000-50001").expect("it can be set");
+        sandbox
+            .set("ipv4/ip_local_reserved_ports", "50000-50001")
+            .expect("the setting can be written");
         let (_, failed) = fill(net, &to);
         let record = failure(&mut tracer, &failed);
         assert_eq!(record["cause"], "reserved");
@@ -114,7 +121,7 @@ fn a_range_that_is_all_reserved_says_so() {
 }
 
 #[test]
-fn a_socket_with_a_range_of_its_own_is_told_of_that_range() {
+fn a_failure_of_a_socket_with_its_own_range_reports_that_range() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_099);
         let to = listener(net, LISTENER);
@@ -123,7 +130,7 @@ fn a_socket_with_a_range_of_its_own_is_told_of_that_range() {
             set_local_port_range(&socket, low, high).map(|()| socket)
         };
         if let Err(error) = own(50_010, 50_013) {
-            println!("skipped: this kernel has no IP_LOCAL_PORT_RANGE: {error}");
+            println!("skipped: this kernel lacks IP_LOCAL_PORT_RANGE: {error}");
             return;
         }
         let mut tracer = Tracer::start(sandbox);
@@ -144,7 +151,7 @@ fn a_socket_with_a_range_of_its_own_is_told_of_that_range() {
         assert_eq!(record["own_range"], json!([50_010, 50_013]));
         assert_eq!(record["holder"]["cookie"], cookie(&binder));
         assert_eq!(record["holder_ports"], 1);
-        // An end outside the namespace's range does not count.
+        // A bound outside the range of the namespace is ignored.
         let failed = own(1000, 50_010).expect("the option exists");
         let next = failed.connect(&addr(&to).into());
         assert!(next.is_ok(), "there are ports below");
@@ -173,7 +180,7 @@ fn a_bind_to_any_port_fails_when_every_port_is_held() {
 }
 
 #[test]
-fn a_listener_blocked_by_an_outgoing_connection_learns_of_it() {
+fn a_blocked_listener_is_reported_with_the_connection_in_its_way() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_000);
         let mut tracer = Tracer::start(sandbox);
@@ -196,7 +203,7 @@ fn a_listener_blocked_by_an_outgoing_connection_learns_of_it() {
 }
 
 #[test]
-fn a_time_wait_in_the_way_says_when_it_will_be_gone() {
+fn a_time_wait_in_the_way_is_reported_with_its_remaining_time() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_000);
         let mut tracer = Tracer::start(sandbox);
@@ -223,17 +230,17 @@ fn a_time_wait_in_the_way_says_when_it_will_be_gone() {
     });
 }
 
-/// tcp_tw_reuse=1 lets connect() have the port of a TIME_WAIT, unless the peer sent no timestamps
-/// (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c).
+/// With tcp_tw_reuse=1, connect() can reuse the port of a TIME_WAIT, but only if the peer sent
+/// timestamps (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c).
 #[test]
-fn time_waits_without_timestamps_are_no_room() {
+fn time_waits_without_timestamps_do_not_count_as_headroom() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_009);
-        sandbox.set("ipv4/tcp_tw_reuse", "1").expect("it can be set");
+        sandbox.set("ipv4/tcp_tw_reuse", "1").expect("the setting can be written");
         if sandbox.set("ipv4/tcp_tw_reuse_delay", "1").is_err() {
-            println!("without tcp_tw_reuse_delay it takes seconds");
+            println!("without tcp_tw_reuse_delay this takes seconds");
         }
-        sandbox.set("ipv4/tcp_timestamps", "0").expect("it can be set");
+        sandbox.set("ipv4/tcp_timestamps", "0").expect("the setting can be written");
         let mut tracer = Tracer::start(sandbox);
         let to = listener(net, LISTENER);
         let leave_time_wait = |client, tracer: &mut Tracer| {
@@ -241,13 +248,13 @@ fn time_waits_without_timestamps_are_no_room() {
             client
         };
         let without: Vec<_> = (0..9).map(|_| leave_time_wait(net.socket(), &mut tracer)).collect();
-        sandbox.set("ipv4/tcp_timestamps", "1").expect("it can be set");
-        // Settings are looked at where something happens.
+        sandbox.set("ipv4/tcp_timestamps", "1").expect("the setting can be written");
+        // The tracer rereads settings only when something happens in a namespace.
         let _bound = net.bound(LISTENER + 1);
         tracer.wait_for("change", |record| {
             record["type"] == "namespace" && record["timestamps"] == true
         });
-        // This one's port is had again and again, until the other nine would be had as well.
+        // Its port is reused again and again, until the other nine would be reusable as well.
         let mut with = vec![leave_time_wait(net.socket(), &mut tracer)];
         let client = loop {
             let client = net.socket();
@@ -269,8 +276,8 @@ fn time_waits_without_timestamps_are_no_room() {
         let failure = failure(&mut tracer, &failed);
         assert_eq!(failure["cause"], "range_full");
         assert_eq!(failure["range"], ports(10, 0, 10, 0));
-        let story = tracer.finish();
-        for record in story.records.iter().filter(|record| record["type"] == "time_wait") {
+        let recording = tracer.finish();
+        for record in recording.records.iter().filter(|record| record["type"] == "time_wait") {
             let cookie = record["cookie"].as_u64().expect("a number");
             assert!(without.contains(&cookie) || with.contains(&cookie));
             assert_eq!(record["timestamps"], with.contains(&cookie));
@@ -279,13 +286,12 @@ fn time_waits_without_timestamps_are_no_room() {
     });
 }
 
-/// connect() does not look into a bucket that somebody bound (`__inet_hash_connect`,
-/// net/ipv4/inet_hashtables.c).
+/// connect() skips buckets of bound ports (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
 #[test]
-fn a_time_wait_whose_port_was_bound_is_no_room() {
+fn a_time_wait_on_a_bound_port_does_not_count_as_headroom() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_000);
-        sandbox.set("ipv4/tcp_tw_reuse", "1").expect("it can be set");
+        sandbox.set("ipv4/tcp_tw_reuse", "1").expect("the setting can be written");
         let delay = match sandbox.set("ipv4/tcp_tw_reuse_delay", "1") {
             Ok(()) => Duration::from_millis(1),
             Err(_) => Duration::from_secs(1),
@@ -294,11 +300,11 @@ fn a_time_wait_whose_port_was_bound_is_no_room() {
         let to = listener(net, LISTENER);
         Pair::connect(net.socket(), &to).close_client_first(&mut tracer);
         let began = Instant::now();
-        // Into the bucket, which has no family, at another address.
+        // Joins the bucket, which has no family, with another address.
         let elsewhere = std::net::SocketAddr::from(([127, 0, 0, 2], 50_000));
         let poison = Net::V4.socket();
         poison.bind(&elsewhere.into()).expect("another address");
-        // Without it the port could be had after the delay.
+        // Without this socket the port would be reusable after the delay.
         let failed = loop {
             let (connected, failed) = fill(net, &to);
             assert_eq!(connected.len(), 0);
@@ -316,13 +322,13 @@ fn a_time_wait_whose_port_was_bound_is_no_room() {
 }
 
 #[test]
-fn a_bucket_that_somebody_bound_recovers_as_the_kernel_lets_it() {
+fn a_bucket_recovers_from_a_bind_exactly_as_in_the_kernel() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_000);
         let mut tracer = Tracer::start(sandbox);
         let (one, other) = (listener(net, LISTENER), listener(net, LISTENER + 1));
         let kept = Pair::connect(net.socket(), &one);
-        // Into the bucket, which has no family, at another address, and out again.
+        // Joins the bucket, which has no family, with another address, and leaves it again.
         let elsewhere = std::net::SocketAddr::from(([127, 0, 0, 2], 50_000));
         let poison = Net::V4.socket();
         poison.bind(&elsewhere.into()).expect("another address");
@@ -333,14 +339,14 @@ fn a_bucket_that_somebody_bound_recovers_as_the_kernel_lets_it() {
         drop(poison);
         let again = net.socket();
         match again.connect(&addr(&other).into()) {
-            // 6.18: the bucket is as it was.
+            // Since Linux 6.18 the bucket recovers at once.
             Ok(()) => {
                 let (_, failed) = fill(net, &other);
                 let record = failure(&mut tracer, &failed);
                 assert_eq!(record["cause"], "range_full");
                 assert_eq!(record["range"], ports(1, 0, 1, 0));
             }
-            // Before: it is lost until the last connection of it ends, which is named.
+            // Before, it is lost until its last connection ends, and that connection is named.
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
                 let record = failure(&mut tracer, &again);
@@ -353,7 +359,7 @@ fn a_bucket_that_somebody_bound_recovers_as_the_kernel_lets_it() {
 }
 
 #[test]
-fn what_was_bound_before_the_tracer_came_is_known() {
+fn ports_bound_before_the_tracer_started_are_known() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_003);
         let to = listener(net, LISTENER);
@@ -373,7 +379,7 @@ fn what_was_bound_before_the_tracer_came_is_known() {
 }
 
 #[test]
-fn a_destination_that_fills_up_is_told_before_it_is_full_and_after() {
+fn pressure_is_reported_before_a_destination_is_full_and_after() {
     for_each_net(|net, sandbox| {
         range(sandbox, 50_000, 50_019);
         let mut tracer = Tracer::start(sandbox);
@@ -390,9 +396,9 @@ fn a_destination_that_fills_up_is_told_before_it_is_full_and_after() {
                 && record["peer_port"] == LISTENER
                 && record["level_percent"] == 0
         });
-        let story = tracer.finish();
+        let recording = tracer.finish();
         let pressures = |of_destination: bool| {
-            story.records.iter().filter(move |record| {
+            recording.records.iter().filter(move |record| {
                 record["type"] == "pressure" && record["peer_port"].is_null() != of_destination
             })
         };
@@ -425,8 +431,8 @@ fn a_destination_that_fills_up_is_told_before_it_is_full_and_after() {
 #[test]
 fn tens_of_thousands_of_failures_are_all_explained() {
     let Some(sandbox) = sandbox() else { return };
-    // Each searches the whole range, which an emulated machine does for milliseconds.
-    let failures = if is_patient() { 1_000 } else { 30_000 };
+    // Each failure searches the whole range, which takes milliseconds on an emulated machine.
+    let failures = if is_slow_machine() { 1_000 } else { 30_000 };
     range(&sandbox, 32_768, 33_767);
     let net = Net::V4;
     let mut tracer = Tracer::start_with(&[
@@ -449,12 +455,12 @@ fn tens_of_thousands_of_failures_are_all_explained() {
     failure(&mut tracer, &last);
     let marker = net.socket();
     bind_address_no_port(&marker).expect("Linux 4.2 has the option");
-    marker.bind(&net.at(0).into()).expect("it binds");
+    marker.bind(&net.at(0).into()).expect("bind() succeeds");
     marker.connect(&addr(&to).into()).expect_err("there is no port");
     failure(&mut tracer, &marker);
     let behind = began.elapsed() - took;
-    let story = tracer.finish();
-    let explained = story
+    let recording = tracer.finish();
+    let explained = recording
         .failures()
         .iter()
         .filter(|record| {
@@ -464,6 +470,6 @@ fn tens_of_thousands_of_failures_are_all_explained() {
         })
         .count();
     assert_eq!(explained, failures + 2);
-    println!("{failures} failures in {took:?}; the last was told {behind:?} after it");
+    println!("{failures} failures in {took:?}; the last was reported {behind:?} after it");
     drop(hoard);
 }

@@ -1,4 +1,4 @@
-//! Function hooks and tracepoints tell the same.
+//! Function hooks and tracepoints lead to the same records.
 
 use std::{collections::BTreeMap, process::Command};
 
@@ -6,11 +6,11 @@ use serde_json::Value;
 use tracer_user::kernel::namespace::sandbox::Sandbox;
 
 use crate::support::{
-    Pair, Story, Tracer, addr, brief, cookie, for_each_net, is, read_to_end, reset_on_close,
+    Pair, Recording, Tracer, addr, brief, cookie, for_each_net, is, read_to_end, reset_on_close,
     sandbox,
 };
 
-/// False, said aloud, if this kernel has no function hooks for us.
+/// False, after printing why, if function hooks cannot be used on this kernel.
 fn has_functions(sandbox: &Sandbox) -> bool {
     let output = Command::new(env!("CARGO_BIN_EXE_portlife"))
         .args(["--hooks", "functions", "--duration", "0.01", "-n", &sandbox.netns().0.to_string()])
@@ -26,11 +26,11 @@ fn has_functions(sandbox: &Sandbox) -> bool {
     }
 }
 
-/// What was told of each socket, in order, and what of the calls that got no port; without the
-/// times, which differ by microseconds, and the numbers of leases, which each run counts itself.
-fn told(story: &Story) -> BTreeMap<u64, Vec<String>> {
-    let mut told: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    for record in story.records.iter().filter(|record| record["cookie"].is_u64()) {
+/// The records about each socket in order, and those about failed calls. Without times, which
+/// differ by microseconds, and lease numbers, which each run counts by itself.
+fn grouped(recording: &Recording) -> BTreeMap<u64, Vec<String>> {
+    let mut grouped: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    for record in recording.records.iter().filter(|record| record["cookie"].is_u64()) {
         let fields = [
             "kind",
             "local_addr",
@@ -50,21 +50,21 @@ fn told(story: &Story) -> BTreeMap<u64, Vec<String>> {
         ];
         let text = fields.map(|field| format!("{field}={}", record[field])).join(" ");
         let cookie = record["cookie"].as_u64().unwrap_or_default();
-        told.entry(cookie).or_default().push(format!("{} {text}", brief(record)));
+        grouped.entry(cookie).or_default().push(format!("{} {text}", brief(record)));
     }
-    told
+    grouped
 }
 
 #[test]
-fn both_families_of_hooks_tell_the_same() {
+fn both_families_of_hooks_give_the_same_records() {
     let Some(own) = sandbox() else { return };
     if !has_functions(&own) {
         return;
     }
     for_each_net(|net, sandbox| {
         let netns = sandbox.netns().0.to_string();
-        // An orphaned FIN_WAIT2 expires soon; a TIME_WAIT after it lasts a minute.
-        sandbox.set("ipv4/tcp_fin_timeout", "2").expect("the setting exists");
+        // An orphaned FIN_WAIT2 expires soon, but a TIME_WAIT that follows it lasts a minute.
+        sandbox.set("ipv4/tcp_fin_timeout", "2").expect("the setting can be written");
         let start = |family| Tracer::start_with(&["-n", &netns, "--hooks", family]);
         let mut functions = start("functions");
         let mut tracepoints = start("tracepoints");
@@ -77,13 +77,14 @@ fn both_families_of_hooks_tell_the_same() {
         assert_eq!(tracepoints.hook("inet_twsk_kill"), Value::Null);
 
         let listener = net.listener();
-        // bind() that fails: the port is taken, the address is not ours, the socket is bound.
+        // Failing bind() calls: the port is taken, the address is foreign, the socket is bound
+        // already.
         let taken = net.socket();
         taken.bind(&addr(&listener).into()).expect_err("it is taken");
         let bound = net.bound(0);
         bound.bind(&net.at(0).into()).expect_err("it is bound");
-        // A TIME_WAIT that stays, one that is taken over, one that expires, one that is killed by
-        // late data, and none.
+        // A TIME_WAIT that stays, one that is reused, one that expires, one that is killed by late
+        // data, and a connection without one.
         let close = |client, reused: bool| {
             let Pair { client, server } = Pair::connect(client, &listener);
             let cookie = cookie(&client);
@@ -102,27 +103,27 @@ fn both_families_of_hooks_tell_the_same() {
             socket.bind(&net.at(20_000).into()).expect("both have SO_REUSEADDR");
             socket
         };
-        let (taken_over, _) = close(reusing(), true);
+        let (reused, _) = close(reusing(), true);
         for tracer in [&mut functions, &mut tracepoints] {
-            tracer.wait_for("TIME_WAIT", is(taken_over, "time_wait:time_wait"));
+            tracer.wait_for("TIME_WAIT", is(reused, "time_wait:time_wait"));
         }
-        let heir = Pair::connect(reusing(), &listener);
+        let successor = Pair::connect(reusing(), &listener);
         let (expires, expires_server) = close(net.socket(), false);
         let (killed, killed_server) = close(net.socket(), false);
         for tracer in [&mut functions, &mut tracepoints] {
             tracer.wait_for("FIN_WAIT2", is(killed, "time_wait:fin_wait2"));
         }
-        killed_server.as_ref().expect("it is open").send(b"late").expect("it is sent");
+        killed_server.as_ref().expect("it is open").send(b"late").expect("send() succeeds");
         let reset = Pair::connect(net.socket(), &listener);
         reset_on_close(&reset.client);
         drop(reset);
         for tracer in [&mut functions, &mut tracepoints] {
             tracer.wait_for("TIME_WAIT", is(stays, "time_wait:time_wait"));
-            tracer.wait_for("takeover", is(taken_over, "release:time_wait_reused"));
+            tracer.wait_for("reuse", is(reused, "release:time_wait_reused"));
             tracer.wait_for("expiry", is(expires, "release:time_wait_expired"));
             tracer.wait_for("kill", is(killed, "release:time_wait_killed"));
         }
-        drop((expires_server, killed_server, heir));
+        drop((expires_server, killed_server, successor));
         drop((taken, bound));
         let last = net.bound(0);
         let last_cookie = cookie(&last);
@@ -132,6 +133,6 @@ fn both_families_of_hooks_tell_the_same() {
         }
         let (functions, tracepoints) = (functions.finish(), tracepoints.finish());
         assert_eq!(functions.failures().len(), 2);
-        assert_eq!(told(&functions), told(&tracepoints));
+        assert_eq!(grouped(&functions), grouped(&tracepoints));
     });
 }

@@ -1,4 +1,4 @@
-//! Calls that do not come as system calls: io_uring.
+//! Socket calls through io_uring, which are not system calls.
 #![expect(unsafe_code, reason = "the kernel is given addresses of what an operation needs")]
 
 use std::{
@@ -9,9 +9,11 @@ use std::{
 use io_uring::{IoUring, Probe, opcode, squeue, types::Fd};
 use socket2::{SockAddr, Socket};
 
-use crate::support::{Deaf, Net, Tracer, addr, cookie, for_each_net, is, reset_on_close, sandbox};
+use crate::support::{
+    Net, Tracer, UnresponsiveListener, addr, cookie, for_each_net, is, reset_on_close, sandbox,
+};
 
-/// A ring; `None`, said aloud, if it cannot be made or lacks one of the operations.
+/// A ring. `None`, after printing why, if it cannot be made or lacks one of the operations.
 fn ring(builder: &io_uring::Builder, operations: &[u8]) -> Option<IoUring> {
     let ring = match builder.build(8) {
         Ok(ring) => ring,
@@ -23,16 +25,16 @@ fn ring(builder: &io_uring::Builder, operations: &[u8]) -> Option<IoUring> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).expect("Linux 5.6 has the probe");
     if let Some(missing) = operations.iter().find(|operation| !probe.is_supported(**operation)) {
-        println!("skipped: the kernel's io_uring lacks the operation {missing}");
+        println!("skipped: io_uring of this kernel lacks operation {missing}");
         return None;
     }
     Some(ring)
 }
 
-/// Executes one operation; the result is as a system call's in the kernel.
+/// Executes one operation. Returns its result, which is a negative errno on failure.
 fn execute(ring: &mut IoUring, operation: &squeue::Entry) -> i32 {
-    // SAFETY: what the operation points to lives in the caller, who waits here until the kernel has
-    // done with it.
+    // SAFETY: the memory that the operation points to belongs to the caller and stays valid,
+    // because this function waits until the operation is complete.
     unsafe { ring.submission().push(operation).expect("the queue is empty") };
     ring.submit_and_wait(1).expect("it is submitted");
     ring.completion().next().expect("it is completed").result()
@@ -50,7 +52,7 @@ fn accept(ring: &mut IoUring, listener: &Socket) -> Socket {
     let accept = opcode::Accept::new(listener, std::ptr::null_mut(), std::ptr::null_mut()).build();
     let fd = execute(ring, &accept);
     assert!(fd >= 0, "accept: {fd}");
-    // SAFETY: the operation gave this descriptor to us.
+    // SAFETY: the operation returned this descriptor, which nothing else owns.
     unsafe { OwnedFd::from_raw_fd(fd) }.into()
 }
 
@@ -67,7 +69,7 @@ fn listen(ring: &mut IoUring, socket: &Socket) -> i32 {
 const CONNECT_AND_ACCEPT: [u8; 2] = [opcode::Connect::CODE, opcode::Accept::CODE];
 
 #[test]
-fn connections_by_io_uring_are_told_with_port_and_owner() {
+fn connections_through_io_uring_are_reported_with_port_and_owner() {
     for_each_net(|net, sandbox| {
         let Some(mut ring) = ring(&IoUring::builder(), &CONNECT_AND_ACCEPT) else { return };
         let mut tracer = Tracer::start_verifying(sandbox);
@@ -81,54 +83,54 @@ fn connections_by_io_uring_are_told_with_port_and_owner() {
         reset_on_close(&client);
         drop(client);
         tracer.wait_for("release", is(server_cookie, "release:reset_in"));
-        let story = tracer.finish();
-        assert_eq!(story.of(client_cookie), ["connect", "established", "release:reset_out"]);
-        assert_eq!(story.of(server_cookie), ["accept", "release:reset_in"]);
-        for record in story.records_of(client_cookie) {
+        let recording = tracer.finish();
+        assert_eq!(recording.of(client_cookie), ["connect", "established", "release:reset_out"]);
+        assert_eq!(recording.of(server_cookie), ["accept", "release:reset_in"]);
+        for record in recording.records_of(client_cookie) {
             assert_eq!(record["local_port"], port);
             assert_eq!(record["pid"], std::process::id());
         }
-        // The owner is the listener's, which is right as long as they are one process.
-        assert_eq!(story.the(server_cookie, "accept")["pid"], std::process::id());
-        assert_eq!(story.the(server_cookie, "accept")["listener"], cookie(&listener));
+        // The owner is that of the listener, which is right as long as both are one process.
+        assert_eq!(recording.only(server_cookie, "accept")["pid"], std::process::id());
+        assert_eq!(recording.only(server_cookie, "accept")["listener"], cookie(&listener));
     });
 }
 
-/// connect() waits in a worker, which is a thread of this process, and ends when the ring does.
+/// connect() waits in a worker thread of this process, and is cancelled with the ring.
 #[test]
-fn an_attempt_by_io_uring_without_a_port_or_an_answer_is_told() {
+fn attempts_through_io_uring_without_a_port_or_an_answer_are_reported() {
     for_each_net(|net, sandbox| {
         let Some(mut ring) = ring(&IoUring::builder(), &CONNECT_AND_ACCEPT) else { return };
-        sandbox.set("ipv4/tcp_syn_retries", "1").expect("the setting exists");
+        sandbox.set("ipv4/tcp_syn_retries", "1").expect("the setting can be written");
         let mut tracer = Tracer::start_verifying(sandbox);
-        let deaf = Deaf::new(net);
+        let unresponsive = UnresponsiveListener::new(net);
         let unanswered = net.socket();
-        assert_eq!(connect(&mut ring, &unanswered, addr(&deaf.listener)), -libc::ETIMEDOUT);
+        assert_eq!(connect(&mut ring, &unanswered, addr(&unresponsive.listener)), -libc::ETIMEDOUT);
         crate::connect::one_port(sandbox, 50_000);
         let held = net.bound(50_000);
         let without_port = net.socket();
-        let result = connect(&mut ring, &without_port, addr(&deaf.listener));
+        let result = connect(&mut ring, &without_port, addr(&unresponsive.listener));
         assert_eq!(result, -libc::EADDRNOTAVAIL);
         let cookies = [&unanswered, &without_port].map(cookie);
         tracer.wait_for("failure", is(cookies[1], "fail:EADDRNOTAVAIL"));
         tracer.verify();
-        let story = tracer.finish();
-        assert_eq!(story.of(cookies[0]), ["connect", "release:timeout"]);
-        assert_eq!(story.of(cookies[1]), ["fail:EADDRNOTAVAIL"]);
-        assert_eq!(story.the(cookies[1], "fail")["pid"], std::process::id());
+        let recording = tracer.finish();
+        assert_eq!(recording.of(cookies[0]), ["connect", "release:timeout"]);
+        assert_eq!(recording.of(cookies[1]), ["fail:EADDRNOTAVAIL"]);
+        assert_eq!(recording.only(cookies[1], "fail")["pid"], std::process::id());
         drop(held);
     });
 }
 
-/// Operations that a kernel thread submits for this process.
+/// Operations submitted by a kernel thread on behalf of this process.
 #[test]
-fn connections_by_a_polled_ring_are_this_processs() {
+fn connections_through_a_polled_ring_are_owned_by_this_process() {
     let Some(sandbox) = sandbox() else { return };
     let mut builder = IoUring::builder();
     builder.setup_sqpoll(1000);
     let Some(mut ring) = ring(&builder, &CONNECT_AND_ACCEPT) else { return };
     if !ring.params().is_feature_sqpoll_nonfixed() || !ring.params().is_feature_native_workers() {
-        println!("skipped: before 5.12 the thread that polls belongs to no process");
+        println!("skipped: before Linux 5.12 the polling thread belongs to no process");
         return;
     }
     let mut tracer = Tracer::start_verifying(&sandbox);
@@ -138,46 +140,46 @@ fn connections_by_a_polled_ring_are_this_processs() {
     let server = accept(&mut ring, &listener);
     tracer.verify();
     let [client_cookie, server_cookie] = [&client, &server].map(cookie);
-    let story = tracer.finish();
-    assert_eq!(story.of(client_cookie), ["connect", "established"]);
-    assert_eq!(story.of(server_cookie), ["accept"]);
-    assert_eq!(story.the(client_cookie, "connect")["pid"], std::process::id());
+    let recording = tracer.finish();
+    assert_eq!(recording.of(client_cookie), ["connect", "established"]);
+    assert_eq!(recording.of(server_cookie), ["accept"]);
+    assert_eq!(recording.only(client_cookie, "connect")["pid"], std::process::id());
 }
 
 #[test]
-fn bind_and_listen_by_io_uring_are_told() {
+fn bind_and_listen_through_io_uring_are_reported() {
     for_each_net(|net, sandbox| {
         let operations = [opcode::Bind::CODE, opcode::Listen::CODE];
         let Some(mut ring) = ring(&IoUring::builder(), &operations) else { return };
         let mut tracer = Tracer::start_verifying(sandbox);
-        let told = net.socket();
-        assert_eq!(bind(&mut ring, &told, net.at(20_000)), 0);
-        assert_eq!(listen(&mut ring, &told), 0);
+        let explicit = net.socket();
+        assert_eq!(bind(&mut ring, &explicit, net.at(20_000)), 0);
+        assert_eq!(listen(&mut ring, &explicit), 0);
         let chosen = net.socket();
         assert_eq!(bind(&mut ring, &chosen, net.at(0)), 0);
         let unbound = net.socket();
         assert_eq!(listen(&mut ring, &unbound), 0);
         let rival = net.socket();
         assert_eq!(bind(&mut ring, &rival, net.at(20_000)), -libc::EADDRINUSE);
-        let cookies = [&told, &chosen, &unbound, &rival].map(cookie);
-        let ports = [&told, &chosen, &unbound].map(|socket| addr(socket).port());
+        let cookies = [&explicit, &chosen, &unbound, &rival].map(cookie);
+        let ports = [&explicit, &chosen, &unbound].map(|socket| addr(socket).port());
         tracer.verify();
-        drop((told, chosen, unbound));
+        drop((explicit, chosen, unbound));
         tracer.wait_for("release", is(cookies[2], "release:closed"));
         tracer.verify();
-        let story = tracer.finish();
-        assert_eq!(story.of(cookies[0]), ["bind", "listen", "release:closed"]);
-        assert_eq!(story.of(cookies[1]), ["bind", "release:closed"]);
-        assert_eq!(story.of(cookies[2]), ["bind", "listen", "release:closed"]);
+        let recording = tracer.finish();
+        assert_eq!(recording.of(cookies[0]), ["bind", "listen", "release:closed"]);
+        assert_eq!(recording.of(cookies[1]), ["bind", "release:closed"]);
+        assert_eq!(recording.of(cookies[2]), ["bind", "listen", "release:closed"]);
         let kinds = ["bind", "bind_auto", "listen"];
         for ((own_cookie, port), kind) in cookies.into_iter().zip(ports).zip(kinds) {
-            let record = story.the(own_cookie, "bind");
+            let record = recording.only(own_cookie, "bind");
             assert_eq!(record["local_port"], port);
             assert_eq!(record["kind"], kind);
             assert_eq!(record["pid"], std::process::id());
         }
-        // Its errno is the result of no system call: only a function hook sees it.
-        let of_rival = story.of(cookies[3]);
+        // The error is not the result of a system call, so only a function hook sees it.
+        let of_rival = recording.of(cookies[3]);
         assert!(
             of_rival.is_empty() || of_rival == ["fail:EADDRINUSE"],
             "a failed bind holds nothing: {of_rival:?}"

@@ -12,12 +12,12 @@ fn listen_on_an_unbound_socket_takes_a_port() {
     for_each_net(|net, sandbox| {
         let tracer = Tracer::start(sandbox);
         let listener = net.socket();
-        listener.listen(1).expect("it listens");
+        listener.listen(1).expect("listen() succeeds");
         let (own_cookie, port) = (cookie(&listener), addr(&listener).port());
         drop(listener);
-        let story = tracer.finish_after_release(&[own_cookie]);
-        assert_eq!(story.of(own_cookie), ["bind", "listen", "release:closed"]);
-        let bind = story.the(own_cookie, "bind");
+        let recording = tracer.finish_after_release(&[own_cookie]);
+        assert_eq!(recording.of(own_cookie), ["bind", "listen", "release:closed"]);
+        let bind = recording.only(own_cookie, "bind");
         assert_eq!(bind["kind"], "listen");
         assert_eq!(bind["requested_port"], 0);
         assert_eq!(bind["local_port"], port);
@@ -35,15 +35,15 @@ fn a_second_listener_on_a_port_fails_and_keeps_its_bind() {
             socket.bind(&net.at(port).into()).expect("neither listens yet");
             socket
         });
-        first.listen(1).expect("it listens");
+        first.listen(1).expect("listen() succeeds");
         let error = second.listen(1).expect_err("the port has a listener");
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
         let (first_cookie, second_cookie) = (cookie(&first), cookie(&second));
         drop(second);
-        let story = tracer.finish_after_release(&[second_cookie]);
-        assert_eq!(story.of(first_cookie), ["bind", "listen"]);
-        assert_eq!(story.of(second_cookie), ["bind", "fail:EADDRINUSE", "release:closed"]);
-        let failure = story.the(second_cookie, "fail");
+        let recording = tracer.finish_after_release(&[second_cookie]);
+        assert_eq!(recording.of(first_cookie), ["bind", "listen"]);
+        assert_eq!(recording.of(second_cookie), ["bind", "fail:EADDRINUSE", "release:closed"]);
+        let failure = recording.only(second_cookie, "fail");
         assert_eq!(failure["op"], "listen");
         assert_eq!(failure["requested_port"], 20_000);
         assert_eq!(failure["holder"]["cookie"], first_cookie);
@@ -51,7 +51,7 @@ fn a_second_listener_on_a_port_fails_and_keeps_its_bind() {
 }
 
 #[test]
-fn a_connection_that_nobody_accepts_is_the_listeners() {
+fn an_unaccepted_connection_is_owned_by_the_listener() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
@@ -65,14 +65,14 @@ fn a_connection_that_nobody_accepts_is_the_listeners() {
 }
 
 #[test]
-fn two_listeners_of_one_port_leave_the_connections_listener_open() {
+fn the_listener_is_null_if_two_share_the_port() {
     for_each_net(|net, sandbox| {
         let tracer = Tracer::start(sandbox);
         let listeners = [20_000, 20_000].map(|port| {
             let socket = net.socket();
             socket.set_reuse_port(true).expect("SO_REUSEPORT");
             socket.bind(&net.at(port).into()).expect("the port is shared");
-            socket.listen(16).expect("it listens");
+            socket.listen(16).expect("listen() succeeds");
             socket.set_nonblocking(true).expect("O_NONBLOCK");
             socket
         });
@@ -85,12 +85,12 @@ fn two_listeners_of_one_port_leave_the_connections_listener_open() {
             .expect("one of them has it");
         let pair = Pair { client, server };
         let server_cookie = cookie(&pair.server);
-        let story = tracer.finish();
-        assert!(story.the(server_cookie, "accept")["listener"].is_null());
+        let recording = tracer.finish();
+        assert!(recording.only(server_cookie, "accept")["listener"].is_null());
     });
 }
 
-/// What most servers do: one wildcard listener for each family.
+/// A wildcard listener for each family, as most servers have.
 #[test]
 fn listeners_of_both_families_are_told_apart() {
     let Some(sandbox) = sandbox() else { return };
@@ -104,23 +104,23 @@ fn listeners_of_both_families_are_told_apart() {
             SocketAddr::from((Ipv6Addr::UNSPECIFIED, 20_000))
         };
         socket.bind(&wildcard.into()).expect("the families do not overlap");
-        socket.listen(16).expect("it listens");
+        socket.listen(16).expect("listen() succeeds");
         socket
     });
     let connections = [(Net::V4, &four), (Net::V6, &six)].map(|(net, listener)| {
         let client = net.socket();
-        client.connect(&net.at(20_000).into()).expect("it connects");
-        let (server, _) = listener.accept().expect("it is accepted");
+        client.connect(&net.at(20_000).into()).expect("connect() succeeds");
+        let (server, _) = listener.accept().expect("accept() succeeds");
         (cookie(&server), cookie(listener), client, server)
     });
     let rival = Net::V4.socket();
     rival.bind(&Net::V4.at(20_000).into()).expect_err("the wildcard is in the way");
     let rival_cookie = cookie(&rival);
-    let story = tracer.finish();
+    let recording = tracer.finish();
     for (server, listener, ..) in &connections {
-        assert_eq!(story.the(*server, "accept")["listener"], *listener);
+        assert_eq!(recording.only(*server, "accept")["listener"], *listener);
     }
-    assert_eq!(story.the(rival_cookie, "fail")["holder"]["cookie"], cookie(&four));
+    assert_eq!(recording.only(rival_cookie, "fail")["holder"]["cookie"], cookie(&four));
 }
 
 #[test]
@@ -134,8 +134,8 @@ fn a_connection_whose_listener_closes_before_accept_is_reset() {
         let client_cookie = cookie(&client);
         drop(listener);
         tracer.wait_for("release", is(client_cookie, "release:reset_in"));
-        let story = tracer.finish();
+        let recording = tracer.finish();
         let server = accept["cookie"].as_u64().expect("a number");
-        assert_eq!(story.the(server, "release")["reason"], "reset_out");
+        assert_eq!(recording.only(server, "release")["reason"], "reset_out");
     });
 }

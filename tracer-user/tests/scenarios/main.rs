@@ -1,6 +1,6 @@
-//! Scenarios against the running kernel: what the kernel does with ports, and what the tracer
-//! says of it. Each runs in a network namespace of its own. They need root, and say so if they
-//! do not have it.
+//! Scenarios on the running kernel: what the kernel does with ports, and what the tracer reports
+//! about it. Each runs in a network namespace of its own. They need root, and are skipped without
+//! it.
 
 mod agreement;
 mod bind;

@@ -1,30 +1,30 @@
-//! What is under way when the tracer starts.
+//! Connections and calls that are in progress when the tracer starts.
 
 use std::net::Shutdown;
 
 use rustix::process::Signal;
 
 use crate::{
-    child::{Actor, Role},
+    child::{Helper, Task},
     snapshot::held,
     support::{
-        Deaf, Pair, Tracer, addr, cookie, for_each_net, is, read_to_end, reset_on_close,
-        wait_until_readable,
+        Pair, Tracer, UnresponsiveListener, addr, cookie, for_each_net, is, read_to_end,
+        reset_on_close, wait_until_readable,
     },
 };
 
 #[test]
-fn connections_in_every_phase_go_on_as_the_same_leases() {
+fn connections_in_every_phase_continue_as_the_same_leases() {
     for_each_net(|net, sandbox| {
         let listener = net.listener();
-        let deaf = Deaf::new(net);
-        let connecting = deaf.attempt(net.socket());
+        let unresponsive = UnresponsiveListener::new(net);
+        let connecting = unresponsive.attempt(net.socket());
         let half = Pair::connect(net.socket(), &listener);
-        half.client.shutdown(Shutdown::Write).expect("half a close");
+        half.client.shutdown(Shutdown::Write).expect("shutdown() succeeds");
         read_to_end(&half.server);
-        // The peer's ACK of the FIN makes it FIN_WAIT2; data of the peer carries one.
-        half.server.send(b"x").expect("it is sent");
-        half.client.recv(&mut [std::mem::MaybeUninit::uninit()]).expect("it arrives");
+        // Data from the peer carries the ACK of the FIN, which moves the client to FIN_WAIT2.
+        half.server.send(b"x").expect("send() succeeds");
+        half.client.recv(&mut [std::mem::MaybeUninit::uninit()]).expect("recv() succeeds");
         let waiting = net.socket();
         waiting.connect(&addr(&listener).into()).expect("the backlog has room");
         wait_until_readable(&listener);
@@ -36,14 +36,14 @@ fn connections_in_every_phase_go_on_as_the_same_leases() {
         held(&mut tracer, &half.client, "closing", "connect");
         held(&mut tracer, &half.server, "closing", "accept");
         held(&mut tracer, &waiting, "established", "connect");
-        tracer.wait_for("what nobody has accepted", |record| {
+        tracer.wait_for("the unaccepted connection", |record| {
             record["phase"] == "established"
                 && record["kind"] == "accept"
                 && record["peer_port"] == addr(&waiting).port()
                 && record["pid"].is_null()
         });
         tracer.verify();
-        let _filler = deaf.hear();
+        let _filler = unresponsive.accept();
         let connecting_cookie = cookie(&connecting);
         tracer.wait_for("connection", is(connecting_cookie, "established"));
         let [client_cookie, server_cookie] = [&half.client, &half.server].map(cookie);
@@ -56,15 +56,15 @@ fn connections_in_every_phase_go_on_as_the_same_leases() {
         drop(waiting);
         tracer.wait_for("release", is(accepted_cookie, "release:reset_in"));
         tracer.verify();
-        let story = tracer.finish();
-        assert_eq!(story.of(connecting_cookie), ["held:connecting", "established"]);
-        assert_eq!(story.of(client_cookie), ["held:closing", "time_wait:time_wait"]);
-        assert_eq!(story.of(server_cookie), ["held:closing", "release:closed"]);
-        assert_eq!(story.of(accepted_cookie), ["held:established", "release:reset_in"]);
-        assert_eq!(story.the(accepted_cookie, "release")["pid"], std::process::id());
+        let recording = tracer.finish();
+        assert_eq!(recording.of(connecting_cookie), ["held:connecting", "established"]);
+        assert_eq!(recording.of(client_cookie), ["held:closing", "time_wait:time_wait"]);
+        assert_eq!(recording.of(server_cookie), ["held:closing", "release:closed"]);
+        assert_eq!(recording.of(accepted_cookie), ["held:established", "release:reset_in"]);
+        assert_eq!(recording.only(accepted_cookie, "release")["pid"], std::process::id());
         for own_cookie in [connecting_cookie, client_cookie, server_cookie, accepted_cookie] {
             let mut leases: Vec<_> =
-                story.records_of(own_cookie).map(|record| record["lease"].as_u64()).collect();
+                recording.records_of(own_cookie).map(|record| record["lease"].as_u64()).collect();
             leases.dedup();
             assert_eq!(leases.len(), 1);
         }
@@ -72,23 +72,24 @@ fn connections_in_every_phase_go_on_as_the_same_leases() {
 }
 
 #[test]
-fn a_connect_under_way_is_its_processs() {
+fn a_connect_in_progress_is_owned_by_its_process() {
     for_each_net(|net, sandbox| {
-        let deaf = Deaf::new(net);
+        let unresponsive = UnresponsiveListener::new(net);
         let socket = net.socket();
         let own_cookie = cookie(&socket);
-        let mut process = Actor::start(Role::Connect, &addr(&deaf.listener).to_string(), socket);
-        let pid = process.wait_until_it("begins");
+        let mut process =
+            Helper::start(Task::Connect, &addr(&unresponsive.listener).to_string(), socket);
+        let pid = process.wait_until("begins");
         let mut tracer = Tracer::start_verifying(sandbox);
         if !tracer.sees("task_file") {
             return;
         }
-        // If it was not under way by then, it is told as it happens.
+        // If it was not in progress by then, it is reported as it happens.
         let first = tracer.wait_for("attempt", |record| record["cookie"] == own_cookie);
         assert_eq!(first["pid"], pid);
         tracer.verify();
-        let _filler = deaf.hear();
-        process.wait_until_it("connected");
+        let _filler = unresponsive.accept();
+        process.wait_until("connected");
         let established = tracer.wait_for("connection", is(own_cookie, "established"));
         assert_eq!(established["pid"], pid);
         assert_eq!(established["lease"], first["lease"]);
@@ -100,31 +101,31 @@ fn a_connect_under_way_is_its_processs() {
 }
 
 #[test]
-fn an_accept_under_way_is_told_with_its_process() {
+fn an_accept_in_progress_is_reported_with_its_process() {
     for_each_net(|net, sandbox| {
         let listener = net.listener();
         let (listener_cookie, address) = (cookie(&listener), addr(&listener));
-        let mut process = Actor::start(Role::Accept, "", listener);
-        let pid = process.wait_until_it("begins");
+        let mut process = Helper::start(Task::Accept, "", listener);
+        let pid = process.wait_until("begins");
         let mut tracer = Tracer::start_verifying(sandbox);
-        // The exit of a function that was entered before is not hooked; then the process is known
-        // as that which has the listener open.
+        // A function hook misses the return from a call that started earlier. The process is then
+        // known because it has the listener open.
         let has_exit = tracer.hook("sys_exit") == "tp_btf";
         if !tracer.sees_accepts() || !(has_exit || tracer.sees("task_file")) {
             return;
         }
         let client = net.socket();
-        client.connect(&address.into()).expect("it connects");
-        process.wait_until_it("accepted");
+        client.connect(&address.into()).expect("connect() succeeds");
+        process.wait_until("accepted");
         let accept = tracer.wait_for("accept", |record| record["type"] == "accept");
         assert_eq!(accept["listener"], listener_cookie);
         assert_eq!(accept["pid"], pid);
         tracer.verify();
-        // It leaves a connection that nobody reads: the kernel closes it.
+        // The kernel closes the connection that it leaves.
         process.signal(Signal::KILL);
         let server_cookie = accept["cookie"].as_u64().expect("a number");
         tracer.wait_for("FIN_WAIT2", is(server_cookie, "time_wait:fin_wait2"));
-        let story = tracer.finish();
-        assert_eq!(story.of(server_cookie), ["accept", "closing:local", "time_wait:fin_wait2"]);
+        let recording = tracer.finish();
+        assert_eq!(recording.of(server_cookie), ["accept", "closing:local", "time_wait:fin_wait2"]);
     });
 }

@@ -23,10 +23,10 @@ fn report_on(input: &[u8], arguments: &[&str]) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it starts");
-    // It reads all of it before it writes.
+        .expect("portlife starts");
+    // It reads all input before it writes.
     child.stdin.take().expect("stdin is piped").write_all(input).expect("it reads");
-    child.wait_with_output().expect("it ends")
+    child.wait_with_output().expect("the process exits")
 }
 
 fn stderr(output: &Output) -> String {
@@ -38,10 +38,10 @@ fn parse(stdout: &[u8]) -> Value {
         .unwrap_or_else(|error| panic!("{}: {error}", String::from_utf8_lossy(stdout)))
 }
 
-/// A report without what two tracers cannot measure alike: each stamps its own facts.
+/// A report without the times, which differ between two tracers because each stamps its own facts.
 fn without_times(mut report: Value) -> Value {
     const TIMES: [&str; 21] = [
-        // What is held for nothing must be held for long.
+        // Leaks must have lasted for some time.
         "leaks",
         "time",
         "since",
@@ -79,10 +79,10 @@ fn without_times(mut report: Value) -> Value {
 }
 
 #[test]
-fn a_report_on_a_recording_is_that_of_the_live_stream() {
+fn a_report_on_a_recording_equals_that_on_the_live_stream() {
     let Some(sandbox) = sandbox() else { return };
-    sandbox.set("ipv4/ip_local_port_range", "60000 60009").expect("it can be set");
-    sandbox.set("ipv4/tcp_tw_reuse", "0").expect("it can be set");
+    sandbox.set("ipv4/ip_local_port_range", "60000 60009").expect("the setting can be written");
+    sandbox.set("ipv4/tcp_tw_reuse", "0").expect("the setting can be written");
     let netns = sandbox.netns().0.to_string();
     let before = Net::V4.bound(20_000);
     let mut tracer = Tracer::start(&sandbox);
@@ -91,20 +91,23 @@ fn a_report_on_a_recording_is_that_of_the_live_stream() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it starts");
-    let mut said = String::new();
+        .expect("portlife starts");
+    let mut messages = String::new();
     let mut live_stderr = BufReader::new(live.stderr.take().expect("stderr is piped"));
-    while !said.contains("observing on") {
-        assert!(live_stderr.read_line(&mut said).expect("text") > 0, "it ended: {said}");
+    while !messages.contains("observing on") {
+        assert!(
+            live_stderr.read_line(&mut messages).expect("text") > 0,
+            "the report exited: {messages}"
+        );
     }
-    // Connections that stay, TIME_WAITs, a CLOSE_WAIT, failures of two kinds.
+    // Connections that stay open, TIME_WAITs, a CLOSE_WAIT and two kinds of failures.
     let listener = Net::V4.bound(8080);
-    listener.listen(64).expect("it listens");
+    listener.listen(64).expect("listen() succeeds");
     let mut kept: Vec<Socket> = vec![before];
     let mut closed = Vec::new();
     for round in 0..10 {
         let Pair { client, server } = Pair::connect(Net::V4.socket(), &listener);
-        // Fewer than half end, so that it is no pile of TIME_WAITs whatever has arrived by then.
+        // Fewer than half are closed, so that the TIME_WAITs are never the verdict.
         match round % 5 {
             0..=2 => kept.extend([client, server]),
             3 => {
@@ -122,18 +125,19 @@ fn a_report_on_a_recording_is_that_of_the_live_stream() {
     let failing = Net::V4.socket();
     failing.connect(&Net::V4.at(8080).into()).expect_err("no port is left");
     Net::V4.socket().bind(&Net::V4.at(8080).into()).expect_err("the port is taken");
-    // Acknowledgements of a FIN may be delayed; nothing must be on its way when the first ends.
+    // Acknowledgements of a FIN may be delayed, and none may be in flight when the first tracer
+    // stops.
     for client in closed {
         tracer.wait_for("TIME_WAIT", |record| {
             record["cookie"] == client && record["type"] == "time_wait"
         });
     }
-    let story = tracer.finish();
-    kill_process(Pid::from_child(&live), Signal::TERM).expect("it runs");
+    let recording = tracer.finish();
+    kill_process(Pid::from_child(&live), Signal::TERM).expect("portlife runs");
     let mut reported = Vec::new();
     live.stdout.take().expect("stdout is piped").read_to_end(&mut reported).expect("a report");
-    assert!(live.wait().expect("it ends").success());
-    let recording: String = story.records.iter().map(|record| format!("{record}\n")).collect();
+    assert!(live.wait().expect("the process exits").success());
+    let recording: String = recording.records.iter().map(|record| format!("{record}\n")).collect();
     let output = report_on(recording.as_bytes(), &["-o", "json"]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(stderr(&output), "");
@@ -145,20 +149,22 @@ fn a_report_on_a_recording_is_that_of_the_live_stream() {
     let differing: Vec<_> =
         live.lines().zip(recorded.lines()).filter(|(live, recorded)| live != recorded).collect();
     assert!(live == recorded, "live and recorded: {differing:#?}\n{live}");
-    // The same lines make the same report, to the last digit.
+    // The same lines give the same report, to the last digit.
     let again = report_on(recording.as_bytes(), &["-o", "json"]);
     assert_eq!(again.stdout, output.stdout);
 }
 
 #[test]
-fn the_settings_of_a_namespace_come_before_what_happens_there_and_again_when_they_change() {
+fn settings_precede_the_records_of_a_namespace_and_are_repeated_when_they_change() {
     let Some(sandbox) = sandbox() else { return };
-    sandbox.set("ipv4/ip_local_port_range", "50000 50019").expect("it can be set");
-    sandbox.set("ipv4/ip_local_reserved_ports", "50001,50003-50004,1").expect("it can be set");
+    sandbox.set("ipv4/ip_local_port_range", "50000 50019").expect("the setting can be written");
+    sandbox
+        .set("ipv4/ip_local_reserved_ports", "50001,50003-50004,1")
+        .expect("the setting can be written");
     let mut tracer = Tracer::start(&sandbox);
     let _first = Net::V4.bound(0);
     tracer.wait_for("bind", |record| record["type"] == "bind");
-    sandbox.set("ipv4/ip_local_port_range", "50000 50009").expect("it can be set");
+    sandbox.set("ipv4/ip_local_port_range", "50000 50009").expect("the setting can be written");
     Net::V4
         .socket()
         .bind(&"192.0.2.1:9".parse::<std::net::SocketAddr>().expect("an address").into())
@@ -166,52 +172,54 @@ fn the_settings_of_a_namespace_come_before_what_happens_there_and_again_when_the
     tracer.wait_for("change", |record| {
         record["type"] == "namespace" && record["range_high"] == 50_009
     });
-    let story = tracer.finish();
-    let told: Vec<_> = story
+    let recording = tracer.finish();
+    let reported: Vec<_> = recording
         .records
         .iter()
         .filter(|record| record["type"] == "namespace" || record["type"] == "bind")
         .map(|record| json!([record["type"], record["range_high"], record["capacity"]]))
         .collect();
     assert_eq!(
-        told,
+        reported,
         [
             json!(["namespace", 50_019, 17]),
             json!(["bind", null, null]),
             json!(["namespace", 50_009, 7]),
         ]
     );
-    let first = story.records.iter().find(|record| record["type"] == "namespace");
-    let first = first.expect("it was told");
+    let first = recording.records.iter().find(|record| record["type"] == "namespace");
+    let first = first.expect("the record was seen");
     assert_eq!(first["netns"], sandbox.netns().0);
     assert_eq!(first["reserved"], "1,50001,50003-50004");
 }
 
 #[test]
-fn settings_are_told_of_namespaces_in_which_something_is_held_already() {
+fn settings_are_reported_for_namespaces_with_leases_at_start() {
     let Some(sandbox) = sandbox() else { return };
     let _held = Net::V4.bound(20_000);
     let mut tracer = Tracer::start(&sandbox);
     if !tracer.sees("task_file") {
         return;
     }
-    let story = tracer.finish();
-    let types: Vec<_> = story.records.iter().filter_map(|record| record["type"].as_str()).collect();
+    let recording = tracer.finish();
+    let types: Vec<_> =
+        recording.records.iter().filter_map(|record| record["type"].as_str()).collect();
     assert_eq!(types, ["start", "namespace", "held", "summary"]);
 }
 
 #[test]
-fn a_recording_that_cannot_be_read_ends_it_with_1_and_one_that_is_damaged_does_not() {
+fn an_unreadable_recording_exits_with_1_and_a_damaged_one_does_not() {
     let none = Command::new(BINARY)
         .args(["report", "--from", "/nonexistent/recording"])
         .output()
-        .expect("it runs");
+        .expect("portlife runs");
     assert_eq!(none.status.code(), Some(1));
     assert_eq!(
         stderr(&none),
         "portlife: /nonexistent/recording cannot be opened: it does not exist\n"
     );
-    let directory = Command::new(BINARY).args(["report", "--from", "/"]).output().expect("it runs");
+    let directory =
+        Command::new(BINARY).args(["report", "--from", "/"]).output().expect("portlife runs");
     assert_eq!(directory.status.code(), Some(1));
     assert_eq!(stderr(&directory), "portlife: / cannot be read: it is a directory\n");
     let empty = report_on(b"", &[]);
@@ -230,6 +238,6 @@ fn a_recording_that_cannot_be_read_ends_it_with_1_and_one_that_is_damaged_does_n
         .args(["report", "--from", "-", "--duration", "1"])
         .stdin(File::open("/dev/null").expect("it is there"))
         .output()
-        .expect("it runs");
+        .expect("portlife runs");
     assert_eq!(usage.status.code(), Some(2));
 }

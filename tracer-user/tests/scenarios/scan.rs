@@ -1,9 +1,9 @@
-//! Ports that nobody holds, and who tries them.
+//! Port scans: sources that try many closed ports.
 
 use crate::support::{Tracer, for_each_net};
 
 #[test]
-fn a_source_that_tries_many_closed_ports_is_told() {
+fn a_source_that_tries_many_closed_ports_is_reported() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         if !tracer.sees("tcp_send_reset") {
@@ -19,23 +19,23 @@ fn a_source_that_tries_many_closed_ports_is_told() {
         assert_eq!(scan["source_addr"], net.shown());
         assert_eq!((&scan["ports"], &scan["tries"]), (&49.into(), &49.into()));
         assert_eq!((&scan["port_low"], &scan["port_high"]), (&20_000.into(), &20_049.into()));
-        let story = tracer.finish();
-        let told = story.records.iter().filter(|record| record["type"] == "scan").count();
-        assert_eq!(told, 1, "what was told is not told again");
+        let recording = tracer.finish();
+        let scans = recording.records.iter().filter(|record| record["type"] == "scan").count();
+        assert_eq!(scans, 1, "a scan is reported once");
     });
 }
 
 #[test]
-fn a_client_that_tries_one_closed_port_again_and_again_is_no_scan() {
+fn repeated_attempts_on_one_closed_port_are_no_scan() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         if !tracer.sees("tcp_send_reset") {
             return;
         }
         for _ in 0..50 {
-            net.socket().connect(&net.at(20_000).into()).expect_err("nobody listens");
+            net.socket().connect(&net.at(20_000).into()).expect_err("the port is closed");
         }
-        let story = tracer.finish();
-        assert!(story.records.iter().all(|record| record["type"] != "scan"));
+        let recording = tracer.finish();
+        assert!(recording.records.iter().all(|record| record["type"] != "scan"));
     });
 }

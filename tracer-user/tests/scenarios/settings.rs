@@ -1,4 +1,4 @@
-//! The settings of a namespace, read from the kernel.
+//! Reading the settings of a namespace from the kernel.
 
 use std::{fs::File, thread};
 
@@ -10,20 +10,25 @@ use tracer_user::{
 use crate::support::sandbox;
 
 #[test]
-fn settings_are_those_of_the_namespace_and_follow_its_changes() {
+fn settings_are_read_from_the_right_namespace_and_follow_changes() {
     let Some(sandbox) = sandbox() else { return };
     let handle = File::open("/proc/thread-self/ns/net").expect("the namespace has a file");
-    // Opened and read by threads outside.
-    let files = thread::spawn(move || SettingsFiles::open_in(&handle)).join().expect("no panic");
+    // Opened and read by threads in other namespaces.
+    let files = thread::spawn(move || SettingsFiles::open_in(&handle))
+        .join()
+        .expect("the thread does not panic");
     let files = files.expect("the settings can be opened");
     let read = || files.read().expect("the settings can be read");
     assert_eq!(read().capacity(), 28_232);
-    sandbox.set("ipv4/ip_local_port_range", "50000 50009").expect("it can be set");
-    sandbox.set("ipv4/ip_local_reserved_ports", "1,50003-50005,60000").expect("it can be set");
-    sandbox.set("ipv4/tcp_tw_reuse", "1").expect("it can be set");
-    sandbox.set("ipv4/tcp_timestamps", "0").expect("it can be set");
-    sandbox.set("ipv4/ip_autobind_reuse", "1").expect("it can be set");
-    let settings = thread::scope(|scope| scope.spawn(read).join().expect("no panic"));
+    sandbox.set("ipv4/ip_local_port_range", "50000 50009").expect("the setting can be written");
+    sandbox
+        .set("ipv4/ip_local_reserved_ports", "1,50003-50005,60000")
+        .expect("the setting can be written");
+    sandbox.set("ipv4/tcp_tw_reuse", "1").expect("the setting can be written");
+    sandbox.set("ipv4/tcp_timestamps", "0").expect("the setting can be written");
+    sandbox.set("ipv4/ip_autobind_reuse", "1").expect("the setting can be written");
+    let settings =
+        thread::scope(|scope| scope.spawn(read).join().expect("the thread does not panic"));
     assert_eq!((settings.range.low(), settings.range.high()), (Port(50_000), Port(50_009)));
     assert_eq!(settings.reserved.to_string(), "1,50003-50005,60000");
     assert_eq!(settings.capacity(), 7);
@@ -32,10 +37,10 @@ fn settings_are_those_of_the_namespace_and_follow_its_changes() {
     assert!(settings.autobind_reuse);
     assert_eq!(settings.fin_timeout_s, 30, "as the test's surroundings set it");
     if settings.time_wait_reuse_delay_ms.is_some() {
-        sandbox.set("ipv4/tcp_tw_reuse_delay", "7").expect("it can be set");
+        sandbox.set("ipv4/tcp_tw_reuse_delay", "7").expect("the setting can be written");
         assert_eq!(read().time_wait_reuse_delay_ms, Some(7));
     } else {
-        println!("skipped: this kernel has no tcp_tw_reuse_delay");
+        println!("skipped: this kernel lacks tcp_tw_reuse_delay");
     }
 }
 
@@ -43,22 +48,24 @@ fn settings_are_those_of_the_namespace_and_follow_its_changes() {
 fn a_long_list_of_reserved_ports_is_read_in_full() {
     let Some(sandbox) = sandbox() else { return };
     let files = SettingsFiles::open().expect("the settings can be opened");
-    // More text than the first read takes.
+    // Longer than the buffer of the first read.
     let list: PortSet = (10_001..=15_001).step_by(2).map(Port).collect();
-    sandbox.set("ipv4/ip_local_reserved_ports", &list.to_string()).expect("it can be set");
+    sandbox
+        .set("ipv4/ip_local_reserved_ports", &list.to_string())
+        .expect("the setting can be written");
     let settings = files.read().expect("the settings can be read");
     assert_eq!(settings.reserved, list);
     assert_eq!(settings.reserved.ranges().count(), 2501);
 }
 
 #[test]
-fn the_settings_of_a_namespace_that_is_gone_cannot_be_read() {
+fn the_settings_of_a_destroyed_namespace_cannot_be_read() {
     let files = thread::spawn(|| {
         let _sandbox = sandbox()?;
         Some(SettingsFiles::open().expect("the settings can be opened"))
     });
-    let Some(files) = files.join().expect("no panic") else { return };
-    // The kernel takes a namespace down in the background.
+    let Some(files) = files.join().expect("the thread does not panic") else { return };
+    // The kernel tears down namespaces in the background.
     let patience = std::time::Instant::now();
     loop {
         match files.read() {

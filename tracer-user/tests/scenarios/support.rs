@@ -1,8 +1,8 @@
 //! Runs the real tracer against this kernel, in a network namespace and a process of the test's
 //! own.
 
-#[path = "alone.rs"]
-mod alone;
+#[path = "isolation.rs"]
+mod isolation;
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -22,15 +22,15 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracer_user::kernel::{host::clock, namespace::sandbox::Sandbox};
 
-use alone::Turn;
+use isolation::Process;
 
-/// How long an event may take that the kernel does not delay. An emulated machine is slow.
+/// How long to wait for an event that the kernel does not delay.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Seconds, for machines on which that is too little.
+/// Environment variable with a longer timeout in seconds, for slow machines.
 const LONGER_PATIENCE: &str = "PORTLIFE_TEST_PATIENCE";
 
-/// True on a machine that is too slow for large numbers.
-pub fn is_patient() -> bool {
+/// True on a machine that is too slow for scenarios with many connections.
+pub fn is_slow_machine() -> bool {
     longer_patience().is_some()
 }
 
@@ -38,15 +38,17 @@ fn longer_patience() -> Option<Duration> {
     std::env::var(LONGER_PATIENCE).ok()?.parse().ok().map(Duration::from_secs)
 }
 
-/// Which hooks the tracer is told to use where a test does not choose; without it, it chooses.
+/// Environment variable with the hooks that the tracer uses where a test does not choose them. If
+/// it is not set, the tracer chooses.
 const HOOKS: &str = "PORTLIFE_TEST_HOOKS";
 
-/// Enters a new namespace, in a process of this test's own. `None`, said aloud, if this process
-/// may not; also `None` where the test has run in its own process and is over.
+/// Enters a new namespace, in a process of the test's own. `None`, after printing why, if this
+/// process lacks the privilege; also `None` in the parent, once the test has run in its own
+/// process.
 pub fn sandbox() -> Option<Sandbox> {
-    match alone::turn(&[]) {
-        Turn::Now(_) => new_namespace(),
-        Turn::Over => None,
+    match isolation::isolate(&[]) {
+        Process::Child(_) => new_namespace(),
+        Process::Parent => None,
     }
 }
 
@@ -57,13 +59,14 @@ fn new_namespace() -> Option<Sandbox> {
     }
     match Sandbox::enter_new() {
         Ok(sandbox) => {
-            // Far enough from the sixty seconds of TIME_WAIT for the timer to change its slot when
-            // a FIN_WAIT2 becomes one: without that there is no event to wait for.
-            sandbox.set("ipv4/tcp_fin_timeout", "30").expect("the setting exists");
+            // Differs enough from TIME_WAIT's 60 seconds for the timer to move to another slot when
+            // a FIN_WAIT2 becomes a TIME_WAIT. Where it does not move, there is no event to wait
+            // for.
+            sandbox.set("ipv4/tcp_fin_timeout", "30").expect("the setting can be written");
             Some(sandbox)
         }
         Err(error) => {
-            println!("skipped: no network namespace can be made here: {error}");
+            println!("skipped: cannot make a network namespace: {error}");
             None
         }
     }
@@ -77,12 +80,13 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// Starts it, and returns when it sees everything.
+    /// Starts it, and returns once it traces.
     pub fn start(sandbox: &Sandbox) -> Self {
         Self::start_with(&["-n", &sandbox.netns().0.to_string()])
     }
 
-    /// Starts it so that it also compares its ledger with the kernel, for [`verify`](Self::verify).
+    /// Starts it with periodic comparisons of the ledger with the kernel, for
+    /// [`verify`](Self::verify).
     pub fn start_verifying(sandbox: &Sandbox) -> Self {
         Self::start_with(&["-n", &sandbox.netns().0.to_string(), "--verify", "0.2", "-v"])
     }
@@ -96,12 +100,12 @@ impl Tracer {
             command.args(["--hooks", &hooks]);
         }
         let mut child = command.spawn().expect("the tracer starts");
-        let stdout = child.stdout.take().expect("its output is piped");
+        let stdout = child.stdout.take().expect("stdout is piped");
         let (sender, lines) = channel();
         thread::spawn(move || {
             let mut reader = BufReader::new(stdout);
             let mut line = String::new();
-            // A tracer that is killed leaves half a line at the end.
+            // A killed tracer can leave a partial line at the end.
             while reader.read_line(&mut line).expect("the tracer writes UTF-8") > 0
                 && line.ends_with('\n')
             {
@@ -118,13 +122,13 @@ impl Tracer {
         tracer
     }
 
-    /// How the hook is attached, or why not; null if it was not tried.
+    /// How the hook is attached, or why it is not; null if the tracer did not try.
     pub fn hook(&mut self, hook: &str) -> Value {
         let start = self.wait_for("start", |record| record["type"] == "start");
         start["hooks"][hook].clone()
     }
 
-    /// True if the hook is attached; says that the test skips if it is not.
+    /// True if the hook is attached. If it is not, prints that the test is skipped.
     pub fn sees(&mut self, hook: &str) -> bool {
         let how = self.hook(hook);
         let how = how.as_str().unwrap_or("not attached: unknown");
@@ -135,14 +139,16 @@ impl Tracer {
         is_attached
     }
 
-    /// True if it is seen who accepts a connection; says that the test skips if it is not.
+    /// True if the tracer knows which process accepts a connection. If it does not, prints that the
+    /// test is skipped.
     pub fn sees_accepts(&mut self) -> bool {
-        self.sees_by(&["sys_exit", "inet_csk_accept"], "who accepts")
+        self.sees_by(&["sys_exit", "inet_csk_accept"], "the accepting process")
     }
 
-    /// True if it is seen that a bind() fails; says that the test skips if it is not.
+    /// True if the tracer sees failing bind() calls. If it does not, prints that the test is
+    /// skipped.
     pub fn sees_failed_binds(&mut self) -> bool {
-        self.sees_by(&["sys_exit", "inet_bind"], "that a bind() fails")
+        self.sees_by(&["sys_exit", "inet_bind"], "failing bind() calls")
     }
 
     fn sees_by(&mut self, hooks: &[&str], what: &str) -> bool {
@@ -156,7 +162,7 @@ impl Tracer {
         is_attached
     }
 
-    /// Waits for a record that came or comes.
+    /// Waits for a record, which may have come already.
     pub fn wait_for(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         self.wait_long_for(what, longer_patience().unwrap_or(PATIENCE), is_it)
     }
@@ -180,20 +186,20 @@ impl Tracer {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("no {what} came within {patience:?}; what came:\n{}", self.dump())
+                    panic!("no {what} within {patience:?}; records:\n{}", self.dump())
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    panic!("the tracer ended before {what} came; what came:\n{}", self.dump())
+                    panic!("the tracer exited before {what}; records:\n{}", self.dump())
                 }
             }
         }
     }
 
-    /// Waits for a comparison that began after this call. It must find no difference between the
-    /// ledger and the kernel.
+    /// Waits for a comparison of the ledger with the kernel that started after this call. It must
+    /// find no difference.
     pub fn verify(&mut self) {
         let mut after = clock::monotonic_ns();
-        // The first may have begun before.
+        // The first one may have started earlier.
         for _ in 0..2 {
             let record = self.wait_for("verify", |record| {
                 record["type"] == "verify" && record["mono_ns"].as_u64() > Some(after)
@@ -203,44 +209,46 @@ impl Tracer {
         }
     }
 
-    /// Ends the tracer, which must have lost nothing, and returns all that it told.
-    pub fn finish(self) -> Story {
-        let story = self.finish_with_losses();
-        let summary = story.records.last().expect("there is a summary");
+    /// Stops the tracer, which must have lost no facts, and returns its records.
+    pub fn finish(self) -> Recording {
+        let recording = self.finish_with_losses();
+        let summary = recording.records.last().expect("there is a summary");
         assert_eq!(summary["lost"], 0, "lost facts");
-        story
+        recording
     }
 
-    /// The same, once it has told that these sockets let go: who lists open files has them open
-    /// for a moment, perhaps the last one.
-    pub fn finish_after_release(mut self, cookies: &[u64]) -> Story {
+    /// Like [`finish`](Self::finish), but first waits until these sockets have released their
+    /// ports. A process that lists open files briefly holds references to them, and can drop the
+    /// last one.
+    pub fn finish_after_release(mut self, cookies: &[u64]) -> Recording {
         for cookie in cookies {
             self.wait_for_release(*cookie);
         }
         self.finish()
     }
 
-    /// Returns once this socket has let go, for whatever reason.
+    /// Waits until this socket has released its port, for any reason.
     pub fn wait_for_release(&mut self, cookie: u64) {
         self.wait_for("release", |record| {
             record["type"] == "release" && record["cookie"] == cookie
         });
     }
 
-    /// The same, where tasks take the CPU from each other. `None`, said aloud, if that hid facts,
-    /// as it can since 7.0; then they were counted, and the ledger was healed.
-    pub fn finish_unless_preempted(self) -> Option<Story> {
-        let story = self.finish_with_losses();
-        let summary = story.records.last().expect("there is a summary");
+    /// Like [`finish`](Self::finish), for scenarios in which tasks preempt each other. `None`,
+    /// after printing why, if that hid facts, as it can since Linux 7.0. They must then have been
+    /// counted and the ledger healed.
+    pub fn finish_unless_preempted(self) -> Option<Recording> {
+        let recording = self.finish_with_losses();
+        let summary = recording.records.last().expect("there is a summary");
         let lost = summary["lost"].as_u64().expect("a number");
         if lost == 0 {
-            return Some(story);
+            return Some(recording);
         }
-        let start = story.records.first().expect("there is a start record");
+        let start = recording.records.first().expect("there is a start record");
         let release = start["kernel"].as_str().expect("a release");
         let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
         assert!(major >= Some(7), "{lost} facts were lost on Linux {release}");
-        let losses = story.records.iter().filter(|record| record["type"] == "loss");
+        let losses = recording.records.iter().filter(|record| record["type"] == "loss");
         let mut healed = 0;
         for loss in losses {
             assert_eq!((&loss["where"], &loss["healed"]), (&"recursion".into(), &true.into()));
@@ -251,15 +259,15 @@ impl Tracer {
         None
     }
 
-    /// Ends the tracer and returns all that it told.
-    pub fn finish_with_losses(mut self) -> Story {
+    /// Stops the tracer and returns its records.
+    pub fn finish_with_losses(mut self) -> Recording {
         self.signal(Signal::TERM);
         self.seen.extend(self.lines.iter());
         let status = self.wait();
-        assert!(status.success(), "the tracer ended with {status}");
+        assert!(status.success(), "the tracer exited with {status}");
         let last = self.seen.last().expect("there was a start record");
         assert_eq!(last["type"], "summary", "the last record");
-        Story { records: std::mem::take(&mut self.seen) }
+        Recording { records: std::mem::take(&mut self.seen) }
     }
 
     pub fn signal(&mut self, signal: Signal) {
@@ -267,7 +275,7 @@ impl Tracer {
     }
 
     pub fn wait(&mut self) -> ExitStatus {
-        self.child.wait().expect("the tracer ends")
+        self.child.wait().expect("the tracer exits")
     }
 
     pub fn pid(&self) -> Pid {
@@ -281,19 +289,19 @@ impl Tracer {
 
 impl Drop for Tracer {
     fn drop(&mut self) {
-        // Only a failing test still has one running.
+        // It still runs only if the test fails.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 /// All records of a run.
-pub struct Story {
+pub struct Recording {
     pub records: Vec<Value>,
 }
 
-impl Story {
-    /// The records about one socket, each in brief: its type and what distinguishes it.
+impl Recording {
+    /// The records about one socket, each in its [`brief`] form.
     pub fn of(&self, cookie: u64) -> Vec<String> {
         self.records_of(cookie).map(brief).collect()
     }
@@ -303,7 +311,7 @@ impl Story {
     }
 
     /// The only record of this type about this socket.
-    pub fn the(&self, cookie: u64, kind: &str) -> &Value {
+    pub fn only(&self, cookie: u64, kind: &str) -> &Value {
         let mut found = self.records_of(cookie).filter(|record| record["type"] == kind);
         let first = found.next().unwrap_or_else(|| {
             panic!("no {kind} of {cookie} among {:#?}", self.of(cookie));
@@ -317,7 +325,8 @@ impl Story {
     }
 }
 
-/// `release:closed`, `closing:local` and so on.
+/// The type of a record and its most distinctive field, such as `release:closed` or
+/// `closing:local`.
 pub fn brief(record: &Value) -> String {
     let kind = record["type"].as_str().unwrap_or("?");
     let mark = match kind {
@@ -331,12 +340,12 @@ pub fn brief(record: &Value) -> String {
     format!("{kind}:{}", mark.as_str().unwrap_or("?"))
 }
 
-/// Recognises a record by its socket and its brief form.
+/// Matches records by socket and [`brief`] form.
 pub fn is(of: u64, what: &str) -> impl Fn(&Value) -> bool {
     move |record| record["cookie"] == of && brief(record) == what
 }
 
-/// What the scenarios are run for: a family, and the addresses to use.
+/// The kinds of sockets and addresses for which scenarios run.
 #[derive(Clone, Copy, Debug)]
 pub enum Net {
     V4,
@@ -356,7 +365,7 @@ impl Net {
         }
     }
 
-    /// The loopback address as the records show it.
+    /// The loopback address as shown in records.
     pub fn shown(self) -> String {
         self.loopback().to_canonical().to_string()
     }
@@ -380,7 +389,7 @@ impl Net {
         Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).expect("a socket")
     }
 
-    /// A socket bound to the loopback address and this port (0 for any).
+    /// A socket bound to the loopback address and this port. With port 0 the kernel chooses.
     pub fn bound(self, port: u16) -> Socket {
         let socket = self.socket();
         socket.bind(&self.at(port).into()).expect("the port is free");
@@ -393,7 +402,7 @@ impl Net {
 
     pub fn listener_on(self, port: u16) -> Socket {
         let socket = self.bound(port);
-        socket.listen(1024).expect("it listens");
+        socket.listen(1024).expect("listen() succeeds");
         socket
     }
 }
@@ -403,10 +412,10 @@ pub fn cookie(socket: impl AsFd) -> u64 {
 }
 
 pub fn addr(socket: &Socket) -> SocketAddr {
-    socket.local_addr().expect("a name").as_socket().expect("an IP socket")
+    socket.local_addr().expect("the socket has an address").as_socket().expect("an IP socket")
 }
 
-/// A connected pair.
+/// Both sockets of a connection.
 pub struct Pair {
     pub client: Socket,
     pub server: Socket,
@@ -414,15 +423,15 @@ pub struct Pair {
 
 impl Pair {
     pub fn connect(client: Socket, listener: &Socket) -> Self {
-        client.connect(&addr(listener).into()).expect("it connects");
-        let (server, _) = listener.accept().expect("it is accepted");
+        client.connect(&addr(listener).into()).expect("connect() succeeds");
+        let (server, _) = listener.accept().expect("accept() succeeds");
         Self { client, server }
     }
 }
 
 impl Pair {
-    /// Closes the client, then the server. Returns the cookies of both when the client has left
-    /// its TIME_WAIT.
+    /// Closes the client, then the server, and waits for the client's TIME_WAIT. Returns the
+    /// cookies of both.
     pub fn close_client_first(self, tracer: &mut Tracer) -> [u64; 2] {
         let Self { client, server } = self;
         let cookies = [&client, &server].map(cookie);
@@ -434,16 +443,17 @@ impl Pair {
     }
 }
 
-/// A side of a connection that was closed first, and the other side.
+/// The side of a connection that was closed first, and the other side.
 pub struct ClosedFirst {
     pub cookie: u64,
     pub other: Socket,
 }
 
-/// Connects and closes the side that `split` gives first, so that a TIME_WAIT holds its port in
-/// FIN_WAIT2. An ACK of the FIN that comes while close() still has the socket leaves the socket as
-/// it is until `tcp_fin_timeout` is over, and then resets it (`tcp_rcv_state_process`,
-/// net/ipv4/tcp_input.c; `tcp_keepalive_timer`, net/ipv4/tcp_timer.c): then it is done again.
+/// Connects, and closes the side that `split` returns first, so that a minisocket in FIN_WAIT2
+/// holds its port. If the ACK of the FIN arrives while close() still holds the socket, the kernel
+/// keeps the full socket until `tcp_fin_timeout` is over and then resets the connection
+/// (`tcp_rcv_state_process`, net/ipv4/tcp_input.c; `tcp_keepalive_timer`, net/ipv4/tcp_timer.c). In
+/// that case this tries again.
 pub fn close_into_fin_wait2(
     tracer: &mut Tracer,
     connect: impl Fn() -> Pair,
@@ -462,28 +472,28 @@ pub fn close_into_fin_wait2(
         }
         assert!(next["held_s"].as_f64() >= Some(2.0), "too early a reset: {next}");
     }
-    panic!("{ATTEMPTS} times the ACK came within close()");
+    panic!("the ACK came during close() in each of {ATTEMPTS} attempts");
 }
 
-/// A listener that answers no SYN, because the queue of what it has not accepted is full
-/// (`tcp_conn_request`, net/ipv4/tcp_input.c): connect() to it stays under way.
-pub struct Deaf {
+/// A listener that answers no SYN because its accept queue is full (`tcp_conn_request`,
+/// net/ipv4/tcp_input.c), so that connect() to it stays in SYN_SENT.
+pub struct UnresponsiveListener {
     pub listener: Socket,
-    /// The only connection that it has room for.
+    /// The connection that fills its accept queue.
     _filler: Socket,
 }
 
-impl Deaf {
+impl UnresponsiveListener {
     pub fn new(net: Net) -> Self {
         let listener = net.bound(0);
-        listener.listen(0).expect("it listens");
+        listener.listen(0).expect("listen() succeeds");
         let filler = net.socket();
         filler.connect(&addr(&listener).into()).expect("there is room for one");
         wait_until_readable(&listener);
         Self { listener, _filler: filler }
     }
 
-    /// A socket whose connect() to it is under way, without waiting.
+    /// Starts a non-blocking connect() to it.
     pub fn attempt(&self, socket: Socket) -> Socket {
         socket.set_nonblocking(true).expect("O_NONBLOCK");
         let error = socket.connect(&addr(&self.listener).into()).expect_err("it is deaf");
@@ -491,8 +501,9 @@ impl Deaf {
         socket
     }
 
-    /// Makes room: the next SYN, which the client repeats within seconds, is answered.
-    pub fn hear(&self) -> Socket {
+    /// Accepts a connection, which makes room in the queue. The next SYN is then answered; clients
+    /// retransmit it within seconds.
+    pub fn accept(&self) -> Socket {
         self.listener.accept().expect("the filler waits").0
     }
 }
@@ -514,11 +525,13 @@ pub fn reset_on_close(socket: &Socket) {
     socket.set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
 }
 
-/// Runs the body once for each kind of addresses, each in a namespace and process of its own.
+/// Runs the body once for each kind of address, each time in a namespace and process of its own.
 pub fn for_each_net(body: fn(Net, &Sandbox)) {
     let name = |net: Net| format!("{net:?}");
     let names = Net::ALL.map(name);
-    let Turn::Now(part) = alone::turn(&names.each_ref().map(String::as_str)) else { return };
+    let Process::Child(part) = isolation::isolate(&names.each_ref().map(String::as_str)) else {
+        return;
+    };
     for net in
         Net::ALL.into_iter().filter(|&net| part.as_ref().is_none_or(|part| *part == name(net)))
     {

@@ -1,4 +1,4 @@
-//! How the tracer behaves where things are missing, and how it ends.
+//! How the tracer behaves where privileges or files are missing, and how it exits.
 
 use std::{
     fs::File,
@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::support::{Net, Pair, Tracer, cookie, reset_on_close, sandbox};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_portlife");
-/// User and group of nobody.
+/// The user and group id of `nobody`.
 const NOBODY: u32 = 65_534;
 
 fn is_root() -> bool {
@@ -28,7 +28,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Runs the tracer for a moment, in a shell of its own mount namespace that `prepare` has changed.
+/// Runs the tracer briefly in a mount namespace of its own, after the shell commands in `prepare`.
 fn run_in_mount_namespace(prepare: &str) -> Option<Output> {
     if !is_root() {
         return None;
@@ -37,7 +37,7 @@ fn run_in_mount_namespace(prepare: &str) -> Option<Output> {
     match Command::new("unshare").args(["--mount", "sh", "-c", &script]).output() {
         Ok(output) => Some(output),
         Err(error) => {
-            println!("skipped: unshare (util-linux) cannot be run: {error}");
+            println!("skipped: cannot run unshare (util-linux): {error}");
             None
         }
     }
@@ -46,24 +46,27 @@ fn run_in_mount_namespace(prepare: &str) -> Option<Output> {
 fn first_record(output: &Output) -> Value {
     let line = output.stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
     serde_json::from_slice(line).unwrap_or_else(|error| {
-        panic!("no first record: {error}; exit {}, {}", output.status, stderr(output))
+        panic!("no first record: {error}; {}, {}", output.status, stderr(output))
     })
 }
 
 #[test]
-fn without_privilege_it_says_which_and_exits_with_3() {
+fn without_privilege_it_names_the_missing_capabilities_and_exits_with_3() {
     if !is_root() {
         return;
     }
-    let output = Command::new(BINARY).uid(NOBODY).gid(NOBODY).output().expect("it runs");
+    let output = Command::new(BINARY).uid(NOBODY).gid(NOBODY).output().expect("portlife runs");
     assert_eq!(output.status.code(), Some(3));
     assert!(output.stdout.is_empty());
-    let said = stderr(&output);
-    assert!(said.contains("CAP_BPF and CAP_PERFMON") && said.contains("sudo"), "{said}");
-    assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+    let messages = stderr(&output);
+    assert!(
+        messages.contains("CAP_BPF and CAP_PERFMON") && messages.contains("sudo"),
+        "{messages}"
+    );
+    assert_eq!(messages.lines().count(), 1, "one sentence: {messages}");
 }
 
-/// Runs the tracer for a moment without some capabilities.
+/// Runs the tracer briefly without some capabilities.
 fn run_without(capabilities: &str) -> Option<Output> {
     if !is_root() {
         return None;
@@ -72,11 +75,11 @@ fn run_without(capabilities: &str) -> Option<Output> {
     let run = Command::new("setpriv")
         .args([&bounding_set, BINARY, "trace", "-o", "json", "--duration", "0.3"])
         .output();
-    run.inspect_err(|error| println!("skipped: setpriv (util-linux) cannot be run: {error}")).ok()
+    run.inspect_err(|error| println!("skipped: cannot run setpriv (util-linux): {error}")).ok()
 }
 
 #[test]
-fn without_one_capability_it_says_what_is_lost_and_goes_on() {
+fn without_one_capability_it_names_what_is_lost_and_continues() {
     let Some(output) = run_without("-syslog") else { return };
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stderr(&output).contains("without CAP_SYSLOG"), "{}", stderr(&output));
@@ -86,16 +89,18 @@ fn without_one_capability_it_says_what_is_lost_and_goes_on() {
 fn the_least_privilege_still_sees_connections() {
     let Some(output) = run_without("-net_admin,-sys_admin") else { return };
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let said = stderr(&output);
-    assert!(said.contains("without CAP_NET_ADMIN") && said.contains("without CAP_SYS_ADMIN"));
+    let messages = stderr(&output);
+    assert!(
+        messages.contains("without CAP_NET_ADMIN") && messages.contains("without CAP_SYS_ADMIN")
+    );
     let start = first_record(&output);
     assert_eq!(start["hooks"]["inet_sock_set_state"], "tp_btf");
-    let refused = start["hooks"]["sockops"].as_str().expect("it is listed");
+    let refused = start["hooks"]["sockops"].as_str().expect("the hook is listed");
     assert!(refused.starts_with("not attached: "), "{refused}");
 }
 
 #[test]
-fn without_type_information_it_says_so_and_exits_with_3() {
+fn without_btf_it_says_so_and_exits_with_3() {
     let Some(output) = run_in_mount_namespace("mount -t tmpfs none /sys/kernel/btf") else {
         return;
     };
@@ -105,14 +110,14 @@ fn without_type_information_it_says_so_and_exits_with_3() {
 
 #[test]
 fn without_kernel_symbols_only_time_waits_are_lost() {
-    // Function hooks need no address.
+    // Function hooks do not need the address.
     let prepare = "mount --bind /dev/null /proc/kallsyms && set -- --hooks tracepoints";
     let Some(output) = run_in_mount_namespace(prepare) else { return };
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stderr(&output).contains("the end of a TIME_WAIT is not seen"));
     let start = first_record(&output);
     assert_eq!(start["hooks"]["inet_sock_set_state"], "tp_btf");
-    let refused = start["hooks"]["timer_start"].as_str().expect("it is listed");
+    let refused = start["hooks"]["timer_start"].as_str().expect("the hook is listed");
     assert!(refused.contains("tw_timer_handler"), "{refused}");
 }
 
@@ -124,10 +129,10 @@ fn nothing_needs_to_be_mounted() {
     let Some(output) = run_in_mount_namespace(umount) else { return };
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let hooks = first_record(&output)["hooks"].clone();
-    // A kernel may refuse a hook for another reason.
+    // The kernel may refuse a hook for another reason.
     assert_eq!(hooks, first_record(&usual)["hooks"]);
     for hook in ["sockops", "post_bind4", "post_bind6"] {
-        let how = hooks[hook].as_str().expect("it is listed");
+        let how = hooks[hook].as_str().expect("the hook is listed");
         assert!(!how.starts_with("not attached"), "{hook}: {how}");
     }
 }
@@ -144,14 +149,14 @@ fn a_wrong_command_line_exits_with_2() {
         &["--duration", "-1"],
         &["--duration", "1e19"],
     ] {
-        let output = Command::new(BINARY).args(arguments).output().expect("it runs");
+        let output = Command::new(BINARY).args(arguments).output().expect("portlife runs");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
         assert!(!output.stderr.is_empty());
     }
 }
 
 #[test]
-fn a_stderr_that_takes_nothing_is_no_reason_to_end() {
+fn it_keeps_running_if_stderr_cannot_be_written() {
     if !is_root() {
         return;
     }
@@ -160,13 +165,13 @@ fn a_stderr_that_takes_nothing_is_no_reason_to_end() {
         .args(["trace", "-v", "--verify", "0.1", "--duration", "1"])
         .stderr(full)
         .output()
-        .expect("it runs");
+        .expect("portlife runs");
     assert!(output.status.success(), "{}", output.status);
     assert!(!output.stdout.is_empty());
 }
 
 #[test]
-fn signals_end_it_with_a_summary() {
+fn signals_stop_it_with_a_summary() {
     if !is_root() {
         return;
     }
@@ -176,12 +181,12 @@ fn signals_end_it_with_a_summary() {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("it starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+            .expect("portlife starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("the stream is piped")).lines();
         lines.next().expect("the start record").expect("UTF-8");
-        kill_process(Pid::from_child(&child), signal).expect("it runs");
+        kill_process(Pid::from_child(&child), signal).expect("portlife runs");
         let last = lines.last().expect("the summary").expect("UTF-8");
-        let status = child.wait().expect("it ends");
+        let status = child.wait().expect("the process exits");
         assert_eq!(status.code(), Some(0));
         let summary: Value = serde_json::from_str(&last).expect("JSON");
         assert_eq!(summary["type"], "summary");
@@ -189,31 +194,31 @@ fn signals_end_it_with_a_summary() {
 }
 
 #[test]
-fn a_reader_that_stops_reading_does_not_keep_it_from_ending() {
+fn it_exits_even_if_its_reader_has_stopped_reading() {
     let Some(sandbox) = sandbox() else { return };
     let mut child = Command::new(BINARY)
         .args(["-o", "json", "-n", &sandbox.netns().0.to_string()])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it starts");
-    let mut reader = BufReader::new(child.stdout.take().expect("piped"));
+        .expect("portlife starts");
+    let mut reader = BufReader::new(child.stdout.take().expect("the stream is piped"));
     reader.read_line(&mut String::new()).expect("the start record");
-    // More than a pipe holds (64 KiB).
+    // More output than fits into a pipe (64 KiB).
     for _ in 0..300 {
         drop(Net::V4.bound(0));
     }
-    kill_process(Pid::from_child(&child), Signal::TERM).expect("it runs");
-    let status = child.wait().expect("it ends");
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("portlife runs");
+    let status = child.wait().expect("the process exits");
     assert_eq!(status.code(), Some(0));
-    let mut said = String::new();
-    child.stderr.take().expect("piped").read_to_string(&mut said).expect("UTF-8");
-    assert!(said.contains("does not read"), "{said}");
+    let mut messages = String::new();
+    child.stderr.take().expect("the stream is piped").read_to_string(&mut messages).expect("UTF-8");
+    assert!(messages.contains("does not read"), "{messages}");
     drop(reader);
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_it_quietly() {
+fn it_exits_quietly_if_its_reader_goes_away() {
     if !is_root() {
         return;
     }
@@ -222,28 +227,28 @@ fn a_reader_that_goes_away_ends_it_quietly() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it starts");
-    let mut reader = BufReader::new(child.stdout.take().expect("piped"));
+        .expect("portlife starts");
+    let mut reader = BufReader::new(child.stdout.take().expect("the stream is piped"));
     reader.read_line(&mut String::new()).expect("the start record");
     drop(reader);
-    // No event is needed for it to notice.
-    let status = child.wait().expect("it ends");
+    // It notices even without any event.
+    let status = child.wait().expect("the process exits");
     assert_eq!(status.code(), Some(0));
-    let mut said = String::new();
-    child.stderr.take().expect("piped").read_to_string(&mut said).expect("UTF-8");
-    assert_eq!(said, "");
+    let mut messages = String::new();
+    child.stderr.take().expect("the stream is piped").read_to_string(&mut messages).expect("UTF-8");
+    assert_eq!(messages, "");
 }
 
 #[test]
-fn the_text_form_says_the_same_in_columns() {
+fn text_output_shows_the_same_in_columns() {
     let Some(sandbox) = sandbox() else { return };
     let mut child = Command::new(BINARY)
         .args(["trace", "--no-snapshot", "-n", &sandbox.netns().0.to_string()])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it starts");
-    let mut reader = BufReader::new(child.stdout.take().expect("piped"));
+        .expect("portlife starts");
+    let mut reader = BufReader::new(child.stdout.take().expect("the stream is piped"));
     let mut header = String::new();
     reader.read_line(&mut header).expect("the header");
     assert_eq!(
@@ -254,10 +259,10 @@ fn the_text_form_says_the_same_in_columns() {
     let pair = Pair::connect(Net::V4.socket(), &listener);
     reset_on_close(&pair.client);
     drop(pair);
-    kill_process(Pid::from_child(&child), Signal::TERM).expect("it runs");
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("portlife runs");
     let mut text = String::new();
     reader.read_to_string(&mut text).expect("UTF-8");
-    child.wait().expect("it ends");
+    child.wait().expect("the process exits");
     let events: Vec<_> = text.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
     assert_eq!(
         events,
@@ -268,7 +273,7 @@ fn the_text_form_says_the_same_in_columns() {
 }
 
 #[test]
-fn filters_show_what_they_name_and_nothing_else() {
+fn filters_show_only_what_they_select() {
     let Some(sandbox) = sandbox() else { return };
     let netns = sandbox.netns().0.to_string();
     let pid = std::process::id().to_string();
@@ -288,14 +293,14 @@ fn filters_show_what_they_name_and_nothing_else() {
         run(&["-e", "listen"]),
     ];
     let listener = Net::V4.bound(20_001);
-    listener.listen(16).expect("it listens");
+    listener.listen(16).expect("listen() succeeds");
     let pair = Pair::connect(Net::V4.socket(), &listener);
     Net::V4.socket().bind(&Net::V4.at(20_001).into()).expect_err("it is taken");
     let [listening, client, server] = [&listener, &pair.client, &pair.server].map(cookie);
     let stories = tracers.map(Tracer::finish);
-    let shown = stories
-        .each_ref()
-        .map(|story| [listening, client, server].map(|cookie| !story.of(cookie).is_empty()));
+    let shown = stories.each_ref().map(|recording| {
+        [listening, client, server].map(|cookie| !recording.of(cookie).is_empty())
+    });
     assert_eq!(
         shown,
         [
@@ -309,11 +314,11 @@ fn filters_show_what_they_name_and_nothing_else() {
             [true, false, false],
         ]
     );
-    let failures = stories.each_ref().map(|story| story.failures().len());
+    let failures = stories.each_ref().map(|recording| recording.failures().len());
     assert_eq!(failures, [1, 0, 1, 0, 0, 0, 1, 0]);
 }
 
-/// aya-ebpf defines its own `memcpy`, which would replace libc's in the agent if it were linked.
+/// aya-ebpf defines a `memcpy`, which would replace libc's if it were linked into the agent.
 #[test]
 fn the_agent_links_no_code_of_the_programs() {
     let binary = std::fs::read(BINARY).expect("the binary");

@@ -1,4 +1,4 @@
-//! What holds a port after its socket is gone.
+//! TIME_WAITs: what holds a port after the connection has ended.
 
 use std::{
     collections::HashMap,
@@ -18,11 +18,11 @@ use crate::{
     destroyed::destroy,
     support::{
         ClosedFirst, Net, Pair, Tracer, addr, close_into_fin_wait2, cookie, for_each_net, is,
-        is_patient, read_to_end, reset_on_close, sandbox,
+        is_slow_machine, read_to_end, reset_on_close, sandbox,
     },
 };
 
-/// Longer than a TIME_WAIT: 60 s and what the timer wheel rounds up (at most 4 s).
+/// Longer than a TIME_WAIT: 60 s, which the timer wheel rounds up by at most 4 s.
 const TIME_WAIT_PATIENCE: Duration = Duration::from_secs(75);
 
 /// Leaves a TIME_WAIT of the client behind and returns the client's cookie.
@@ -32,39 +32,39 @@ fn time_wait_of_client(client: Socket, listener: &Socket, tracer: &mut Tracer) -
 }
 
 #[test]
-fn a_time_wait_whose_socket_is_open_is_the_only_holder_of_a_chosen_port() {
+fn a_chosen_port_is_held_by_the_time_wait_alone_while_the_socket_is_open() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
         let Pair { client, server } = Pair::connect(net.socket(), &listener);
         let client_cookie = cookie(&client);
-        client.shutdown(Shutdown::Write).expect("half a close");
+        client.shutdown(Shutdown::Write).expect("shutdown() succeeds");
         read_to_end(&server);
         drop(server);
         read_to_end(&client);
         tracer.wait_for("TIME_WAIT", is(client_cookie, "time_wait:time_wait"));
         drop(client);
-        let story = tracer.finish();
+        let recording = tracer.finish();
         assert_eq!(
-            story.of(client_cookie),
+            recording.of(client_cookie),
             ["connect", "established", "closing:local", "time_wait:time_wait"]
         );
     });
 }
 
 #[test]
-fn an_explicitly_bound_port_is_held_by_socket_and_time_wait() {
+fn an_explicit_port_is_held_by_both_socket_and_time_wait() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
         let Pair { client, server } = Pair::connect(net.bound(20_000), &listener);
         let client_cookie = cookie(&client);
-        client.shutdown(Shutdown::Write).expect("half a close");
+        client.shutdown(Shutdown::Write).expect("shutdown() succeeds");
         read_to_end(&server);
         drop(server);
         read_to_end(&client);
         tracer.wait_for("TIME_WAIT", is(client_cookie, "time_wait:time_wait"));
-        // The TIME_WAIT is killed, yet the socket holds the port on.
+        // The TIME_WAIT is killed, but the socket still holds the port.
         if !destroy(addr(&client), addr(&listener)) {
             return;
         }
@@ -75,9 +75,9 @@ fn an_explicitly_bound_port_is_held_by_socket_and_time_wait() {
         let release = tracer.wait_for("release", is(client_cookie, "release:closed"));
         assert_eq!(release["local_port"], 20_000);
         let heir = net.bound(20_000);
-        let story = tracer.finish();
+        let recording = tracer.finish();
         assert_eq!(
-            story.of(client_cookie),
+            recording.of(client_cookie),
             ["bind", "established", "closing:local", "time_wait:time_wait", "release:closed"]
         );
         drop(heir);
@@ -85,14 +85,14 @@ fn an_explicitly_bound_port_is_held_by_socket_and_time_wait() {
 }
 
 #[test]
-fn connect_takes_over_a_time_wait_once_the_kernel_allows_it() {
+fn connect_reuses_a_time_wait_once_the_kernel_allows_it() {
     for_each_net(|net, sandbox| {
         one_port(sandbox, 50_000);
         let mut tracer = Tracer::start(sandbox);
         let listener = net.bound(40_000);
-        listener.listen(16).expect("it listens");
+        listener.listen(16).expect("listen() succeeds");
         let old = time_wait_of_client(net.socket(), &listener, &mut tracer);
-        // Loopback, tcp_tw_reuse 2: not before a second has passed.
+        // On loopback, with tcp_tw_reuse=2: not before a second has passed.
         let began = Instant::now();
         let mut failures = 0;
         let client = loop {
@@ -107,51 +107,51 @@ fn connect_takes_over_a_time_wait_once_the_kernel_allows_it() {
                 }
             }
         };
-        // A slow machine may have needed the second to come here.
-        assert!(failures > 0 || is_patient(), "the kernel waits before it reuses a TIME_WAIT");
+        // A slow machine may take that second to get here.
+        assert!(failures > 0 || is_slow_machine(), "the kernel waits before it reuses a TIME_WAIT");
         let new = cookie(&client);
         tracer.wait_for("connection", is(new, "established"));
-        let story = tracer.finish();
-        assert_eq!(story.failures().len(), failures);
-        let release = story.the(old, "release");
+        let recording = tracer.finish();
+        assert_eq!(recording.failures().len(), failures);
+        let release = recording.only(old, "release");
         assert_eq!(release["reason"], "time_wait_reused");
-        let connect = story.the(new, "connect");
+        let connect = recording.only(new, "connect");
         assert_eq!(connect["reuse"]["from_time_wait"], true);
         assert_eq!(connect["reuse"]["lease"], release["lease"]);
         assert_eq!(connect["reuse"]["idle_s"], 0.0);
-        let position = |record: &Value| story.records.iter().position(|other| other == record);
+        let position = |record: &Value| recording.records.iter().position(|other| other == record);
         assert!(position(release) < position(connect), "the release comes first");
     });
 }
 
 #[test]
-fn without_timestamps_or_permission_a_time_wait_is_not_taken_over() {
+fn a_time_wait_is_not_reused_without_timestamps_or_permission() {
     for (setting, value) in [("ipv4/tcp_timestamps", "0"), ("ipv4/tcp_tw_reuse", "0")] {
         thread::scope(|scope| {
             scope.spawn(|| {
                 let Some(sandbox) = sandbox() else { return };
                 one_port(&sandbox, 50_000);
-                sandbox.set(setting, value).expect("the setting exists");
+                sandbox.set(setting, value).expect("the setting can be written");
                 let mut tracer = Tracer::start(&sandbox);
                 let listener = Net::V4.bound(40_000);
-                listener.listen(16).expect("it listens");
+                listener.listen(16).expect("listen() succeeds");
                 let old = time_wait_of_client(Net::V4.socket(), &listener, &mut tracer);
-                // Past the second after which it would be reused.
+                // Waits past the second after which it would be reused.
                 thread::sleep(Duration::from_millis(1500));
                 let client = Net::V4.socket();
                 let error = client.connect(&addr(&listener).into()).expect_err("one port");
                 assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
                 let new = cookie(&client);
-                let story = tracer.finish();
-                assert_eq!(story.of(new), ["fail:EADDRNOTAVAIL"]);
-                assert!(!story.of(old).iter().any(|record| record.starts_with("release")));
+                let recording = tracer.finish();
+                assert_eq!(recording.of(new), ["fail:EADDRNOTAVAIL"]);
+                assert!(!recording.of(old).iter().any(|record| record.starts_with("release")));
             });
         });
     }
 }
 
 #[test]
-fn a_socket_bound_over_its_own_time_wait_takes_it_over_at_once() {
+fn a_socket_bound_to_the_port_of_its_time_wait_reuses_it_at_once() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
@@ -165,14 +165,14 @@ fn a_socket_bound_over_its_own_time_wait_takes_it_over_at_once() {
         let pair = Pair::connect(reusing(), &listener);
         let new = cookie(&pair.client);
         tracer.wait_for("connection", is(new, "established"));
-        let story = tracer.finish();
-        assert_eq!(story.the(old, "release")["reason"], "time_wait_reused");
-        assert_eq!(story.of(new), ["bind", "established"]);
+        let recording = tracer.finish();
+        assert_eq!(recording.only(old, "release")["reason"], "time_wait_reused");
+        assert_eq!(recording.of(new), ["bind", "established"]);
     });
 }
 
 #[test]
-fn a_client_that_comes_back_takes_over_the_servers_time_wait() {
+fn a_returning_client_reuses_the_servers_time_wait() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
@@ -186,27 +186,27 @@ fn a_client_that_comes_back_takes_over_the_servers_time_wait() {
         let second = Pair::connect(client(), &listener);
         let new = cookie(&second.server);
         tracer.wait_for("connection", is(new, "accept"));
-        let story = tracer.finish();
-        assert_eq!(story.the(old, "release")["reason"], "time_wait_reused");
+        let recording = tracer.finish();
+        assert_eq!(recording.only(old, "release")["reason"], "time_wait_reused");
         drop(second);
     });
 }
 
 #[test]
-fn an_orphan_whose_peer_never_closes_is_let_go_after_fin_timeout() {
+fn an_orphan_whose_peer_never_closes_is_released_after_fin_timeout() {
     for_each_net(|net, sandbox| {
-        sandbox.set("ipv4/tcp_fin_timeout", "2").expect("the setting exists");
+        sandbox.set("ipv4/tcp_fin_timeout", "2").expect("the setting can be written");
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
         let connect = || Pair::connect(net.socket(), &listener);
         let ClosedFirst { cookie: client_cookie, other: _server } =
             close_into_fin_wait2(&mut tracer, connect, |pair| [pair.client, pair.server]);
         let release = tracer.wait_for("release", is(client_cookie, "release:time_wait_expired"));
-        let time_wait_s = release["time_wait_s"].as_f64().expect("it was seen");
+        let time_wait_s = release["time_wait_s"].as_f64().expect("the phase was seen");
         assert!((2.0..4.5).contains(&time_wait_s), "{time_wait_s} s");
-        let story = tracer.finish();
+        let recording = tracer.finish();
         assert_eq!(
-            story.of(client_cookie),
+            recording.of(client_cookie),
             [
                 "connect",
                 "established",
@@ -219,9 +219,9 @@ fn an_orphan_whose_peer_never_closes_is_let_go_after_fin_timeout() {
 }
 
 #[test]
-fn without_room_for_a_time_wait_the_port_is_free_at_once() {
+fn beyond_the_limit_of_time_waits_the_port_is_released_at_once() {
     for_each_net(|net, sandbox| {
-        sandbox.set("ipv4/tcp_max_tw_buckets", "0").expect("the setting exists");
+        sandbox.set("ipv4/tcp_max_tw_buckets", "0").expect("the setting can be written");
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
         let Pair { client, server } = Pair::connect(net.socket(), &listener);
@@ -234,7 +234,7 @@ fn without_room_for_a_time_wait_the_port_is_free_at_once() {
     });
 }
 
-/// Half-closed connections that end without a TIME_WAIT although there is room for one.
+/// Half-closed connections can end without a TIME_WAIT although the limit is not reached.
 #[test]
 fn an_abandoned_half_closed_connection_is_no_overflow() {
     for_each_net(|net, sandbox| {
@@ -242,18 +242,18 @@ fn an_abandoned_half_closed_connection_is_no_overflow() {
         let listener = net.listener();
         let half_closed = || {
             let pair = Pair::connect(net.socket(), &listener);
-            pair.client.shutdown(Shutdown::Write).expect("half a close");
+            pair.client.shutdown(Shutdown::Write).expect("shutdown() succeeds");
             read_to_end(&pair.server);
             pair
         };
         let reset = half_closed();
         let dissolved = half_closed();
         let cookies = [&reset, &dissolved].map(|pair| cookie(&pair.client));
-        // The peer's ACK of the FIN makes it FIN_WAIT2; data of the peer carries one.
+        // Data from the peer carries the ACK of the FIN, which moves the client to FIN_WAIT2.
         for pair in [&reset, &dissolved] {
-            pair.server.send(b"x").expect("it is sent");
+            pair.server.send(b"x").expect("send() succeeds");
             let mut buffer = [std::mem::MaybeUninit::uninit(); 1];
-            pair.client.recv(&mut buffer).expect("it arrives");
+            pair.client.recv(&mut buffer).expect("recv() succeeds");
         }
         reset_on_close(&reset.client);
         drop(reset.client);
@@ -266,7 +266,7 @@ fn an_abandoned_half_closed_connection_is_no_overflow() {
 }
 
 #[test]
-fn a_time_wait_that_is_destroyed_is_let_go() {
+fn destroying_a_time_wait_releases_its_port() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start(sandbox);
         let listener = net.listener();
@@ -282,7 +282,7 @@ fn a_time_wait_that_is_destroyed_is_let_go() {
 
 /// tcp_timewait_state_process() kills it and resets the peer (net/ipv4/tcp_minisocks.c).
 #[test]
-fn data_after_close_end_the_time_wait() {
+fn data_after_close_ends_the_time_wait() {
     for_each_net(|net, sandbox| {
         let mut tracer = Tracer::start_verifying(sandbox);
         let listener = net.listener();
@@ -290,13 +290,13 @@ fn data_after_close_end_the_time_wait() {
         let [client_cookie, server_cookie] = [&client, &server].map(cookie);
         drop(client);
         tracer.wait_for("FIN_WAIT2", is(client_cookie, "time_wait:fin_wait2"));
-        server.send(b"x").expect("it is sent");
+        server.send(b"x").expect("send() succeeds");
         tracer.wait_for("release", is(client_cookie, "release:time_wait_killed"));
         tracer.wait_for("release", is(server_cookie, "release:reset_in"));
         tracer.verify();
-        let story = tracer.finish();
+        let recording = tracer.finish();
         assert_eq!(
-            story.of(client_cookie),
+            recording.of(client_cookie),
             [
                 "connect",
                 "established",
@@ -305,19 +305,19 @@ fn data_after_close_end_the_time_wait() {
                 "release:time_wait_killed"
             ]
         );
-        assert_eq!(story.of(server_cookie), ["accept", "closing:peer", "release:reset_in"]);
+        assert_eq!(recording.of(server_cookie), ["accept", "closing:peer", "release:reset_in"]);
     });
 }
 
 #[test]
-fn a_namespace_that_ends_lets_its_time_waits_go() {
+fn tearing_down_a_namespace_releases_its_time_waits() {
     if sandbox().is_none() {
         return;
     }
-    // From outside, so that the tracer does not keep the namespace alive.
+    // The tracer runs outside, so that it does not keep the namespace alive.
     let mut tracer = Tracer::start_with(&[]);
     let inside = thread::spawn(|| {
-        let sandbox = sandbox().expect("there was one before");
+        let sandbox = sandbox().expect("another namespace can be made");
         let listener = Net::V4.listener();
         let Pair { client, server } = Pair::connect(Net::V4.socket(), &listener);
         let client_cookie = cookie(&client);
@@ -325,15 +325,15 @@ fn a_namespace_that_ends_lets_its_time_waits_go() {
         read_to_end(&server);
         (client_cookie, sandbox.netns())
     });
-    let (client_cookie, netns) = inside.join().expect("the scenario runs");
+    let (client_cookie, netns) = inside.join().expect("the thread does not panic");
     let release = tracer.wait_for("release", is(client_cookie, "release:netns_gone"));
     assert_eq!(release["netns"], netns.0);
 }
 
-/// The release must come when the kernel lets go, not when sixty seconds have passed: the timer
-/// wheel makes TIME_WAITs of one time slot expire together.
+/// The release must be reported when the kernel releases the port, not after 60 seconds: the timer
+/// wheel makes all TIME_WAITs of a slot expire together.
 #[test]
-fn time_waits_end_when_the_kernel_ends_them() {
+fn time_waits_end_when_they_end_in_the_kernel() {
     let Some(sandbox) = sandbox() else { return };
     let mut tracer = Tracer::start(&sandbox);
     let listener = Net::V4.listener();
@@ -351,21 +351,21 @@ fn time_waits_end_when_the_kernel_ends_them() {
             TIME_WAIT_PATIENCE,
             is(client_cookie, "release:time_wait_expired"),
         );
-        let held_s = release["time_wait_s"].as_f64().expect("it was seen");
+        let held_s = release["time_wait_s"].as_f64().expect("the phase was seen");
         assert!((60.0..64.5).contains(&held_s), "{held_s} s");
         let released_ns = release["mono_ns"].as_u64().expect("a number");
         let (last_seen_ns, first_missed_ns) = vanished[&port];
-        // The list is not read in an instant: the end lies between its two readings.
+        // Reading the list takes time, so the end lies between two readings.
         assert!(
             (last_seen_ns..=first_missed_ns).contains(&released_ns),
-            "port {port}: told {released_ns}, seen until {last_seen_ns}, gone by {first_missed_ns}"
+            "port {port}: release at {released_ns}, listed until {last_seen_ns}, gone by {first_missed_ns}"
         );
     }
     tracer.finish();
 }
 
-/// For each port, the beginning of the last reading that showed its TIME_WAIT, and the end of the
-/// first that did not.
+/// For each port, the start of the last reading that showed its TIME_WAIT, and the end of the first
+/// that did not.
 fn watch_time_waits(mut ports: Vec<u16>) -> HashMap<u16, (u64, u64)> {
     let mut last_seen = HashMap::new();
     let mut vanished = HashMap::new();

@@ -1,5 +1,5 @@
-//! VRFs: each has bind buckets of its own (`l3mdev` of `struct inet_bind_bucket`,
-//! include/net/inet_hashtables.h), so that a port can be held in it and outside at once.
+//! VRFs. Each has bind buckets of its own (`l3mdev` of `struct inet_bind_bucket`,
+//! include/net/inet_hashtables.h), so a port can be held inside and outside at the same time.
 
 use std::{
     io,
@@ -18,22 +18,22 @@ const VRF: &str = "vrf0";
 const ADDR_OF_VRF: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 
 #[test]
-fn a_port_is_held_in_a_vrf_and_outside_of_it() {
+fn a_port_is_held_inside_and_outside_of_a_vrf() {
     let Some(sandbox) = sandbox() else { return };
     match add_vrf(VRF, 10, ADDR_OF_VRF) {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-            println!("skipped: this kernel has no VRFs: {error}");
+            println!("skipped: this kernel has no VRF support: {error}");
             return;
         }
         added => added.expect("a VRF can be added"),
     }
-    // One port, which each has.
-    sandbox.set("ipv4/ip_local_port_range", "40000 40000").expect("the setting exists");
+    // A range of one port, which is available inside and outside.
+    sandbox.set("ipv4/ip_local_port_range", "40000 40000").expect("the setting can be written");
     let mut tracer = Tracer::start_verifying(&sandbox);
     let anywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 20_000));
     let listener = |socket: Socket| {
         socket.bind(&anywhere.into()).expect("the port is free here");
-        socket.listen(16).expect("it listens");
+        socket.listen(16).expect("listen() succeeds");
         socket
     };
     let outside = listener(Net::V4.socket());
@@ -41,7 +41,7 @@ fn a_port_is_held_in_a_vrf_and_outside_of_it() {
     let connect = |client: Socket, to: Ipv4Addr, listener: &Socket| {
         client.connect(&SocketAddr::from((to, 20_000)).into()).expect("the port is free here");
         assert_eq!(addr(&client).port(), 40_000);
-        let (server, _) = listener.accept().expect("it is accepted");
+        let (server, _) = listener.accept().expect("accept() succeeds");
         Pair { client, server }
     };
     let pairs = [
@@ -63,14 +63,14 @@ fn a_port_is_held_in_a_vrf_and_outside_of_it() {
         tracer.wait_for("release", is(listener, "release:closed"));
     }
     tracer.verify();
-    let story = tracer.finish();
+    let recording = tracer.finish();
     for client in clients {
-        assert_eq!(story.of(client), ["connect", "established", "release:reset_out"]);
-        assert_eq!(story.the(client, "connect")["local_port"], 40_000);
+        assert_eq!(recording.of(client), ["connect", "established", "release:reset_out"]);
+        assert_eq!(recording.only(client, "connect")["local_port"], 40_000);
     }
     for listener in listeners {
-        assert_eq!(story.of(listener), ["bind", "listen", "release:closed"]);
-        assert_eq!(story.the(listener, "bind")["local_port"], 20_000);
+        assert_eq!(recording.of(listener), ["bind", "listen", "release:closed"]);
+        assert_eq!(recording.only(listener, "bind")["local_port"], 20_000);
     }
 }
 
@@ -80,7 +80,7 @@ fn in_vrf() -> Socket {
     socket
 }
 
-/// Adds a VRF with its routing table and one address to this thread's namespace.
+/// Adds a VRF with a routing table and an address to the namespace of this thread.
 fn add_vrf(name: &str, table: u32, addr: Ipv4Addr) -> io::Result<()> {
     // include/uapi/linux/{rtnetlink,if_link,if_addr}.h
     const RTM_NEWLINK: u16 = 16;
@@ -93,7 +93,7 @@ fn add_vrf(name: &str, table: u32, addr: Ipv4Addr) -> io::Result<()> {
     const IFA_ADDRESS: u16 = 1;
     const IFA_LOCAL: u16 = 2;
     const IFF_UP: u32 = 1;
-    // struct ifinfomsg: family, type, index, flags, which of them to change.
+    // struct ifinfomsg: family, type, index, flags, mask of flags to change.
     let mut link = [[0; 4], [0; 4], IFF_UP.to_ne_bytes(), IFF_UP.to_ne_bytes()].concat();
     let data = attribute(IFLA_VRF_TABLE, &table.to_ne_bytes());
     let info = [attribute(IFLA_INFO_KIND, b"vrf"), attribute(IFLA_INFO_DATA, &data)].concat();
@@ -109,7 +109,7 @@ fn add_vrf(name: &str, table: u32, addr: Ipv4Addr) -> io::Result<()> {
     change(RTM_NEWADDR, &address)
 }
 
-/// `struct rtattr` with its content, padded to a multiple of four.
+/// A `struct rtattr` with its content, padded to a multiple of four bytes.
 fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
     let length = u16::try_from(4 + content.len()).expect("it is short");
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
@@ -118,12 +118,12 @@ fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Sends a request for something new to rtnetlink and waits for its answer.
+/// Sends a request to create something to rtnetlink, and waits for the acknowledgement.
 fn change(kind: u16, body: &[u8]) -> io::Result<()> {
     const HEADER_BYTES: usize = 16;
     const FLAGS: u16 =
         (libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
-    // No protocol is NETLINK_ROUTE.
+    // NETLINK_ROUTE is protocol 0.
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     let length = u32::try_from(HEADER_BYTES + body.len()).expect("it is short");
     // struct nlmsghdr: length, type, flags, sequence, port.

@@ -10,7 +10,8 @@ use socket2::Socket;
 use tracer_user::kernel::namespace::sandbox::{Sandbox, set_local_port_range};
 
 use crate::support::{
-    Deaf, Net, Pair, Tracer, addr, cookie, is, read_to_end, reset_on_close, wait_until_readable,
+    Net, Pair, Tracer, UnresponsiveListener, addr, cookie, is, read_to_end, reset_on_close,
+    wait_until_readable,
 };
 
 const SERVER: u16 = 8080;
@@ -82,7 +83,7 @@ pub fn cause_trouble(sandbox: &Sandbox, tracer: &mut Tracer, held: &Held) {
     let Pair { client, server } = Pair::connect(Net::V6.socket(), &Net::V6.listener_on(SERVER));
     reset_on_close(&client);
     drop((client, server));
-    let deaf = Deaf::new(Net::V4);
+    let deaf = UnresponsiveListener::new(Net::V4);
     let connecting = deaf.attempt(Net::V4.socket());
     // Ports that are asked for, and are not to be had.
     fail_to_bind(SERVER, Ipv4Addr::LOCALHOST);
