@@ -1,30 +1,30 @@
-//! What the agent tells the programs at load: where the running kernel keeps its fields.
+//! Configuration that the agent passes to the programs at load: the offsets of kernel fields.
 
 use zerocopy::{Immutable, IntoBytes};
 
 /// The offset of a field that the running kernel does not have.
 ///
-/// Only optional fields may be absent; a hook whose mandatory fields are missing is not loaded.
+/// Only optional fields may be absent; a program is not loaded if a field that it needs is missing.
 pub const ABSENT: u32 = u32::MAX;
 
-/// Network namespaces that the programs can be told to report alone. More are filtered by the
-/// agent.
-pub const NETNS_WANTED_MOST: usize = 4;
+/// Number of network namespaces by which the programs can filter. With more than that they report
+/// all, and the agent filters.
+pub const MAX_NETNS_WANTED: usize = 4;
 
-/// Bytes of a socket that are read at once where single loads are not possible: `struct
-/// sock_common`, to its end or further than to all that is needed of it.
+/// Number of bytes from the start of a socket that are copied at once where typed loads are not
+/// possible. They contain every field of `struct sock_common` that is read.
 pub const COMMON_BYTES: u32 = 136;
 
-/// Where a bitfield lives: `(byte at offset >> shift) & mask`.
+/// A bitfield within one byte: `(byte at offset >> shift) & mask`.
 ///
-/// Plain one-byte fields are the case `shift = 0`, `mask = 0xff`. Bitfields that straddle a byte
-/// do not occur among the fields that portlife reads.
+/// A whole byte has `shift = 0` and `mask = 0xff`. None of the fields that portlife reads crosses a
+/// byte boundary.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Immutable, IntoBytes)]
 pub struct BitField {
     /// Byte offset from the start of the structure.
     pub offset: u32,
-    /// Number of low bits to drop.
+    /// Number of low bits to shift out.
     pub shift: u32,
     /// Mask applied after the shift.
     pub mask: u32,
@@ -40,7 +40,7 @@ pub struct Layout {
     pub sk_family: u32,
     /// `sock.__sk_common.skc_state`.
     pub sk_state: u32,
-    /// `sock.__sk_common.skc_num`: the truth about the held port, host byte order.
+    /// `sock.__sk_common.skc_num`: the held port, host byte order; 0 if none is held.
     pub sk_num: u32,
     /// `sock.__sk_common.skc_dport`, network byte order.
     pub sk_dport: u32,
@@ -66,36 +66,36 @@ pub struct Layout {
     pub sk_userlocks: BitField,
     /// `sock.__sk_common.skc_ipv6only`.
     pub sk_ipv6only: BitField,
-    /// `sock.sk_socket`: null for a connection that nobody has accepted, and for an orphan.
+    /// `sock.sk_socket`: null for a connection that was not accepted yet and for an orphan.
     pub sk_socket: u32,
     /// `tcp_sock.linger2`.
     pub tcp_linger2: u32,
-    /// `tcp_sock.inet_conn.icsk_inet.local_port_range`, or absent: the lower end in the lower half
-    /// of a word, the upper end in the upper.
+    /// `tcp_sock.inet_conn.icsk_inet.local_port_range`, or absent: a word with the lower end in its
+    /// lower half and the upper end in its upper half.
     pub tcp_local_port_range: u32,
     /// `net.ns.inum`.
     pub net_inum: u32,
-    /// The reference count that is zero once a namespace is being torn down: `net.ns.__ns_ref`
-    /// (6.18), `net.ns.count` (5.11 to 6.17), `net.count` (5.10).
+    /// The reference count that is 0 once a namespace is being torn down: `net.ns.__ns_ref`
+    /// (6.18), `net.ns.count` (5.11 to 6.17) or `net.count` (5.10).
     pub net_refs: u32,
-    /// `net.net_cookie`: 64 bits, never given twice (set at the namespace's birth since 5.12).
+    /// `net.net_cookie`: 64 bits, unique until reboot (assigned at creation since 5.12).
     pub net_cookie: u32,
     /// `net.ipv4.tcp_death_row`.
     pub net_death_row: u32,
-    /// Non-zero if that is a pointer and not the structure itself.
+    /// Non-zero if `net_death_row` is the offset of a pointer and not of the structure itself.
     pub net_death_row_is_pointer: u32,
-    /// `inet_timewait_death_row.tw_refcount` (5.17), one more than the number of TIME_WAITs, or
-    /// `tw_count` before.
+    /// `inet_timewait_death_row.tw_refcount` (since 5.17), which is one more than the number of
+    /// TIME_WAITs, or `tw_count` before.
     pub death_row_count: u32,
-    /// What to take off the count.
+    /// The number to subtract from that count to get the number of TIME_WAITs.
     pub death_row_bias: u32,
     /// `inet_timewait_death_row.sysctl_max_tw_buckets`.
     pub death_row_max: u32,
     /// `sk_buff.head`.
     pub skb_head: u32,
-    /// `sk_buff.network_header`, 16 bits: an offset from the head.
+    /// `sk_buff.network_header`, 16 bits: an offset from `skb_head`.
     pub skb_network_header: u32,
-    /// `sk_buff.transport_header`, 16 bits.
+    /// `sk_buff.transport_header`, 16 bits: an offset from `skb_head`.
     pub skb_transport_header: u32,
     /// `sk_buff.dev`.
     pub skb_dev: u32,
@@ -109,7 +109,7 @@ pub struct Layout {
     pub tw_timer: u32,
     /// `inet_timewait_sock.tw_substate`.
     pub tw_substate: u32,
-    /// `tcp_timewait_sock.tw_ts_recent_stamp`: its low 32 bits.
+    /// `tcp_timewait_sock.tw_ts_recent_stamp`, of which the low 32 bits are read.
     pub tw_ts_recent_stamp: u32,
     /// `task_struct.tgid`.
     pub task_tgid: u32,
@@ -149,10 +149,10 @@ pub struct Layout {
     pub sb_magic: u32,
     /// `socket.sk`.
     pub socket_sk: u32,
-    /// `pt_regs`: the system call's number.
+    /// The member of `pt_regs` with the number of the system call.
     pub regs_nr: u32,
-    /// `pt_regs`: the system call's first argument, as it still is at exit.
+    /// The member of `pt_regs` that still has the first argument when the system call returns.
     pub regs_arg0: u32,
-    /// `pt_regs`: the system call's second argument.
+    /// The member of `pt_regs` with the second argument.
     pub regs_arg1: u32,
 }

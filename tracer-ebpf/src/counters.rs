@@ -1,8 +1,8 @@
-//! The accounting of every hook: nothing is lost silently.
+//! Counters of every hook, so that no loss goes unnoticed.
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-/// The kernel hooks, as indices into the per-CPU counters.
+/// The kernel hooks, by their index in the counters array.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
@@ -16,7 +16,7 @@ pub enum Hook {
     TimerCancel = 3,
     /// `tp_btf/timer_expire_entry`.
     TimerExpire = 4,
-    /// `sockops` at the cgroup v2 root.
+    /// `sockops` at the root of the cgroup v2 hierarchy.
     SockOps = 5,
     /// `cgroup/post_bind4`.
     PostBind4 = 6,
@@ -59,26 +59,27 @@ impl Hook {
     ];
     /// Number of hooks.
     pub const COUNT: u32 = Self::ALL.len() as u32;
-    /// Length of the counters array: a hook's first program counts in the slot of the hook's
-    /// number, its second copy in one of its own, [`COUNT`](Self::COUNT) further. So no counter is
-    /// written by two programs of which one may interrupt the other.
+    /// Number of slots in the counters array. A hook's primary program counts in the slot of the
+    /// hook's number, the backup in the slot [`COUNT`](Self::COUNT) above it, so that no slot is
+    /// written by two programs of which one can interrupt the other.
     pub const COUNTER_SLOTS: u32 = 2 * Self::COUNT;
 }
 
-/// What one hook did on one CPU since it was attached.
+/// What one program did on one CPU since it was attached.
 ///
-/// `seen = filtered + emitted + ring_full` holds at any quiet moment. Firings that concern no port (another
-/// protocol, a transition that the ledger does not need, a foreign timer) are not seen.
+/// `seen = filtered + emitted + ring_full` whenever the program is not running. Firings that concern
+/// no port (another protocol, a transition that the ledger does not need, another timer) are not
+/// counted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
 pub struct HookCounters {
     /// Firings that concerned a port.
     pub seen: u64,
-    /// Those that the user does not want to hear of.
+    /// Those in a namespace that is not to be reported.
     pub filtered: u64,
     /// Facts submitted to the ring buffer.
     pub emitted: u64,
-    /// Facts lost because the ring buffer had no room.
+    /// Facts that were lost because the ring buffer was full.
     pub ring_full: u64,
 }
 

@@ -1,11 +1,14 @@
-//! Facts: what a kernel hook saw, as fixed-size records. No interpretation.
+//! The records of the ring buffer: what a kernel hook saw, without interpretation.
+//!
+//! A record is a [`Fact`], or an [`OwnedFact`] where the hook runs in the context of the process
+//! that made the call. Which of the two depends on the [`FactKind`] alone.
 
-use zerocopy::{CastError, FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// An address as the kernel keeps it (`s6_addr32`): four words, each in network byte order. An
+/// An IP address as the kernel stores it (`s6_addr32`): four words, each in network byte order. An
 /// IPv4 address is in its IPv4-mapped form (RFC 4291, 2.5.5.2), which [`mapped`] makes.
 ///
-/// Words and not bytes, because the programs would copy bytes one by one.
+/// Words and not bytes: the eBPF backend would copy bytes one at a time.
 pub type Address = [u32; 4];
 
 /// The IPv4-mapped form of an IPv4 address in network byte order.
@@ -15,81 +18,87 @@ pub const fn mapped(v4: u32) -> Address {
     [0, 0, 0xffff_u32.to_be(), v4]
 }
 
-/// Bits of [`Fact::flags`].
-pub mod flags {
-    /// The socket's family is `AF_INET6` (its addresses may still be IPv4-mapped).
-    pub const IPV6: u8 = 1 << 0;
-    /// An [`Owner`](super::Owner) follows the fact.
-    pub const OWNER: u8 = 1 << 1;
-    /// `RCV_SHUTDOWN | SEND_SHUTDOWN` are both set: somebody called close(), or both halves ended.
-    pub const SHUTDOWN_BOTH: u8 = 1 << 2;
-    /// `TCP_LINGER2` is negative: FIN_WAIT2 ends with a reset instead of a TIME_WAIT.
-    pub const LINGER2_NEGATIVE: u8 = 1 << 3;
-    /// Of a TIME_WAIT: the timer was due when it was cancelled. An expiry announces itself so.
-    pub const TIMER_DUE: u8 = 1 << 4;
-    /// Of a TIME_WAIT: the network namespace is being torn down.
-    pub const NETNS_DYING: u8 = 1 << 5;
-    /// Of a TIME_WAIT's start: it is certain that it had started before. Without this flag it may
-    /// have.
-    pub const REARMED: u8 = 1 << 7;
-    /// Of a socket: it is IPv6 only (`IPV6_V6ONLY`).
-    pub const V6ONLY: u8 = 1 << 6;
-    /// Of a transition to CLOSE: the namespace has all the TIME_WAITs that it may have
-    /// (`tcp_max_tw_buckets`).
-    pub const TIME_WAITS_FULL: u8 = 1 << 4;
-    /// Of a transition to CLOSE: the socket belongs to no file, because nobody has accepted it or
-    /// because its file is closed.
-    pub const ORPHAN: u8 = 1 << 5;
-    /// Of a bind(): it had asked for port 0.
-    pub const ANY_PORT: u8 = 1 << 4;
-    /// Of a TIME_WAIT's start: the peer sent no timestamps.
-    pub const NO_TIMESTAMPS: u8 = 1 << 2;
-    /// Of [`BindFailed`](super::FactKind::BindFailed): the socket has no port, or no longer.
-    pub const NO_PORT: u8 = 1 << 4;
-}
+/// The value of [`Fact::protocol`] for TCP. UDP is to be 17, its number in the IP header.
+pub const IPPROTO_TCP: u8 = 6;
 
-/// What happened.
+/// What happened. Each kind documents the fields of [`Fact`] that mean something for it, beside
+/// `time_ns`, `kind`, `protocol`, `netns` and the cookie. All others are 0.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FactKind {
-    /// CLOSE to SYN_SENT, in the connecting process; the port is 0 unless the socket was bound.
-    /// `detail` is the socket's own range (`IP_LOCAL_PORT_RANGE`): the lower end in the lower half,
-    /// the upper in the upper, each 0 if it has none.
+    /// A socket went from CLOSE to SYN_SENT in the process that called connect().
+    ///
+    /// The owner, both ends (the local port is 0 unless the socket was bound), the
+    /// [own range](Fact::own_range), the userlocks.
     ConnectStart = 1,
-    /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: connect() has its port, the SYN is about to leave. `detail`
-    /// tells the namespace's incarnation, as it does in every fact that can begin a lease.
+    /// connect() has its port and the SYN is about to leave (`BPF_SOCK_OPS_TCP_CONNECT_CB`).
+    ///
+    /// Both ends, the [incarnation](Fact::incarnation), the userlocks.
     PortChosen = 2,
-    /// Any state to ESTABLISHED; `detail` is the namespace's incarnation.
+    /// A socket went from some state to ESTABLISHED.
+    ///
+    /// Both ends, the [incarnation](Fact::incarnation), the old [state](Fact::state), the
+    /// userlocks.
     Established = 3,
-    /// ESTABLISHED (or SYN_RECV) to FIN_WAIT1 or CLOSE_WAIT; `state` is the new state.
+    /// A connection went to FIN_WAIT1 or CLOSE_WAIT.
+    ///
+    /// Both ends, the new [state](Fact::state), the userlocks.
     Closing = 4,
-    /// Any state to CLOSE; `state` is the old state, `detail` is `sk_err`. The port is 0 if the
-    /// socket has let go of it (`tcp_set_state` calls `inet_put_port` before the tracepoint).
+    /// A socket went from some state to CLOSE.
+    ///
+    /// Both ends (the local port is 0 if the socket has released it: `tcp_set_state` calls
+    /// `inet_put_port` before the tracepoint), the old [state](Fact::state),
+    /// [`sk_err`](Fact::errno), the userlocks, the flags of [`closed`].
     Closed = 5,
-    /// `tcp_destroy_sock` of a socket that still holds its port: it lets go now.
+    /// A socket that still holds its port is being destroyed, and releases the port now
+    /// (`tcp_destroy_sock`).
+    ///
+    /// Both ends, the userlocks.
     Destroyed = 6,
-    /// CLOSE to LISTEN, in the listening process; the port is 0 unless the socket was bound.
+    /// A socket went from CLOSE to LISTEN in the process that called listen().
+    ///
+    /// The owner, both ends (the local port is 0 unless the socket was bound), the userlocks.
     ListenStart = 7,
-    /// `BPF_SOCK_OPS_TCP_LISTEN_CB`: listen() succeeded, the port is held; `detail` is the
-    /// namespace's incarnation.
+    /// listen() succeeded, and the port is held (`BPF_SOCK_OPS_TCP_LISTEN_CB`).
+    ///
+    /// The local end, the [incarnation](Fact::incarnation), the userlocks.
     Listening = 8,
-    /// `cgroup/post_bind`: bind() got a port; `detail` is the namespace's incarnation.
+    /// bind() got a port (`cgroup/post_bind4`, `cgroup/post_bind6`). The kernel sets the userlocks
+    /// only after this.
+    ///
+    /// The owner, the local end, the [incarnation](Fact::incarnation), the flags of [`bound`].
     Bound = 9,
-    /// bind() failed: `detail` is the errno, local address and port are the requested ones.
+    /// bind() failed.
+    ///
+    /// The owner, the local end as it was requested (port 0 for any), the
+    /// [errno](Fact::errno), the flags of [`bind_failed`].
     BindFailed = 10,
-    /// accept() handed the connection to this process.
+    /// accept() returned the connection to this process.
+    ///
+    /// The owner, both ends.
     Accepted = 11,
-    /// The TIME_WAIT timer was (re)armed; `state` is the substate.
+    /// The timer of a TIME_WAIT was armed, for the first time or again.
+    ///
+    /// Both ends, the substate as the [state](Fact::state), the flags of [`time_wait_start`].
     TimeWaitStart = 12,
-    /// The TIME_WAIT timer was cancelled: to be re-armed, to expire, or because the TIME_WAIT was
-    /// killed. What follows tells.
+    /// The timer of a TIME_WAIT was cancelled: because it is armed again, because it expires, or
+    /// because the TIME_WAIT was killed. The facts that follow show which.
+    ///
+    /// Both ends, the substate as the [state](Fact::state), the flags of [`time_wait_cancel`].
     TimeWaitCancel = 13,
-    /// The TIME_WAIT timer expired: the port is let go.
+    /// The timer of a TIME_WAIT expired, and the port is released.
+    ///
+    /// Both ends, the substate as the [state](Fact::state).
     TimeWaitExpire = 14,
-    /// A snapshot found this socket held; `state` is its state.
+    /// The snapshot of open files contains this socket, which holds a port. Not on the ring.
+    ///
+    /// The owner, both ends, the [state](Fact::state), the userlocks, the owner's
+    /// [file descriptor](Fact::fd).
     Held = 15,
-    /// A snapshot found an open file of a namespace: `netns` is its inode, `detail` the file
-    /// descriptor in the owner's process.
+    /// The snapshot of open files contains a file of the network namespace `netns`. Not on the
+    /// ring.
+    ///
+    /// The owner, the owner's [file descriptor](Fact::fd).
     NamespaceFile = 16,
 }
 
@@ -117,59 +126,106 @@ impl FactKind {
             _ => return None,
         })
     }
-}
 
-/// A TCP state by the kernel's number (`include/net/tcp_states.h`; part of its user API).
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the states are those of RFC 9293, by the kernel's names")]
-pub enum TcpState {
-    Established = 1,
-    SynSent = 2,
-    SynRecv = 3,
-    FinWait1 = 4,
-    FinWait2 = 5,
-    TimeWait = 6,
-    Close = 7,
-    CloseWait = 8,
-    LastAck = 9,
-    Listen = 10,
-    Closing = 11,
-    NewSynRecv = 12,
-    /// Bound but neither connected nor listening: a pseudo-state of sock_diag since 6.8.
-    BoundInactive = 13,
-}
-
-impl TcpState {
-    /// The state with this number, if there is one.
+    /// True if the record is an [`OwnedFact`], false if it is a [`Fact`] alone.
     #[must_use]
-    pub const fn from_u8(state: u8) -> Option<Self> {
-        Some(match state {
-            1 => Self::Established,
-            2 => Self::SynSent,
-            3 => Self::SynRecv,
-            4 => Self::FinWait1,
-            5 => Self::FinWait2,
-            6 => Self::TimeWait,
-            7 => Self::Close,
-            8 => Self::CloseWait,
-            9 => Self::LastAck,
-            10 => Self::Listen,
-            11 => Self::Closing,
-            12 => Self::NewSynRecv,
-            13 => Self::BoundInactive,
-            _ => return None,
-        })
+    pub const fn has_owner(self) -> bool {
+        match self {
+            Self::ConnectStart
+            | Self::ListenStart
+            | Self::Bound
+            | Self::BindFailed
+            | Self::Accepted
+            | Self::Held
+            | Self::NamespaceFile => true,
+            Self::PortChosen
+            | Self::Established
+            | Self::Closing
+            | Self::Closed
+            | Self::Destroyed
+            | Self::Listening
+            | Self::TimeWaitStart
+            | Self::TimeWaitCancel
+            | Self::TimeWaitExpire => false,
+        }
     }
 }
 
-/// One record of the ring buffer.
+/// Bits of [`Fact::socket`], with the same meaning for every kind. Bits 5 to 7 are free for further
+/// options of a socket.
+pub mod socket {
+    /// The family is `AF_INET6` (the addresses may still be IPv4-mapped).
+    pub const IPV6: u8 = 1 << 0;
+    /// The socket is IPv6 only (`IPV6_V6ONLY`).
+    pub const V6ONLY: u8 = 1 << 1;
+    /// `SOCK_BINDADDR_LOCK`: bind() gave an address. At the kernel's place in `sk_userlocks`
+    /// (`include/net/sock.h`), like the two that follow.
+    pub const BINDADDR_LOCK: u8 = 1 << 2;
+    /// `SOCK_BINDPORT_LOCK`: bind() asked for this very port.
+    pub const BINDPORT_LOCK: u8 = 1 << 3;
+    /// `SOCK_CONNECT_BIND` (6.18): connect() chose the port.
+    pub const CONNECT_BIND: u8 = 1 << 4;
+    /// The bits of `sk_userlocks` that a fact carries.
+    pub const USERLOCKS: u8 = BINDADDR_LOCK | BINDPORT_LOCK | CONNECT_BIND;
+}
+
+/// The bits of [`Fact::event`] that hold the [state](Fact::state). The other four belong to the
+/// kind: see [`closed`], [`bound`], [`bind_failed`], [`time_wait_start`] and [`time_wait_cancel`].
+pub const STATE_MASK: u8 = 0x0f;
+
+/// Flags of [`FactKind::Closed`] in [`Fact::event`].
+pub mod closed {
+    /// `RCV_SHUTDOWN` and `SEND_SHUTDOWN` are both set: close() was called, or both directions
+    /// ended.
+    pub const SHUTDOWN_BOTH: u8 = 1 << 4;
+    /// The socket belongs to no file: the connection was never accepted, or its file is closed.
+    pub const ORPHAN: u8 = 1 << 5;
+    /// `TCP_LINGER2` is negative: FIN_WAIT2 ends with a reset instead of a TIME_WAIT. Only set if
+    /// the old state is FIN_WAIT2 or CLOSING.
+    pub const LINGER2_NEGATIVE: u8 = 1 << 6;
+    /// The namespace has as many TIME_WAITs as `tcp_max_tw_buckets` allows. Only set if the old
+    /// state is FIN_WAIT2 or CLOSING.
+    pub const TIME_WAITS_FULL: u8 = 1 << 7;
+}
+
+/// Flags of [`FactKind::Bound`] in [`Fact::event`].
+pub mod bound {
+    /// bind() asked for port 0, that is for any port.
+    pub const ANY_PORT: u8 = 1 << 4;
+}
+
+/// Flags of [`FactKind::BindFailed`] in [`Fact::event`].
+pub mod bind_failed {
+    /// The socket holds no port, perhaps because the kernel has just taken one back.
+    pub const NO_PORT: u8 = 1 << 4;
+}
+
+/// Flags of [`FactKind::TimeWaitStart`] in [`Fact::event`].
+pub mod time_wait_start {
+    /// The TIME_WAIT certainly existed before and its timer is armed again. Without this flag it
+    /// may be new or not.
+    pub const REARMED: u8 = 1 << 4;
+    /// The peer sent no timestamps.
+    pub const NO_TIMESTAMPS: u8 = 1 << 5;
+}
+
+/// Flags of [`FactKind::TimeWaitCancel`] in [`Fact::event`].
+pub mod time_wait_cancel {
+    /// The timer was due when it was cancelled, which precedes its expiry.
+    pub const TIMER_DUE: u8 = 1 << 4;
+    /// The network namespace is being torn down.
+    pub const NETNS_DYING: u8 = 1 << 5;
+}
+
+/// A record without an owner. The fields are in the order in which they fill 64 bytes without
+/// padding; which of them mean something is said by [`FactKind`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Fact {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub time_ns: u64,
-    /// The kernel's socket cookie; a TIME_WAIT has that of its socket. 0 if it has none yet.
+    /// The kernel's socket cookie; a TIME_WAIT inherits that of its socket. 0 if none has been
+    /// assigned yet.
     pub cookie: u64,
     /// Local address.
     pub local_addr: Address,
@@ -179,20 +235,109 @@ pub struct Fact {
     pub netns: u32,
     /// Local port, host byte order; 0 if none is held.
     pub local_port: u16,
-    /// Peer port, host byte order.
+    /// Peer port, host byte order; 0 if there is no peer.
     pub peer_port: u16,
-    /// An errno or another number, by kind. An incarnation is the low half of the namespace's
-    /// cookie (`net.net_cookie`), or 0 where there is none: it tells apart namespaces that had the
-    /// same inode one after the other.
-    pub detail: i32,
+    /// A number whose meaning depends on the kind: use [`incarnation`](Self::incarnation),
+    /// [`own_range`](Self::own_range), [`errno`](Self::errno) or [`fd`](Self::fd), and their
+    /// setters.
+    pub detail: u32,
     /// A [`FactKind`].
     pub kind: u8,
-    /// A union of [`flags`].
-    pub flags: u8,
-    /// A [`TcpState`], by kind.
-    pub state: u8,
-    /// `sk_userlocks`: `SOCK_BINDPORT_LOCK` is 8, `SOCK_CONNECT_BIND` (6.18) is 16.
-    pub userlocks: u8,
+    /// The IP protocol: [`IPPROTO_TCP`].
+    pub protocol: u8,
+    /// A union of the bits of [`socket`].
+    pub socket: u8,
+    /// The [state](Self::state) and the flags of the kind.
+    pub event: u8,
+}
+
+impl Fact {
+    /// A fact with every field 0, which is of no kind.
+    pub const ZERO: Self = Self {
+        time_ns: 0,
+        cookie: 0,
+        local_addr: [0; 4],
+        peer_addr: [0; 4],
+        netns: 0,
+        local_port: 0,
+        peer_port: 0,
+        detail: 0,
+        kind: 0,
+        protocol: 0,
+        socket: 0,
+        event: 0,
+    };
+
+    /// The low half of the namespace's cookie (`net.net_cookie`), by which to tell apart namespaces
+    /// that had the same inode one after the other. 0 if the kernel assigns none.
+    ///
+    /// [`PortChosen`](FactKind::PortChosen), [`Established`](FactKind::Established),
+    /// [`Listening`](FactKind::Listening) and [`Bound`](FactKind::Bound).
+    #[inline(always)]
+    #[must_use]
+    pub const fn incarnation(&self) -> u32 {
+        self.detail
+    }
+
+    /// Sets the [`incarnation`](Self::incarnation).
+    #[inline(always)]
+    pub const fn set_incarnation(&mut self, incarnation: u32) {
+        self.detail = incarnation;
+    }
+
+    /// The lower and upper end of the socket's own range (`IP_LOCAL_PORT_RANGE`), each 0 if the
+    /// socket has none of its own.
+    ///
+    /// [`ConnectStart`](FactKind::ConnectStart).
+    #[inline(always)]
+    #[must_use]
+    pub const fn own_range(&self) -> (u16, u16) {
+        (self.detail as u16, (self.detail >> 16) as u16)
+    }
+
+    /// Sets the [`own_range`](Self::own_range) from the kernel's word, which has the lower end in
+    /// its lower half (`inet_sock.local_port_range`).
+    #[inline(always)]
+    pub const fn set_own_range(&mut self, local_port_range: u32) {
+        self.detail = local_port_range;
+    }
+
+    /// The positive errno of a failed call, or `sk_err`; 0 for no error.
+    ///
+    /// [`Closed`](FactKind::Closed) and [`BindFailed`](FactKind::BindFailed).
+    #[inline(always)]
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        self.detail.cast_signed()
+    }
+
+    /// Sets the [`errno`](Self::errno).
+    #[inline(always)]
+    pub const fn set_errno(&mut self, errno: i32) {
+        self.detail = errno.cast_unsigned();
+    }
+
+    /// The number of the file descriptor in the owner's process.
+    ///
+    /// [`Held`](FactKind::Held) and [`NamespaceFile`](FactKind::NamespaceFile).
+    #[inline(always)]
+    #[must_use]
+    pub const fn fd(&self) -> i32 {
+        self.detail.cast_signed()
+    }
+
+    /// Sets the [`fd`](Self::fd).
+    #[inline(always)]
+    pub const fn set_fd(&mut self, fd: u32) {
+        self.detail = fd;
+    }
+
+    /// The number of a [`TcpState`](crate::TcpState), or 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn state(&self) -> u8 {
+        self.event & STATE_MASK
+    }
 }
 
 /// The process in whose context a fact arose.
@@ -211,11 +356,11 @@ pub struct Owner {
     pub comm: [u8; 16],
 }
 
-/// A fact with its owner: what the programs write when they run in process context.
+/// A record with an owner.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct OwnedFact {
-    /// The fact; its flags contain [`flags::OWNER`].
+    /// The fact, of a kind that [has an owner](FactKind::has_owner).
     pub fact: Fact,
     /// The process.
     pub owner: Owner,
@@ -226,94 +371,61 @@ const _: () = assert!(size_of::<Owner>() == 32);
 const _: () = assert!(size_of::<OwnedFact>() == 96);
 const _: () = assert!(core::mem::offset_of!(Owner, comm) % 8 == 0);
 
-/// A record that is not a fact: the object and the agent do not belong together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DecodeError {
-    /// The record has this many bytes, which is no fact's size.
-    Size(usize),
-    /// The record does not lie where a fact can: at a multiple of eight.
-    Unaligned,
-    /// The kind is unknown.
-    Kind(u8),
-}
-
-impl core::fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Size(size) => write!(f, "a fact of {size} bytes"),
-            Self::Unaligned => write!(f, "a fact that is not aligned to eight bytes"),
-            Self::Kind(kind) => write!(f, "a fact of the unknown kind {kind}"),
-        }
-    }
-}
-
-impl core::error::Error for DecodeError {}
-
-/// Reads one record, in its place: a copy by parts that is read as a whole right after costs more
-/// than all the rest of reading it.
-///
-/// # Errors
-/// If the bytes are not a fact of this version of the wire.
-pub fn decode(bytes: &[u8]) -> Result<(FactKind, &Fact, Option<&Owner>), DecodeError> {
-    let (fact, rest) = Fact::ref_from_prefix(bytes).map_err(|error| refusal(&error, bytes))?;
-    let kind = FactKind::from_u8(fact.kind).ok_or(DecodeError::Kind(fact.kind))?;
-    let owner = if fact.flags & flags::OWNER == 0 {
-        None
-    } else {
-        Some(Owner::ref_from_prefix(rest).map_err(|error| refusal(&error, bytes))?.0)
-    };
-    Ok((kind, fact, owner))
-}
-
-fn refusal<T>(error: &CastError<&[u8], T>, record: &[u8]) -> DecodeError {
-    match error {
-        CastError::Alignment(_) => DecodeError::Unaligned,
-        // Every bit pattern is valid.
-        CastError::Size(_) | CastError::Validity(_) => DecodeError::Size(record.len()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn fact(kind: u8, flags: u8) -> Fact {
-        Fact {
-            time_ns: 1,
-            cookie: 2,
-            local_addr: [3; 4],
-            peer_addr: [4; 4],
-            netns: 5,
-            local_port: 6,
-            peer_port: 7,
-            detail: -8,
-            kind,
-            flags,
-            state: 9,
-            userlocks: 10,
+    #[test]
+    fn numbers_and_kinds_correspond() {
+        for number in 0..=u8::MAX {
+            match FactKind::from_u8(number) {
+                Some(kind) => assert_eq!(kind as u8, number),
+                None => assert!(!(1..=16).contains(&number)),
+            }
         }
     }
 
     #[test]
-    fn a_fact_survives_the_wire() {
-        let fact = fact(FactKind::Closed as u8, 0);
-        assert_eq!(decode(fact.as_bytes()), Ok((FactKind::Closed, &fact, None)));
+    fn no_two_bits_of_a_byte_have_the_same_meaning() {
+        let bytes: [&[u8]; 6] = [
+            &[
+                socket::IPV6,
+                socket::V6ONLY,
+                socket::BINDADDR_LOCK,
+                socket::BINDPORT_LOCK,
+                socket::CONNECT_BIND,
+            ],
+            &[
+                STATE_MASK,
+                closed::SHUTDOWN_BOTH,
+                closed::ORPHAN,
+                closed::LINGER2_NEGATIVE,
+                closed::TIME_WAITS_FULL,
+            ],
+            &[STATE_MASK, bound::ANY_PORT],
+            &[STATE_MASK, bind_failed::NO_PORT],
+            &[STATE_MASK, time_wait_start::REARMED, time_wait_start::NO_TIMESTAMPS],
+            &[STATE_MASK, time_wait_cancel::TIMER_DUE, time_wait_cancel::NETNS_DYING],
+        ];
+        for bits in bytes {
+            let together = bits.iter().fold(0, |union, bit| {
+                assert_eq!(union & bit, 0);
+                union | bit
+            });
+            assert_ne!(together, 0);
+        }
     }
 
     #[test]
-    fn an_owner_follows_its_fact() {
-        let fact = fact(FactKind::Bound as u8, flags::OWNER);
-        let owner = Owner { pid: 1, uid: 2, cgroup_id: 3, comm: *b"comm\0\0\0\0\0\0\0\0\0\0\0\0" };
-        let record = OwnedFact { fact, owner };
-        assert_eq!(decode(record.as_bytes()), Ok((FactKind::Bound, &fact, Some(&owner))));
-        assert_eq!(decode(fact.as_bytes()), Err(DecodeError::Size(64)), "the owner is missing");
-    }
-
-    #[test]
-    fn foreign_bytes_are_refused() {
-        let bytes = [0_u64; 9];
-        assert_eq!(decode(&bytes.as_bytes()[..63]), Err(DecodeError::Size(63)));
-        assert_eq!(decode(&bytes.as_bytes()[1..]), Err(DecodeError::Unaligned));
-        assert_eq!(decode(fact(200, 0).as_bytes()), Err(DecodeError::Kind(200)));
+    fn every_reading_of_the_detail_returns_what_was_set() {
+        let mut fact = Fact::ZERO;
+        fact.set_own_range(60_000 << 16 | 50_000);
+        assert_eq!(fact.own_range(), (50_000, 60_000));
+        fact.set_errno(98);
+        assert_eq!(fact.errno(), 98);
+        fact.set_incarnation(u32::MAX);
+        assert_eq!(fact.incarnation(), u32::MAX);
+        fact.set_fd(3);
+        assert_eq!(fact.fd(), 3);
     }
 }

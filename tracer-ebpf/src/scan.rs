@@ -1,46 +1,46 @@
-//! Who tries closed ports. Counted in the kernel, because a scan can be faster than any reader of
-//! the ring.
+//! Counts of segments for closed ports, by their source. The kernel side counts, because a scan can
+//! be faster than any reader of the ring.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::Address;
 
-/// Sources that are told apart at a time; of more, the ones that try least often are forgotten.
-pub const PROBERS_MOST: u32 = 1024;
+/// Maximum number of sources that are counted. Beyond it the least recently active are dropped.
+pub const MAX_PROBERS: u32 = 1024;
 
-/// A source that tries the ports of a namespace.
+/// A source of segments for closed ports of a namespace.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Prober {
-    /// Inode of the network namespace whose ports are tried.
+    /// Inode of the network namespace that received the segments.
     pub netns: u32,
-    /// Where the segments come from.
+    /// Source address of the segments.
     pub addr: Address,
 }
 
-/// What a source has tried. CPUs that count at the same moment can lose a count to each other:
+/// What a source has tried. CPUs that count at the same time can overwrite each other's update, so
 /// every number is a lower bound.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct Tries {
-    /// `CLOCK_MONOTONIC` of the first, nanoseconds.
+    /// When the first segment came: nanoseconds of `CLOCK_MONOTONIC`.
     pub first_ns: u64,
-    /// Of the last.
+    /// When the last segment came: nanoseconds of `CLOCK_MONOTONIC`.
     pub last_ns: u64,
-    /// Segments that asked for a connection, or belonged to none, and were reset.
+    /// Number of segments without ACK that were answered by a reset.
     pub count: u64,
-    /// The lowest port of them, host byte order.
+    /// The lowest port that was tried, host byte order.
     pub port_low: u32,
-    /// The highest.
+    /// The highest port that was tried, host byte order.
     pub port_high: u32,
-    /// A bit for each port, by its low ten bits.
+    /// A bit for each port that was tried, at the index of the port's low ten bits.
     pub ports: [u64; 16],
 }
 
 impl Tries {
-    /// Adds a try of this port.
+    /// Counts a segment for this port.
     #[inline(always)]
     pub fn add(&mut self, port: u16, time_ns: u64) {
         let port = u32::from(port);
@@ -54,7 +54,7 @@ impl Tries {
         self.ports[(port >> 6 & 15) as usize] |= 1 << (port & 63);
     }
 
-    /// Different ports that were tried: at least so many, and no more than 1,024.
+    /// A lower bound of the number of different ports that were tried, at most 1,024.
     #[must_use]
     pub fn ports(&self) -> u32 {
         self.ports.iter().map(|word| word.count_ones()).sum()

@@ -17,8 +17,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use perf_event::{Builder, events::Hardware};
-use tracer_ebpf::{Fact, FactKind, Owner, TcpState, decode, flags};
+use tracer_ebpf::{
+    Fact, FactKind, IPPROTO_TCP, Owner, TcpState, closed::SHUTDOWN_BOTH,
+    time_wait_cancel::TIMER_DUE,
+};
 use tracer_user::{
+    kernel::wire::decode_with,
     ledger::{Ledger, Sink},
     model::{
         Addr, Failure, Instant, LeaseEvent, LocalRange, Netns, Port, PortSet, Pressure, Settings,
@@ -302,9 +306,9 @@ impl Host {
             let any = (Ipv4Addr::UNSPECIFIED.into(), 0);
             let (addr, port) = (any.0, SERVER_PORT);
             let listener = End { cookie: number + 1, local: (addr, port), peer: any, ..server };
-            self.tell(FactKind::Bound, listener, true, 0, 0);
-            self.tell(FactKind::ListenStart, listener, true, 0, 0);
-            self.tell(FactKind::Listening, listener, false, 0, 0);
+            self.emit(FactKind::Bound, listener, 0);
+            self.emit(FactKind::ListenStart, listener, 0);
+            self.emit(FactKind::Listening, listener, 0);
         }
     }
 
@@ -316,27 +320,27 @@ impl Host {
             let (client, server) = ends(number);
             let unbound = End { local: (client.local.0, 0), ..client };
             let let_go = End { local: (server.local.0, 0), ..server };
-            let shut = flags::SHUTDOWN_BOTH;
-            self.tell(FactKind::ConnectStart, unbound, true, 0, 0);
-            self.tell(FactKind::PortChosen, client, false, 0, 0);
-            self.tell(FactKind::Established, client, false, TcpState::SynSent as u8, 0);
-            self.tell(FactKind::Established, server, false, TcpState::SynRecv as u8, 0);
-            self.tell(FactKind::Accepted, server, true, 0, 0);
-            self.tell(FactKind::Closing, client, false, TcpState::FinWait1 as u8, 0);
-            self.tell(FactKind::Closing, server, false, TcpState::CloseWait as u8, 0);
-            self.tell(FactKind::TimeWaitStart, client, false, TcpState::TimeWait as u8, 0);
-            self.tell(FactKind::Closed, unbound, false, TcpState::FinWait2 as u8, shut);
-            self.tell(FactKind::Closed, let_go, false, TcpState::LastAck as u8, shut);
+            self.emit(FactKind::ConnectStart, unbound, 0);
+            self.emit(FactKind::PortChosen, client, 0);
+            self.emit(FactKind::Established, client, TcpState::SynSent as u8);
+            self.emit(FactKind::Established, server, TcpState::SynRecv as u8);
+            self.emit(FactKind::Accepted, server, 0);
+            self.emit(FactKind::Closing, client, TcpState::FinWait1 as u8);
+            self.emit(FactKind::Closing, server, TcpState::CloseWait as u8);
+            self.emit(FactKind::TimeWaitStart, client, TcpState::TimeWait as u8);
+            self.emit(FactKind::Closed, unbound, TcpState::FinWait2 as u8 | SHUTDOWN_BOTH);
+            self.emit(FactKind::Closed, let_go, TcpState::LastAck as u8 | SHUTDOWN_BOTH);
             if let Some(old) = number.checked_sub(self.live) {
                 let (old, _) = ends(old);
-                self.tell(FactKind::TimeWaitCancel, old, false, 0, flags::TIMER_DUE);
-                self.tell(FactKind::TimeWaitExpire, old, false, 0, 0);
+                self.emit(FactKind::TimeWaitCancel, old, TIMER_DUE);
+                self.emit(FactKind::TimeWaitExpire, old, 0);
             }
         }
         self.connections += connections;
     }
 
-    fn tell(&mut self, kind: FactKind, end: End, has_owner: bool, state: u8, flags: u8) {
+    /// Writes a fact, with the state and flags of its kind.
+    fn emit(&mut self, kind: FactKind, end: End, event: u8) {
         self.now_ns += 1000;
         let End { cookie, netns, local, peer, owner } = end;
         let fact = Fact {
@@ -347,14 +351,13 @@ impl Host {
             netns,
             local_port: local.1,
             peer_port: peer.1,
-            detail: 0,
             kind: kind as u8,
-            flags: flags | if has_owner { flags::OWNER } else { 0 },
-            state,
-            userlocks: 0,
+            protocol: IPPROTO_TCP,
+            event,
+            ..Fact::ZERO
         };
         self.ring.extend(fact.as_bytes());
-        if has_owner {
+        if kind.has_owner() {
             self.ring.extend(owner.as_bytes());
         }
         self.ends.push(self.ring.len());
@@ -367,10 +370,11 @@ impl Host {
         for drained in self.ends.chunks(DRAINED) {
             let mut now = Instant::BOOT;
             for end in drained {
-                let (kind, fact, owner) =
-                    decode(&self.ring[began..*end]).ok().context("no fact")?;
-                ledger.apply(kind, fact, owner, sink);
-                (began, now) = (*end, Instant::from_ns(fact.time_ns));
+                decode_with(&self.ring[began..*end], |observation| {
+                    ledger.apply(observation, sink);
+                    now = observation.at();
+                })?;
+                began = *end;
             }
             ledger.settle(now, sink);
             sink.drained();

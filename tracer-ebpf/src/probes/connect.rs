@@ -1,4 +1,4 @@
-//! The port that connect() or listen() chose: `sockops` at the cgroup v2 root.
+//! The port that connect() or listen() chose: `sockops` at the root of the cgroup v2 hierarchy.
 
 use aya_ebpf::{
     EbpfContext,
@@ -10,16 +10,16 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use tracer_ebpf::{FactKind, Hook};
+use tracer_ebpf::{FactKind, Hook, socket};
 
 use crate::{
     emit,
     kernel::{COOKIE_HELPER, Sock, Typed},
-    unpreempted,
+    non_preemptible,
 };
 
-/// `tcp_connect` (net/ipv4/tcp_output.c) calls this when the port is held and the SYN is not yet
-/// sent, `__inet_listen_sk` (net/ipv4/af_inet.c) when listen() has succeeded.
+/// `tcp_connect` (net/ipv4/tcp_output.c) runs this program when the port is held and the SYN is not
+/// yet sent, `__inet_listen_sk` (net/ipv4/af_inet.c) when listen() has succeeded.
 #[sock_ops]
 fn sock_ops(ctx: SockOpsContext) -> u32 {
     const ALLOW: u32 = 1;
@@ -27,8 +27,8 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => FactKind::PortChosen,
         BPF_SOCK_OPS_TCP_LISTEN_CB => FactKind::Listening,
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB if COOKIE_HELPER.load() == 0 => {
-            // A new connection, just before it becomes ESTABLISHED (tcp_rcv_state_process,
-            // net/ipv4/tcp_input.c).
+            // Assigns the cookie of a new connection just before it becomes ESTABLISHED
+            // (tcp_rcv_state_process, net/ipv4/tcp_input.c).
             // SAFETY: the helper takes this program's context.
             unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
             return ALLOW;
@@ -40,18 +40,18 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
     if socket.is_null() {
         return ALLOW;
     }
-    // SAFETY: `socket` is the socket of the context, as the helper wants.
+    // SAFETY: `socket` is the socket of the context, which the helper takes.
     let sk = unsafe { bpf_skc_to_tcp_sock(socket.cast()) } as *const u8;
     if sk.is_null() {
         return ALLOW;
     }
     let sk = Sock::at(sk);
-    unpreempted::in_cgroup(|| {
+    non_preemptible::cgroup(|| {
         emit::fact::<Typed>(Hook::SockOps as u32, kind, sk, |fact| {
             // SAFETY: the helper takes this program's context.
             fact.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-            fact.detail = sk.incarnation::<Typed>();
-            fact.userlocks = sk.userlocks::<Typed>();
+            fact.set_incarnation(sk.incarnation::<Typed>());
+            fact.socket |= sk.userlocks::<Typed>() & socket::USERLOCKS;
         });
     });
     ALLOW

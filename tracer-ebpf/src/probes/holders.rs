@@ -1,5 +1,6 @@
-//! Who holds ports, with what the kernel's bind buckets say of them: connected sockets, listeners
-//! and TIME_WAITs of one namespace from `iter/tcp`, bound-but-idle sockets from `iter/task_file`.
+//! The holders of ports with the state of their bind buckets: connected sockets, listeners and
+//! TIME_WAITs of one namespace from `iter/tcp`, sockets that are bound but idle from
+//! `iter/task_file`.
 
 use core::{ffi::c_void, ptr::addr_of};
 
@@ -7,11 +8,14 @@ use aya_ebpf::{
     Global,
     helpers::{bpf_seq_write, bpf_sock_from_file},
 };
-use tracer_ebpf::{ABSENT, Fact, HolderLayout, HolderRecord, TcpState, flags, holder_flags};
+use tracer_ebpf::{
+    ABSENT, Fact, HolderLayout, HolderRecord, TcpState, holder_flags,
+    socket::{self, CONNECT_BIND},
+};
 
 use crate::kernel::{Memory, Probed, Sock, Typed, bits, field, is_port_wanted, layout, seq_of};
 
-/// Offsets of the running kernel.
+/// The offsets of the running kernel.
 #[unsafe(no_mangle)]
 // SAFETY: a HolderLayout is made of integers only.
 static HOLDER_LAYOUT: Global<HolderLayout> = Global::new(unsafe { core::mem::zeroed() });
@@ -27,7 +31,7 @@ macro_rules! holder_layout {
     };
 }
 
-/// `struct bpf_iter__tcp` (net/ipv4/tcp_ipv4.c): the context, part of the iterator's API.
+/// The context, `struct bpf_iter__tcp` (net/ipv4/tcp_ipv4.c), which is part of the iterator's API.
 #[repr(C)]
 struct TcpContext {
     meta: *const *mut c_void,
@@ -35,7 +39,7 @@ struct TcpContext {
     uid: u32,
 }
 
-/// `struct bpf_iter__task_file` (kernel/bpf/task_iter.c).
+/// The context, `struct bpf_iter__task_file` (kernel/bpf/task_iter.c).
 #[repr(C)]
 struct TaskFileContext {
     meta: *const *mut c_void,
@@ -48,15 +52,15 @@ const TIME_WAIT: u8 = TcpState::TimeWait as u8;
 const CLOSE: u8 = TcpState::Close as u8;
 const NEW_SYN_RECV: u8 = TcpState::NewSynRecv as u8;
 
-/// Called for every listener, connection and TIME_WAIT of the namespace of the thread that opened
-/// the iterator.
+/// The kernel calls this for every listener, connection and TIME_WAIT in the namespace of the thread
+/// that opened the iterator.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
 fn tcp_holders(ctx: *const TcpContext) -> i32 {
     // SAFETY: the kernel calls the program with this context; the verifier checks each load.
     let (seq, sk) = unsafe { (seq_of((*ctx).meta), (*ctx).sk_common) };
     if !sk.is_null() && is_port_wanted(Sock::at(sk).num::<Probed>()) {
-        // It is one of three structures that only begin alike, so no load of it is typed.
+        // This is one of three structures that have only the beginning in common, so no load is typed.
         let state = field::<Probed, u8>(sk, layout!(sk_state));
         if state == TIME_WAIT {
             write(seq, sk, state, time_wait);
@@ -67,11 +71,11 @@ fn tcp_holders(ctx: *const TcpContext) -> i32 {
     0
 }
 
-/// Called for every open file of every process.
+/// The kernel calls this for every open file of every process.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 fn idle_holders(ctx: *const TaskFileContext) -> i32 {
-    // SAFETY: as above.
+    // SAFETY: the kernel calls the program with this context; the verifier checks each load.
     let (seq, file) = unsafe { (seq_of((*ctx).meta), (*ctx).file) };
     if file.is_null() {
         return 0;
@@ -107,7 +111,6 @@ fn time_wait(tw: *const u8, record: &mut HolderRecord) {
     if holder_layout!(tw_entry_stamp) != ABSENT {
         record.entry_stamp_ms = field::<Probed, u32>(tw, holder_layout!(tw_entry_stamp));
     }
-    const CONNECT_BIND: u8 = 16;
     if bits::<Probed>(tw, holder_layout!(tw_connect_bind)) != 0 {
         record.userlocks = CONNECT_BIND;
     }
@@ -132,20 +135,7 @@ fn write(
     state: u8,
     rest: impl FnOnce(*const u8, &mut HolderRecord),
 ) {
-    let mut fact = Fact {
-        time_ns: 0,
-        cookie: 0,
-        local_addr: [0; 4],
-        peer_addr: [0; 4],
-        netns: 0,
-        local_port: 0,
-        peer_port: 0,
-        detail: 0,
-        kind: 0,
-        flags: 0,
-        state: 0,
-        userlocks: 0,
-    };
+    let mut fact = Fact::ZERO;
     Sock::at(sk).describe::<Probed>(&mut fact);
     let mut record = HolderRecord {
         cookie: Sock::at(sk).existing_cookie::<Probed>(),
@@ -160,26 +150,26 @@ fn write(
         ts_recent_stamp_s: 0,
         state,
         substate: 0,
-        flags: option_flags::<Probed>(sk, fact.flags),
+        flags: option_flags::<Probed>(sk, fact.socket),
         fastreuse: 0,
         fastreuseport: 0,
         userlocks: 0,
         pad: [0; 2],
     };
     rest(sk, &mut record);
-    // SAFETY: the seq_file is the iterator's; the record is on the stack.
+    // SAFETY: `seq` is the iterator's file, and the record is on the stack.
     unsafe {
         bpf_seq_write(seq.cast(), (&raw mut record).cast(), size_of::<HolderRecord>() as u32);
     }
 }
 
 #[inline(always)]
-fn option_flags<M: Memory>(sk: *const u8, of_fact: u8) -> u8 {
+fn option_flags<M: Memory>(sk: *const u8, socket_bits: u8) -> u8 {
     let mut flags = 0;
-    if of_fact & flags::IPV6 != 0 {
+    if socket_bits & socket::IPV6 != 0 {
         flags |= holder_flags::IPV6;
     }
-    if of_fact & flags::V6ONLY != 0 {
+    if socket_bits & socket::V6ONLY != 0 {
         flags |= holder_flags::V6ONLY;
     }
     if bits::<M>(sk, holder_layout!(sk_reuse)) != 0 {

@@ -1,4 +1,4 @@
-//! The programs, one file for each kernel subject.
+//! The programs, one file per subject of the kernel.
 
 mod accept;
 mod bind;

@@ -1,4 +1,4 @@
-//! What was there before us: every socket that a process holds, in all network namespaces.
+//! The snapshot of open files: every socket that a process has open, in all network namespaces.
 
 use core::ffi::c_void;
 
@@ -7,11 +7,12 @@ use aya_ebpf::{
     macros::map,
     maps::Array,
 };
-use tracer_ebpf::{Fact, FactKind, OwnedFact, Owner, flags};
+use tracer_ebpf::{Fact, FactKind, IPPROTO_TCP, OwnedFact, Owner, STATE_MASK, socket};
 
 use crate::kernel::{Probed, Sock, Typed, field, is_port_wanted, layout, now_ns, seq_of, set_comm};
 
-/// `struct bpf_iter__task_file` (kernel/bpf/task_iter.c): the context, part of the iterator's API.
+/// The context, `struct bpf_iter__task_file` (kernel/bpf/task_iter.c), which is part of the iterator's
+/// API.
 #[repr(C)]
 struct TaskFile {
     meta: *const *mut c_void,
@@ -20,13 +21,14 @@ struct TaskFile {
     file: *const u8,
 }
 
-/// Magic number of the filesystem of namespace files (`NSFS_MAGIC`, include/uapi/linux/magic.h).
+/// The magic number of the filesystem of namespace files (`NSFS_MAGIC`, include/uapi/linux/magic.h).
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 
+/// The namespace for which [`is_elsewhere`] was called last.
 #[map]
 static LAST_NETNS: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Called for every open file of every process.
+/// The kernel calls this for every open file of every process.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 fn task_file(ctx: *const TaskFile) -> i32 {
@@ -42,8 +44,9 @@ fn task_file(ctx: *const TaskFile) -> i32 {
         let inode = field::<Typed, *const u8>(file, layout!(file_inode));
         let sb = field::<Typed, *const u8>(inode, layout!(inode_sb));
         if field::<Typed, u64>(sb, layout!(sb_magic)) == NSFS_MAGIC {
-            show(seq, task, fd, |fact| {
+            write(seq, task, fd, |fact| {
                 fact.kind = FactKind::NamespaceFile as u8;
+                fact.protocol = IPPROTO_TCP;
                 fact.time_ns = now_ns();
                 fact.netns = field::<Typed, u64>(inode, layout!(inode_ino)) as u32;
             });
@@ -54,59 +57,49 @@ fn task_file(ctx: *const TaskFile) -> i32 {
     if sk.address.is_null() {
         return 0;
     }
-    // See `seq_of` for why these loads are not typed.
+    // These loads are not typed because of what `seq_of` says.
     let port = sk.num::<Probed>();
-    // A socket without a port holds nothing. A new one gets its cookie when it binds.
+    // A socket without a port holds nothing; it is assigned its cookie when it gets one.
     if port != 0 && sk.is_tcp::<Probed>() && (is_port_wanted(port) || is_elsewhere(sk)) {
-        show(seq, task, fd, |fact| {
+        write(seq, task, fd, |fact| {
             sk.describe::<Probed>(fact);
             fact.kind = FactKind::Held as u8;
+            fact.protocol = IPPROTO_TCP;
             fact.cookie = sk.cookie();
-            fact.state = field::<Probed, u8>(sk.address, layout!(sk_state));
-            fact.userlocks = sk.userlocks::<Probed>();
+            fact.event = field::<Probed, u8>(sk.address, layout!(sk_state)) & STATE_MASK;
+            fact.socket |= sk.userlocks::<Probed>() & socket::USERLOCKS;
         });
     }
     0
 }
 
-/// Writes a record of a file that this task has open.
+/// Writes a record about a file that this task has open.
 #[inline(always)]
-fn show(seq: *mut c_void, task: *const u8, fd: u32, fill: impl FnOnce(&mut Fact)) {
+fn write(seq: *mut c_void, task: *const u8, fd: u32, fill: impl FnOnce(&mut Fact)) {
     let mut record = OwnedFact {
-        fact: Fact {
-            time_ns: 0,
-            cookie: 0,
-            local_addr: [0; 4],
-            peer_addr: [0; 4],
-            netns: 0,
-            local_port: 0,
-            peer_port: 0,
-            detail: 0,
-            kind: 0,
-            flags: flags::OWNER,
-            state: 0,
-            userlocks: 0,
-        },
+        fact: Fact::ZERO,
         owner: Owner { pid: 0, uid: 0, cgroup_id: 0, comm: [0; 16] },
     };
     fill(&mut record.fact);
-    record.fact.detail = fd as i32;
+    record.fact.set_fd(fd);
     describe_task(task, &mut record.owner);
-    // SAFETY: the seq_file is the iterator's; the record is on the stack.
+    // SAFETY: `seq` is the iterator's file, and the record is on the stack.
     unsafe {
         bpf_seq_write(seq.cast(), (&raw mut record).cast(), size_of::<OwnedFact>() as u32);
     }
 }
 
-/// True if the socket is in another namespace than the last for which this was asked: a namespace
-/// without processes is found by any of its sockets.
+/// True if the socket is in another namespace than the one before. At least one socket of every
+/// namespace is thus listed whatever its port, by which the agent finds namespaces without
+/// processes.
 #[inline(always)]
 fn is_elsewhere(sk: Sock) -> bool {
     let Some(last) = LAST_NETNS.get_ptr_mut(0) else {
         return true;
     };
     let netns = sk.netns::<Probed>();
-    // SAFETY: the element stays in place; lists that are read at the same time only show more.
+    // SAFETY: an element of an array is never freed. Snapshots that are read at the same time make
+    // each other list more sockets, which does no harm.
     unsafe {
         let is_elsewhere = *last != netns;
         *last = netns;

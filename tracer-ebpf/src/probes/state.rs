@@ -1,43 +1,43 @@
 //! TCP state transitions: `inet_sock_set_state` and `tcp_destroy_sock`.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use tracer_ebpf::{ABSENT, Fact, FactKind, Hook, TcpState, flags};
+use tracer_ebpf::{ABSENT, Fact, FactKind, Hook, STATE_MASK, TcpState, closed, socket};
 
 use crate::{
     emit,
     kernel::{Probed, Sock, Typed, bits, field, layout},
-    twice::{Again, Copy, First},
-    unpreempted,
+    non_preemptible,
+    recursion::{Backup, Primary, ProgramCopy},
 };
 
-/// Every state change of a TCP socket (`inet_sk_set_state`, net/ipv4/af_inet.c). Only the
+/// Every state transition of a TCP socket (`inet_sk_set_state`, net/ipv4/af_inet.c). Only the
 /// transitions that the ledger needs become facts.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
-    unpreempted::tracepoint(|| state_changes::<First>(&ctx))
+    non_preemptible::tracepoint(|| state_changes::<Primary>(&ctx))
 }
 
-/// The same once more; see [`twice`](crate::twice).
+/// The backup; see [`recursion`](crate::recursion).
 #[btf_tracepoint(function = "inet_sock_set_state")]
-fn inet_sock_set_state_again(ctx: BtfTracePointContext) -> i32 {
-    unpreempted::tracepoint(|| state_changes::<Again>(&ctx))
+fn inet_sock_set_state_backup(ctx: BtfTracePointContext) -> i32 {
+    non_preemptible::tracepoint(|| state_changes::<Backup>(&ctx))
 }
 
-/// The end of a TCP socket (`tcp_v4_destroy_sock`, net/ipv4/tcp_ipv4.c), a few instructions
-/// before `inet_put_port`. A socket without a port has already let go.
+/// The destruction of a TCP socket (`tcp_v4_destroy_sock`, net/ipv4/tcp_ipv4.c), a few instructions
+/// before `inet_put_port`. A socket without a port has already released it.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
-    unpreempted::tracepoint(|| destroys::<First>(&ctx))
+    non_preemptible::tracepoint(|| destroys::<Primary>(&ctx))
 }
 
-/// The same once more.
+/// The backup.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
-fn tcp_destroy_sock_again(ctx: BtfTracePointContext) -> i32 {
-    unpreempted::tracepoint(|| destroys::<Again>(&ctx))
+fn tcp_destroy_sock_backup(ctx: BtfTracePointContext) -> i32 {
+    non_preemptible::tracepoint(|| destroys::<Backup>(&ctx))
 }
 
 #[inline(always)]
-fn state_changes<C: Copy>(ctx: &BtfTracePointContext) {
+fn state_changes<C: ProgramCopy>(ctx: &BtfTracePointContext) {
     let sk = Sock::at(ctx.arg::<*const u8>(0)).with_net::<Typed>();
     let old: i32 = ctx.arg(1);
     let new: i32 = ctx.arg(2);
@@ -49,21 +49,21 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) {
     const LISTEN: i32 = TcpState::Listen as i32;
     if !matches!(new, ESTABLISHED | SYN_SENT | FIN_WAIT1 | CLOSE | CLOSE_WAIT | LISTEN)
         || !sk.is_tcp::<Typed>()
-        || !C::handles(Hook::SetState, [sk.address as u64, (old as u64) << 32 | new as u64])
+        || !C::claim(Hook::SetState, [sk.address as u64, (old as u64) << 32 | new as u64])
     {
         return;
     }
     #[cfg(feature = "debug-log")]
     aya_log_ebpf::debug!(ctx, "port {}: state {} to {}", sk.num::<Typed>(), old, new);
-    let slot = C::slot(Hook::SetState);
-    // connect() and listen() change the state in the calling process; everything else may happen
-    // in a softirq, where the current process is a bystander.
+    let slot = C::counter_slot(Hook::SetState);
+    // connect() and listen() change the state in the calling process. Every other transition can
+    // happen in a softirq, where the current process has nothing to do with it.
     if new == SYN_SENT || new == LISTEN {
         let kind = if new == SYN_SENT { FactKind::ConnectStart } else { FactKind::ListenStart };
         emit::owned_fact::<Typed>(slot, kind, sk, |fact| {
             identify(sk, old, fact);
             if new == SYN_SENT && layout!(tcp_local_port_range) != ABSENT {
-                fact.detail = field::<Probed, i32>(sk.address, layout!(tcp_local_port_range));
+                fact.set_own_range(field::<Probed, u32>(sk.address, layout!(tcp_local_port_range)));
             }
         });
         return;
@@ -76,51 +76,52 @@ fn state_changes<C: Copy>(ctx: &BtfTracePointContext) {
     emit::fact::<Typed>(slot, kind, sk, |fact| {
         identify(sk, state, fact);
         match new {
-            ESTABLISHED => fact.detail = sk.incarnation::<Typed>(),
+            ESTABLISHED => fact.set_incarnation(sk.incarnation::<Typed>()),
             CLOSE => describe_end(sk, old, fact),
             _ => {}
         }
     });
 }
 
-/// What tells how a connection ended.
+/// Sets the fields by which the agent finds out why a socket went to CLOSE.
 #[inline(always)]
 fn describe_end(sk: Sock, old: i32, fact: &mut Fact) {
-    fact.detail = field::<Typed, i32>(sk.address, layout!(sk_err));
+    fact.set_errno(field::<Typed, i32>(sk.address, layout!(sk_err)));
     if bits::<Typed>(sk.address, layout!(sk_shutdown)) & 3 == 3 {
-        fact.flags |= flags::SHUTDOWN_BOTH;
+        fact.event |= closed::SHUTDOWN_BOTH;
     }
-    // Not typed: see `seq_of`.
+    // This load is not typed because of what `seq_of` says.
     if field::<Probed, *const u8>(sk.address, layout!(sk_socket)).is_null() {
-        fact.flags |= flags::ORPHAN;
+        fact.event |= closed::ORPHAN;
     }
     if old == TcpState::FinWait2 as i32 || old == TcpState::Closing as i32 {
-        // tcp_sock lies beyond the end of `struct sock`, so no typed load reaches it.
+        // This field of tcp_sock lies beyond the end of `struct sock`, where no typed load reaches it.
         if field::<Probed, i32>(sk.address, layout!(tcp_linger2)) < 0 {
-            fact.flags |= flags::LINGER2_NEGATIVE;
+            fact.event |= closed::LINGER2_NEGATIVE;
         }
-        if sk.has_most_time_waits() {
-            fact.flags |= flags::TIME_WAITS_FULL;
+        if sk.are_time_waits_full() {
+            fact.event |= closed::TIME_WAITS_FULL;
         }
     }
 }
 
 #[inline(always)]
-fn destroys<C: Copy>(ctx: &BtfTracePointContext) {
+fn destroys<C: ProgramCopy>(ctx: &BtfTracePointContext) {
     let sk = Sock::at(ctx.arg::<*const u8>(0));
     if sk.num::<Typed>() != 0
         && sk.is_tcp::<Typed>()
-        && C::handles(Hook::DestroySock, [sk.address as u64, 0])
+        && C::claim(Hook::DestroySock, [sk.address as u64, 0])
     {
-        emit::fact::<Typed>(C::slot(Hook::DestroySock), FactKind::Destroyed, sk, |fact| {
+        emit::fact::<Typed>(C::counter_slot(Hook::DestroySock), FactKind::Destroyed, sk, |fact| {
             identify(sk, 0, fact);
         });
     }
 }
 
+/// Sets the cookie, the state and the userlocks.
 #[inline(always)]
 fn identify(sk: Sock, state: i32, fact: &mut Fact) {
     fact.cookie = sk.cookie();
-    fact.state = state as u8;
-    fact.userlocks = sk.userlocks::<Typed>();
+    fact.event = state as u8 & STATE_MASK;
+    fact.socket |= sk.userlocks::<Typed>() & socket::USERLOCKS;
 }

@@ -4,7 +4,7 @@
 use std::{fs::File, sync::Arc};
 
 use rustc_hash::FxHashMap;
-use tracer_ebpf::{Fact, FactKind, Owner, TcpState};
+use tracer_ebpf::TcpState;
 
 use crate::{
     kernel::{
@@ -15,7 +15,10 @@ use crate::{
         },
     },
     ledger::Ledger,
-    model::{Netns, Settings},
+    model::{
+        Netns, Observation, Settings,
+        observation::{Closed, Endpoints, LocalEnd},
+    },
 };
 
 /// How old settings may be when a socket binds, connects or listens. Reading them takes some
@@ -116,14 +119,28 @@ enum Need {
 }
 
 impl Need {
-    fn of(kind: FactKind, fact: &Fact) -> Self {
-        match kind {
-            FactKind::ConnectStart | FactKind::ListenStart | FactKind::Bound => Self::Window,
-            FactKind::BindFailed => Self::Failure,
-            FactKind::Closed if fact.state == TcpState::SynSent as u8 && fact.local_port == 0 => {
-                Self::Failure
+    fn of(observation: &Observation<'_>) -> Self {
+        match observation {
+            Observation::ConnectStart(_) | Observation::ListenStart(_) | Observation::Bound(_) => {
+                Self::Window
             }
-            _ => Self::Record,
+            Observation::BindFailed(_)
+            // connect() found no port.
+            | Observation::Closed(Closed {
+                from: Some(TcpState::SynSent),
+                endpoints: Endpoints { local: LocalEnd { port: None, .. }, .. },
+                ..
+            }) => Self::Failure,
+            Observation::Closed(_)
+            | Observation::PortChosen(_)
+            | Observation::Established(_)
+            | Observation::Closing(_)
+            | Observation::Destroyed(_)
+            | Observation::Listening(_)
+            | Observation::Accepted(_)
+            | Observation::TimeWaitStart(_)
+            | Observation::TimeWaitCancel(_)
+            | Observation::TimeWaitExpire(_) => Self::Record,
         }
     }
 }
@@ -142,28 +159,22 @@ impl Default for Namespaces {
 }
 
 impl Namespaces {
-    /// Before a fact is entered: makes the ledger count by the settings that the namespace has
-    /// now, where that will matter.
-    pub fn prepare(
-        &mut self,
-        kind: FactKind,
-        fact: &Fact,
-        owner: Option<&Owner>,
-        ledger: &mut Ledger,
-    ) {
-        let netns = Netns(fact.netns);
-        let need = Need::of(kind, fact);
-        let pid = owner.map(|owner| owner.pid);
+    /// Before an observation is applied: makes the ledger count by the settings that the namespace
+    /// has now, where that will matter.
+    pub fn prepare(&mut self, observation: &Observation<'_>, ledger: &mut Ledger) {
+        let (netns, at_ns) = (observation.netns(), observation.at().ns());
+        let need = Need::of(observation);
+        let pid = observation.owner().map(|owner| owner.pid);
         let known = self.known.entry(netns).or_default();
         known.is_active = true;
-        let is_due = known.is_due(need, fact.time_ns, pid)
+        let is_due = known.is_due(need, at_ns, pid)
             || (need == Need::Failure
                 && !known.is_current
-                && fact.time_ns > known.read_at_ns
-                && self.eager.take(fact.time_ns));
+                && at_ns > known.read_at_ns
+                && self.eager.take(at_ns));
         let must_count = need != Need::Record && (is_due || !known.is_counted);
         if is_due {
-            self.look(netns, pid, fact.time_ns, need != Need::Record, ledger);
+            self.look(netns, pid, at_ns, need != Need::Record, ledger);
         }
         if must_count {
             self.count(netns, ledger);

@@ -9,12 +9,12 @@ use std::{
 };
 
 use aya::sys::{Stats, enable_stats};
-use tracer_ebpf::decode;
 
 use crate::{
     kernel::{
         hooks::loader::{self, LoadError, LoadOptions, Probes, ProgramCost},
         namespace::{sandbox::Sandbox, scope::Scope},
+        wire::decode_with,
     },
     ledger::{Ledger, Sink},
     model::{Change, Failure, Instant, LeaseEvent, Pressure},
@@ -110,9 +110,9 @@ fn count(probes: &mut Probes) -> io::Result<Told> {
     let mut ledger = Ledger::new(probes.sight());
     let mut told = Told::default();
     let mut foreign = None;
-    probes.ring.drain_all(|record| match decode(record) {
-        Ok((kind, fact, owner)) => ledger.apply(kind, fact, owner, &mut told),
-        Err(error) => foreign = Some(error),
+    probes.ring.drain_all(|record| {
+        let decoded = decode_with(record, |observation| ledger.apply(observation, &mut told));
+        foreign = foreign.or(decoded.err());
     })?;
     // Nothing more comes that could decide what is undecided.
     ledger.settle(Instant::from_ns(u64::MAX), &mut told);

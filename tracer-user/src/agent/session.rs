@@ -8,7 +8,6 @@ use tokio::{
     task::JoinHandle,
     time::{Instant as Deadline, sleep, sleep_until},
 };
-use tracer_ebpf::{DecodeError, decode};
 
 use super::losses::{Losses, ProgramLosses, Verdict};
 use super::namespaces::Namespaces;
@@ -20,6 +19,7 @@ use crate::{
         host::{clock, memory},
         lists::snapshot::{self, Snapshot},
         namespace::scope::Scope,
+        wire::{DecodeError, decode_with},
     },
     ledger::{Differences, Ledger, Sink},
     model::{Failure, Instant, LeaseEvent, Pressure, Scan, Unknown},
@@ -438,12 +438,12 @@ fn enter(
     audience: &mut impl Audience,
     foreign: &mut Option<DecodeError>,
 ) {
-    match decode(record) {
-        Ok((kind, fact, owner)) => {
-            audience.namespaces().prepare(kind, fact, owner, ledger);
-            ledger.apply(kind, fact, owner, audience);
-        }
-        Err(error) => *foreign = Some(error),
+    let decoded = decode_with(record, |observation| {
+        audience.namespaces().prepare(observation, ledger);
+        ledger.apply(observation, audience);
+    });
+    if let Err(error) = decoded {
+        *foreign = Some(error);
     }
 }
 

@@ -11,3 +11,4 @@ pub mod host;
 pub mod lists;
 pub mod namespace;
 pub mod types;
+pub mod wire;

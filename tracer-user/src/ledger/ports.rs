@@ -8,7 +8,7 @@ use std::{collections::VecDeque, num::NonZeroU64};
 
 use rustc_hash::FxHashMap;
 
-use crate::model::{BucketClass, Instant, LeaseId, Netns, Port};
+use crate::model::{BucketClass, Incarnation, Instant, LeaseId, Netns, Port};
 
 /// An end of a chain of leases.
 pub const NONE: u32 = u32::MAX;
@@ -29,18 +29,6 @@ pub struct PortSlot {
     pub first: u32,
     /// The class of the port's bucket, while somebody holds the port.
     pub class: BucketClass,
-}
-
-/// Which of the namespaces that had an inode one after the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Incarnation(u32);
-
-impl Incarnation {
-    /// From the low half of the namespace's cookie. `None` if it has none.
-    #[must_use]
-    pub fn from_cookie(cookie: u32) -> Option<Self> {
-        (cookie != 0).then_some(Self(cookie))
-    }
 }
 
 /// A [`PortSlot`] as it is kept, in 4 bytes: the class is the highest bit.

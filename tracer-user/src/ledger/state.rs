@@ -17,7 +17,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use slab::Slab;
 
-use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags};
+use tracer_ebpf::{Owner, TcpState};
 
 use crate::{
     capacity::{DestinationIndex, Usage, cause_of},
@@ -26,12 +26,19 @@ use crate::{
         cookies::ByCookie,
         marks::{Mark, Marks},
         owners::Owners,
-        ports::{Incarnation, LastUse, NONE, Ports},
+        ports::{LastUse, NONE, Ports},
     },
     model::{
         Addr, BucketClass, Cause, Change, Cookie, Destination, Failure, Family, Held, HeldBy,
-        Instant, Kind, Lease, LeaseEvent, LeaseId, Netns, Operation, Peer, Phase, Port, Reason,
-        Reuse, Side, Sight, Substate, port, seconds,
+        Incarnation, Instant, Kind, Lease, LeaseEvent, LeaseId, Netns, Observation, Operation,
+        Peer, Phase, Port, Reason, Reuse, Side, Sight, Substate,
+        observation::{
+            Accepted, Arming, BindFailed, BindRequest, Bound, Cancel, Closed, Closing,
+            ConnectStart, Destroyed, Endpoints, Established, ListenStart, Listening, LocalEnd,
+            NoTimeWait, Open, OwnRange, PortChosen, SocketId, TimeWaitCancel, TimeWaitExpire,
+            TimeWaitId, TimeWaitStart, Userlocks,
+        },
+        seconds,
     },
 };
 
@@ -54,7 +61,7 @@ pub struct Ledger {
     /// Cancelled TIME_WAITs whose fate the next facts tell, by connection.
     cancelled: FxHashMap<Tuple, u32>,
     /// When and why they were, by lease.
-    cancels: FxHashMap<u32, Cancel>,
+    cancels: FxHashMap<u32, Cancelled>,
     /// What is to be decided at a certain time at the latest, oldest first.
     expiry_due: VecDeque<Deadline>,
     kill_due: VecDeque<Deadline>,
@@ -117,7 +124,7 @@ const _: () = assert!(size_of::<Entry>() <= 144);
 
 /// A TIME_WAIT's timer was cancelled.
 #[derive(Clone, Copy, Debug)]
-struct Cancel {
+struct Cancelled {
     at: Instant,
     reason: Reason,
 }
@@ -127,18 +134,10 @@ struct Cancel {
 struct Pending {
     began: Instant,
     netns: Netns,
-    peer: Option<(Addr, Port)>,
+    peer: Peer,
     operation: Operation,
     owner: Option<Arc<Owner>>,
-    /// The ends of the socket's own range, 0 where it has none.
-    own_range: (u16, u16),
-}
-
-impl Pending {
-    fn from_fact(fact: &Fact, operation: Operation, owner: Option<Arc<Owner>>) -> Self {
-        let (began, netns) = (Instant::from_ns(fact.time_ns), Netns(fact.netns));
-        Self { began, netns, peer: peer(fact), operation, owner, own_range: (0, 0) }
-    }
+    own_range: Option<OwnRange>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -153,6 +152,14 @@ struct Tuple {
     netns: Netns,
     local: (Addr, Port),
     peer: (Addr, Port),
+}
+
+impl Tuple {
+    /// `None` if the socket is not connected.
+    fn of(netns: Netns, endpoints: Endpoints) -> Option<Self> {
+        let Endpoints { local: LocalEnd { addr, port, .. }, peer } = endpoints;
+        Some(Self { netns, local: (addr, port?), peer: peer.get()? })
+    }
 }
 
 /// The addresses that a socket takes on its port.
@@ -183,15 +190,6 @@ enum Hold {
     Socket(Cookie),
     TimeWait(Cookie, Tuple),
 }
-
-/// `SOCK_BINDADDR_LOCK` (include/net/sock.h): bind() gave an address.
-const BINDADDR_LOCK: u8 = 4;
-
-/// `SOCK_BINDPORT_LOCK` (include/net/sock.h): bind() asked for this very port.
-const BINDPORT_LOCK: u8 = 8;
-
-/// `SOCK_CONNECT_BIND` (6.18): connect() chose the port.
-const CONNECT_BIND: u8 = 16;
 
 impl Ledger {
     /// An empty ledger.
@@ -248,37 +246,29 @@ impl Ledger {
             .map(|(_, entry)| &entry.lease)
     }
 
-    /// Takes one fact. One from before all hooks were attached is not taken: what should follow it,
-    /// or should have come before it, may be missing.
-    pub fn apply(
-        &mut self,
-        kind: FactKind,
-        fact: &Fact,
-        owner: Option<&Owner>,
-        sink: &mut impl Sink,
-    ) {
-        if fact.time_ns < self.sight.since.ns() {
+    /// Takes one observation. One from before all hooks were attached is not taken: what should
+    /// follow it, or should have come before it, may be missing.
+    pub fn apply(&mut self, observation: &Observation<'_>, sink: &mut impl Sink) {
+        let at = observation.at();
+        if at < self.sight.since {
             return;
         }
-        self.usage.set_time(Instant::from_ns(fact.time_ns));
-        let owner = owner.map(|owner| self.owners.share(owner));
-        match kind {
-            FactKind::ConnectStart => self.connect_start(fact, owner, sink),
-            FactKind::PortChosen => self.port_chosen(fact, sink),
-            FactKind::Established => self.established(fact, sink),
-            FactKind::Closing => self.closing(fact, sink),
-            FactKind::Closed => self.closed(fact, sink),
-            FactKind::Destroyed => self.destroyed(fact, sink),
-            FactKind::ListenStart => self.listen_start(fact, owner, sink),
-            FactKind::Listening => self.listening(fact, sink),
-            FactKind::Bound => self.bound(fact, owner, sink),
-            FactKind::BindFailed => self.bind_failed(fact, owner.as_deref(), sink),
-            FactKind::Accepted => self.accepted(fact, owner, sink),
-            FactKind::TimeWaitStart => self.time_wait_start(fact, sink),
-            FactKind::TimeWaitCancel => self.time_wait_cancel(fact),
-            FactKind::TimeWaitExpire => self.time_wait_expire(fact, sink),
-            // Snapshots go to `adopt`.
-            FactKind::Held | FactKind::NamespaceFile => {}
+        self.usage.set_time(at);
+        match observation {
+            Observation::ConnectStart(start) => self.connect_start(start, sink),
+            Observation::PortChosen(chosen) => self.port_chosen(chosen, sink),
+            Observation::Established(established) => self.established(established, sink),
+            Observation::Closing(closing) => self.closing(closing, sink),
+            Observation::Closed(closed) => self.closed(closed, sink),
+            Observation::Destroyed(destroyed) => self.destroyed(destroyed, sink),
+            Observation::ListenStart(start) => self.listen_start(start, sink),
+            Observation::Listening(listening) => self.listening(listening, sink),
+            Observation::Bound(bound) => self.bound(bound, sink),
+            Observation::BindFailed(failed) => self.bind_failed(failed, sink),
+            Observation::Accepted(accepted) => self.accepted(accepted, sink),
+            Observation::TimeWaitStart(start) => self.time_wait_start(start, sink),
+            Observation::TimeWaitCancel(cancel) => self.time_wait_cancel(cancel),
+            Observation::TimeWaitExpire(expire) => self.time_wait_expire(expire, sink),
         }
         self.report_pressure(sink);
     }
@@ -396,8 +386,8 @@ impl Ledger {
             v6_only: held.v6_only,
             local_addr: held.local_addr,
             local_port: held.local_port,
-            peer: held.peer,
-            kind: self.guess_kind(held, phase),
+            peer: held.peer.into(),
+            kind: self.guess_kind(held.netns, held.local_port, held.userlocks, phase),
             phase,
             owner: held.owner.map(|owner| self.owners.share(&owner)),
             acquired: None,
@@ -421,7 +411,7 @@ struct NewLease {
     v6_only: bool,
     local_addr: Addr,
     local_port: Port,
-    peer: Option<(Addr, Port)>,
+    peer: Peer,
     kind: Kind,
     phase: Phase,
     owner: Option<Arc<Owner>>,
@@ -430,16 +420,24 @@ struct NewLease {
 }
 
 impl NewLease {
-    /// From a fact that shows a held port; `None` if it shows none.
-    fn from_fact(fact: &Fact, kind: Kind, phase: Phase) -> Option<Self> {
+    /// From an observation of a socket. `None` if the socket holds no port.
+    fn observed(
+        socket: SocketId,
+        local: LocalEnd,
+        peer: Peer,
+        kind: Kind,
+        phase: Phase,
+    ) -> Option<Self> {
+        let SocketId { cookie, netns } = socket;
+        let LocalEnd { family, v6_only, addr, port } = local;
         Some(Self {
-            cookie: Cookie(fact.cookie),
-            netns: Netns(fact.netns),
-            family: family(fact),
-            v6_only: fact.flags & flags::V6ONLY != 0,
-            local_addr: Addr(fact.local_addr),
-            local_port: port(fact.local_port)?,
-            peer: peer(fact),
+            cookie,
+            netns,
+            family,
+            v6_only,
+            local_addr: addr,
+            local_port: port?,
+            peer,
             kind,
             phase,
             owner: None,
@@ -449,57 +447,60 @@ impl NewLease {
     }
 }
 
-// Facts of sockets.
+// Observations of sockets.
 impl Ledger {
-    fn bound(&mut self, fact: &Fact, owner: Option<Arc<Owner>>, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        let auto = fact.flags & flags::ANY_PORT != 0;
-        let kind = if auto { Kind::BindAuto } else { Kind::Bind };
-        if self.socket_lease(Cookie(fact.cookie)).is_some() {
+    fn bound(&mut self, bound: &Bound<'_>, sink: &mut impl Sink) {
+        let Bound { at, socket, local, request, incarnation, owner } = *bound;
+        let owner = self.owners.share(owner);
+        let kind = match request {
+            BindRequest::AnyPort => Kind::BindAuto,
+            BindRequest::ThisPort => Kind::Bind,
+        };
+        if self.socket_lease(socket.cookie).is_some() {
             return;
         }
-        self.meet_namespace(fact);
-        let Some(new) = NewLease::from_fact(fact, kind, Phase::Bound) else { return };
-        let new = NewLease { owner, acquired: Some(at), peer: None, ..new };
-        let requested_port = if auto { 0 } else { new.local_port.0 };
+        self.meet_namespace(socket, local, incarnation);
+        let Some(new) = NewLease::observed(socket, local, Peer::NONE, kind, Phase::Bound) else {
+            return;
+        };
+        let new = NewLease { owner: Some(owner), acquired: Some(at), ..new };
+        let requested_port = match request {
+            BindRequest::AnyPort => 0,
+            BindRequest::ThisPort => new.local_port.0,
+        };
         let reuse = self.reuse(new.netns, new.local_port, at);
         let index = self.insert(new, true, false);
         self.tell(index, at, Change::Bind { requested_port, reuse }, sink);
     }
 
-    fn bind_failed(&mut self, fact: &Fact, owner: Option<&Owner>, sink: &mut impl Sink) {
-        let netns = Netns(fact.netns);
-        let wanted = Addr(fact.local_addr);
-        let holder = (fact.detail == libc::EADDRINUSE)
-            .then(|| port(fact.local_port))
-            .flatten()
-            .and_then(|port| {
-                let v6_only = fact.flags & flags::V6ONLY != 0;
-                let claim = Claim { addr: wanted, v6_only };
-                self.holder(netns, port, claim, Cookie(fact.cookie))
-            });
-        let cause = match fact.detail {
-            libc::EADDRINUSE if fact.local_port != 0 => Some(Cause::PortHeld),
-            libc::EADDRINUSE => None,
+    fn bind_failed(&mut self, failed: &BindFailed<'_>, sink: &mut impl Sink) {
+        let BindFailed { at, socket, requested, errno, holds_port, owner } = *failed;
+        let SocketId { cookie, netns } = socket;
+        let LocalEnd { family, v6_only, addr, port } = requested;
+        let holder = port.filter(|_| errno == libc::EADDRINUSE).and_then(|port| {
+            let claim = Claim { addr, v6_only };
+            self.holder(netns, port, claim, cookie)
+        });
+        let cause = match errno {
+            libc::EADDRINUSE => port.map(|_| Cause::PortHeld),
             libc::EADDRNOTAVAIL => Some(Cause::AddressNotLocal),
             libc::EACCES | libc::EPERM => Some(Cause::Permission),
             _ => Some(Cause::Other),
         };
-        let at = Instant::from_ns(fact.time_ns);
-        let is_search = fact.detail == libc::EADDRINUSE && fact.local_port == 0;
+        let is_search = errno == libc::EADDRINUSE && port.is_none();
         let range = is_search.then(|| self.usage.range(netns)).flatten();
         let culprit = range.and_then(|_| self.culprit(netns, at));
         self.report_failure(
             Failure {
                 at,
                 netns,
-                cookie: Cookie(fact.cookie),
-                family: family(fact),
-                owner: owner.copied(),
+                cookie,
+                family,
+                owner: Some(*owner),
                 operation: Operation::Bind,
-                errno: fact.detail,
-                local_addr: wanted,
-                local_port: fact.local_port,
+                errno,
+                local_addr: addr,
+                local_port: port.map_or(0, |port| port.0),
                 peer: None,
                 cause,
                 holder: holder
@@ -508,47 +509,49 @@ impl Ledger {
                 holder_ports: culprit.map(|(_, ports)| ports),
                 range,
                 own_range: None,
-                is_of_range: port(fact.local_port)
-                    .is_some_and(|port| self.usage.is_choosable(netns, port)),
+                is_of_range: port.is_some_and(|port| self.usage.is_choosable(netns, port)),
                 search_ns: None,
             },
             sink,
         );
         // Another program at the hook that tells of the bind may have refused it, and the kernel
         // has taken the port back (`__inet_bind`, net/ipv4/af_inet.c).
-        if fact.flags & flags::NO_PORT != 0
-            && let Some(index) = self.socket_lease(Cookie(fact.cookie))
-        {
+        if !holds_port && let Some(index) = self.socket_lease(cookie) {
             self.drop_socket_hold(index, at, Reason::Closed, sink);
         }
     }
 
-    fn connect_start(&mut self, fact: &Fact, owner: Option<Arc<Owner>>, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        let cookie = Cookie(fact.cookie);
-        if fact.local_port == 0 {
+    fn connect_start(&mut self, start: &ConnectStart<'_>, sink: &mut impl Sink) {
+        let ConnectStart { at, socket, endpoints, own_range, userlocks, owner } = *start;
+        let Endpoints { local, peer } = endpoints;
+        let owner = self.owners.share(owner);
+        if local.port.is_none() {
             // A socket that connects anew holds nothing any more, whatever we missed.
-            if let Some(index) = self.socket_lease(cookie) {
+            if let Some(index) = self.socket_lease(socket.cookie) {
                 self.drop_socket_hold(index, at, Reason::Closed, sink);
             }
-            let operation = Operation::Connect;
-            let [a, b, c, d] = fact.detail.to_ne_bytes();
-            let own_range = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
-            let pending = Pending::from_fact(fact, operation, owner);
-            self.call_begins(cookie, Pending { own_range, ..pending });
+            let call = Pending {
+                began: at,
+                netns: socket.netns,
+                peer,
+                operation: Operation::Connect,
+                owner: Some(owner),
+                own_range,
+            };
+            self.call_begins(socket.cookie, call);
             return;
         }
-        let Some(mut index) = self.bound_lease(fact, owner) else { return };
+        let Some(mut index) = self.bound_lease(socket, endpoints, userlocks, owner) else { return };
         if self.leases[index as usize].marks.has(Mark::HeldByTimeWait) {
             // The socket left a TIME_WAIT on its port and connects elsewhere: from here on the
             // two holders go separate ways.
             index = self.part(index, at, sink);
         }
-        self.move_in_bucket(index, Addr(fact.local_addr));
+        self.move_in_bucket(index, local.addr);
         let entry = &mut self.leases[index as usize];
         entry.changed = self.epoch;
         entry.lease.phase = Phase::Connecting;
-        entry.lease.peer = peer(fact).into();
+        entry.lease.peer = peer;
         entry.lease.established = None;
         entry.lease.closing = None;
         entry.lease.closed_by = None;
@@ -558,21 +561,21 @@ impl Ledger {
         self.recount(index);
     }
 
-    fn port_chosen(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        let cookie = Cookie(fact.cookie);
-        self.meet_namespace(fact);
-        let from_time_wait = self.take_over(fact, sink);
-        if let Some(index) = self.socket_lease(cookie) {
-            self.pending.remove(&cookie);
+    fn port_chosen(&mut self, chosen: &PortChosen, sink: &mut impl Sink) {
+        let PortChosen { at, socket, endpoints, incarnation, userlocks } = *chosen;
+        let Endpoints { local, peer } = endpoints;
+        self.meet_namespace(socket, local, incarnation);
+        let from_time_wait = self.take_over(socket, endpoints, sink);
+        if let Some(index) = self.socket_lease(socket.cookie) {
+            self.pending.remove(&socket.cookie);
             let entry = &mut self.leases[index as usize];
             entry.marks.set(Mark::Unconfirmed, false);
             entry.lease.timer_armed = Some(at);
             return;
         }
-        let pending = self.pending.remove(&cookie);
-        let kind = if fact.userlocks & BINDPORT_LOCK == 0 { Kind::Connect } else { Kind::Bind };
-        let Some(new) = NewLease::from_fact(fact, kind, Phase::Connecting) else {
+        let pending = self.pending.remove(&socket.cookie);
+        let kind = if userlocks.has_bound_port() { Kind::Bind } else { Kind::Connect };
+        let Some(new) = NewLease::observed(socket, local, peer, kind, Phase::Connecting) else {
             return;
         };
         let search_ns = pending.as_ref().map(|pending| at.since(pending.began));
@@ -584,34 +587,35 @@ impl Ledger {
         self.tell(index, at, Change::Connect { search_ns, reuse }, sink);
     }
 
-    fn established(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        let cookie = Cookie(fact.cookie);
-        if let Some(index) = self.socket_lease(cookie) {
+    fn established(&mut self, established: &Established, sink: &mut impl Sink) {
+        let Established { at, socket, endpoints, incarnation, open } = *established;
+        let Endpoints { local, peer } = endpoints;
+        if let Some(index) = self.socket_lease(socket.cookie) {
             let entry = &mut self.leases[index as usize];
             if entry.lease.phase == Phase::Established {
                 return;
             }
             entry.lease.phase = Phase::Established;
             entry.lease.established = Some(at);
-            entry.lease.peer = peer(fact).into();
+            entry.lease.peer = peer;
             entry.marks.set(Mark::Unconfirmed, false);
             let attempt = entry.lease.timer_armed.take();
             let handshake_ns = attempt.map(|attempt| at.since(attempt));
-            self.move_in_bucket(index, Addr(fact.local_addr));
+            self.move_in_bucket(index, local.addr);
             self.recount(index);
             self.tell(index, at, Change::Established { handshake_ns }, sink);
             return;
         }
-        self.meet_namespace(fact);
-        let from_time_wait = self.take_over(fact, sink);
-        if fact.state == TcpState::SynRecv as u8 {
-            self.born_of_listener(fact, sink);
+        self.meet_namespace(socket, local, incarnation);
+        let from_time_wait = self.take_over(socket, endpoints, sink);
+        if open == Open::Passive {
+            self.born_of_listener(at, socket, endpoints, sink);
             return;
         }
         // connect() without the hook that shows its choice: this is the first that shows the port.
-        let pending = self.pending.remove(&cookie);
-        let Some(new) = NewLease::from_fact(fact, Kind::Connect, Phase::Established) else {
+        let pending = self.pending.remove(&socket.cookie);
+        let Some(new) = NewLease::observed(socket, local, peer, Kind::Connect, Phase::Established)
+        else {
             return;
         };
         let began = pending.as_ref().map(|pending| pending.began);
@@ -625,9 +629,15 @@ impl Ledger {
         self.tell(index, at, Change::Established { handshake_ns }, sink);
     }
 
-    fn born_of_listener(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        let Some(new) = NewLease::from_fact(fact, Kind::Accept, Phase::Established) else {
+    fn born_of_listener(
+        &mut self,
+        at: Instant,
+        socket: SocketId,
+        Endpoints { local, peer }: Endpoints,
+        sink: &mut impl Sink,
+    ) {
+        let Some(new) = NewLease::observed(socket, local, peer, Kind::Accept, Phase::Established)
+        else {
             return;
         };
         let listener = self.listener(new.netns, new.local_port, new.family, new.local_addr);
@@ -644,46 +654,59 @@ impl Ledger {
         }
     }
 
-    fn accepted(&mut self, fact: &Fact, owner: Option<Arc<Owner>>, sink: &mut impl Sink) {
-        if let Some(index) = self.socket_lease(Cookie(fact.cookie)) {
+    fn accepted(&mut self, accepted: &Accepted<'_>, sink: &mut impl Sink) {
+        let Accepted { at: _, socket, endpoints, owner } = *accepted;
+        let owner = Some(self.owners.share(owner));
+        if let Some(index) = self.socket_lease(socket.cookie) {
             self.leases[index as usize].lease.owner = owner;
             self.announce(index, sink);
             return;
         }
         // The peer was faster: the connection has ended before it was accepted, except for its
         // TIME_WAIT.
-        if let Some(index) =
-            tuple(fact).and_then(|tuple| self.time_wait_lease(Cookie(fact.cookie), &tuple))
+        if let Some(index) = Tuple::of(socket.netns, endpoints)
+            .and_then(|tuple| self.time_wait_lease(socket.cookie, &tuple))
         {
             self.leases[index as usize].lease.owner = owner;
         }
     }
 
-    fn listen_start(&mut self, fact: &Fact, owner: Option<Arc<Owner>>, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        if fact.local_port == 0 {
-            let pending = Pending::from_fact(fact, Operation::Listen, owner);
-            self.call_begins(Cookie(fact.cookie), pending);
+    fn listen_start(&mut self, start: &ListenStart<'_>, sink: &mut impl Sink) {
+        let ListenStart { at, socket, local, userlocks, owner } = *start;
+        let owner = self.owners.share(owner);
+        if local.port.is_none() {
+            let call = Pending {
+                began: at,
+                netns: socket.netns,
+                peer: Peer::NONE,
+                operation: Operation::Listen,
+                owner: Some(owner),
+                own_range: None,
+            };
+            self.call_begins(socket.cookie, call);
             return;
         }
-        let Some(index) = self.bound_lease(fact, owner) else { return };
+        let endpoints = Endpoints { local, peer: Peer::NONE };
+        let Some(index) = self.bound_lease(socket, endpoints, userlocks, owner) else { return };
         self.leases[index as usize].marks.set(Mark::Unconfirmed, true);
         if !self.sight.ports_chosen {
             self.listens(index, at, sink);
         }
     }
 
-    fn listening(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        let cookie = Cookie(fact.cookie);
-        if let Some(index) = self.socket_lease(cookie) {
+    fn listening(&mut self, listening: &Listening, sink: &mut impl Sink) {
+        let Listening { at, socket, local, incarnation } = *listening;
+        if let Some(index) = self.socket_lease(socket.cookie) {
             self.listens(index, at, sink);
             return;
         }
-        self.meet_namespace(fact);
-        let owner = self.pending.remove(&cookie).and_then(|pending| pending.owner);
-        let Some(new) = NewLease::from_fact(fact, Kind::Listen, Phase::Listen) else { return };
-        let new = NewLease { owner, acquired: Some(at), peer: None, ..new };
+        self.meet_namespace(socket, local, incarnation);
+        let owner = self.pending.remove(&socket.cookie).and_then(|pending| pending.owner);
+        let Some(new) = NewLease::observed(socket, local, Peer::NONE, Kind::Listen, Phase::Listen)
+        else {
+            return;
+        };
+        let new = NewLease { owner, acquired: Some(at), ..new };
         let reuse = self.reuse(new.netns, new.local_port, at);
         let index = self.insert(new, true, false);
         self.tell(index, at, Change::Bind { requested_port: 0, reuse }, sink);
@@ -705,13 +728,12 @@ impl Ledger {
         self.tell(index, at, Change::Listen, sink);
     }
 
-    fn closing(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        let by = if fact.state == TcpState::FinWait1 as u8 { Side::Local } else { Side::Peer };
-        let index = match self.socket_lease(Cookie(fact.cookie)) {
+    fn closing(&mut self, closing: &Closing, sink: &mut impl Sink) {
+        let Closing { at, socket, endpoints, by, userlocks } = *closing;
+        let index = match self.socket_lease(socket.cookie) {
             Some(index) => index,
             // Established before the tracer was.
-            None => match self.discover(fact, Phase::Established) {
+            None => match self.discover(socket, endpoints, userlocks, Phase::Established) {
                 Some(index) => index,
                 None => return,
             },
@@ -725,34 +747,41 @@ impl Ledger {
         }
     }
 
-    fn closed(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        let cookie = Cookie(fact.cookie);
-        let old = TcpState::from_u8(fact.state);
+    fn closed(&mut self, closed: &Closed, sink: &mut impl Sink) {
+        let Closed {
+            at,
+            socket,
+            endpoints,
+            from,
+            error,
+            is_shut_down,
+            is_orphan: _,
+            no_time_wait: _,
+            userlocks,
+        } = *closed;
+        let SocketId { cookie, .. } = socket;
         if let Some(pending) = self.pending.remove(&cookie) {
-            self.pending_failed(fact, &pending, sink);
+            self.pending_failed(closed, &pending, sink);
             return;
         }
         let Some(index) = self.socket_lease(cookie) else {
             if let Some(ended) = &mut self.ended {
                 ended.insert(Hold::Socket(cookie));
             }
-            if fact.local_port != 0 {
-                // Still held, by a socket from before our time.
-                self.discover(fact, Phase::Bound);
-            }
+            // If it holds a port, it is a socket from before our time.
+            self.discover(socket, endpoints, userlocks, Phase::Bound);
             return;
         };
-        let reason = close_reason(fact, old);
+        let reason = close_reason(closed);
         let entry = &mut self.leases[index as usize];
-        let is_failure = fact.detail == 0 && fact.flags & flags::SHUTDOWN_BOTH == 0;
+        let is_failure = error.is_none() && !is_shut_down;
         if entry.marks.take(Mark::Unconfirmed) && self.sight.ports_chosen && is_failure {
-            self.unconfirmed_failed(index, fact, old, sink);
+            self.unconfirmed_failed(index, at, from, sink);
         }
-        if old == Some(TcpState::Listen) {
+        if from == Some(TcpState::Listen) {
             self.unlist(index);
         }
-        if fact.local_port == 0 {
+        if endpoints.local.port.is_none() {
             self.drop_socket_hold(index, at, reason, sink);
             return;
         }
@@ -762,7 +791,7 @@ impl Ledger {
             entry.close_reason = Some(reason);
             entry.lease.phase = Phase::Bound;
             entry.lease.closing = entry.lease.closing.or(entry.lease.established.map(|_| at));
-            if fact.userlocks & BINDADDR_LOCK == 0 {
+            if !userlocks.has_bound_addr() {
                 // The address was connect()'s (tcp_disconnect, net/ipv4/tcp.c).
                 let unspecified = Addr::unspecified(entry.lease.family);
                 self.move_in_bucket(index, unspecified);
@@ -771,9 +800,8 @@ impl Ledger {
         }
     }
 
-    fn destroyed(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        let cookie = Cookie(fact.cookie);
+    fn destroyed(&mut self, destroyed: &Destroyed, sink: &mut impl Sink) {
+        let Destroyed { at, socket: SocketId { cookie, netns: _ } } = *destroyed;
         self.pending.remove(&cookie);
         let Some(index) = self.socket_lease(cookie) else {
             if let Some(ended) = &mut self.ended {
@@ -786,26 +814,31 @@ impl Ledger {
     }
 
     /// connect() or listen() went back to CLOSE before it had a port.
-    fn pending_failed(&mut self, fact: &Fact, pending: &Pending, sink: &mut impl Sink) {
+    fn pending_failed(&mut self, closed: &Closed, pending: &Pending, sink: &mut impl Sink) {
+        let Closed { at, socket, endpoints, from: _, error, is_shut_down, .. } = *closed;
+        let SocketId { cookie, netns } = socket;
+        let Endpoints { local, peer } = endpoints;
+        let peer = peer.get();
         // With an error on the socket the call had its port, and the peer refused: the fact that
         // tells which port was lost. A close() ends a connect() that Fast Open had deferred.
-        if fact.detail != 0 || fact.flags & flags::SHUTDOWN_BOTH != 0 {
+        if error.is_some() || is_shut_down {
             return;
         }
-        let at = Instant::from_ns(fact.time_ns);
         let (errno, search_ns) = match pending.operation {
             // inet_csk_get_port fails with EADDRINUSE (net/ipv4/inet_connection_sock.c),
             // __inet_hash_connect with EADDRNOTAVAIL (net/ipv4/inet_hashtables.c).
             Operation::Connect => (libc::EADDRNOTAVAIL, Some(at.since(pending.began))),
             Operation::Listen | Operation::Bind => (libc::EADDRINUSE, None),
         };
-        let netns = Netns(fact.netns);
-        let destination = peer(fact)
+        let destination = peer
             .filter(|_| pending.operation == Operation::Connect)
-            .map(|peer| Destination { netns, source: Addr(fact.local_addr), peer });
-        let own_range = Some(pending.own_range)
-            .filter(|own| *own != (0, 0))
-            .and_then(|own| self.usage.narrowed(netns, own))
+            .map(|peer| Destination { netns, source: local.addr, peer });
+        let own_range = pending
+            .own_range
+            .and_then(|OwnRange { low, high }| {
+                let number = |end: Option<Port>| end.map_or(0, |port| port.0);
+                self.usage.narrowed(netns, (number(low), number(high)))
+            })
             .map(|own| (own.low(), own.high()));
         let (range, culprit) = match (destination, own_range) {
             (Some(destination), Some(range)) => self.use_within(&destination, range, at),
@@ -823,14 +856,14 @@ impl Ledger {
             Failure {
                 at,
                 netns,
-                cookie: Cookie(fact.cookie),
-                family: family(fact),
+                cookie,
+                family: local.family,
                 owner: pending.owner.as_deref().copied(),
                 operation: pending.operation,
                 errno,
-                local_addr: Addr(fact.local_addr),
+                local_addr: local.addr,
                 local_port: 0,
-                peer: peer(fact),
+                peer,
                 cause: None,
                 holder: culprit.map(|(index, _)| &self.leases[index as usize].lease),
                 holder_ports: culprit.map(|(_, ports)| ports),
@@ -853,13 +886,12 @@ impl Ledger {
     fn unconfirmed_failed(
         &mut self,
         index: u32,
-        fact: &Fact,
-        old: Option<TcpState>,
+        at: Instant,
+        from: Option<TcpState>,
         sink: &mut impl Sink,
     ) {
-        let at = Instant::from_ns(fact.time_ns);
         let lease = self.leases[index as usize].lease.clone();
-        let (operation, errno) = match old {
+        let (operation, errno) = match from {
             Some(TcpState::SynSent) => (Operation::Connect, libc::EADDRNOTAVAIL),
             Some(TcpState::Listen) => (Operation::Listen, libc::EADDRINUSE),
             _ => return,
@@ -905,45 +937,46 @@ impl Ledger {
         );
     }
 
-    /// The lease of a socket that a fact shows to hold a port already, found or made.
-    fn bound_lease(&mut self, fact: &Fact, owner: Option<Arc<Owner>>) -> Option<u32> {
-        let index = match self.socket_lease(Cookie(fact.cookie)) {
+    /// The lease of a socket that is observed to hold a port already, found or made.
+    fn bound_lease(
+        &mut self,
+        socket: SocketId,
+        endpoints: Endpoints,
+        userlocks: Userlocks,
+        owner: Arc<Owner>,
+    ) -> Option<u32> {
+        let index = match self.socket_lease(socket.cookie) {
             Some(index) => index,
-            None => self.discover(fact, Phase::Bound)?,
+            None => self.discover(socket, endpoints, userlocks, Phase::Bound)?,
         };
-        let lease = &mut self.leases[index as usize].lease;
-        if lease.owner.is_none() {
-            lease.owner = owner;
-        }
+        self.leases[index as usize].lease.owner.get_or_insert(owner);
         Some(index)
     }
 
-    /// Enters a lease that began before our time.
-    fn discover(&mut self, fact: &Fact, phase: Phase) -> Option<u32> {
-        let state = match phase {
-            Phase::Established => TcpState::Established,
-            _ => TcpState::Close,
-        };
-        let held = Held::shown_by(fact, HeldBy::Socket(state))?;
-        let kind = self.guess_kind(&held, phase);
-        let new = NewLease::from_fact(fact, kind, phase)?;
+    /// Enters a lease that began before our time, if the socket holds a port.
+    fn discover(
+        &mut self,
+        socket: SocketId,
+        Endpoints { local, peer }: Endpoints,
+        userlocks: Userlocks,
+        phase: Phase,
+    ) -> Option<u32> {
+        let kind = self.guess_kind(socket.netns, local.port?, Some(userlocks), phase);
+        let new = NewLease::observed(socket, local, peer, kind, phase)?;
         Some(self.insert(new, true, false))
     }
 }
 
-// Facts of TIME_WAITs.
+// Observations of TIME_WAITs.
 impl Ledger {
-    fn time_wait_start(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        let cookie = Cookie(fact.cookie);
-        let substate = substate(fact);
-        let Some(tuple) = time_wait_tuple(fact) else { return };
-        let is_rearmed = fact.flags & flags::REARMED != 0;
-        let has_timestamps = Some(fact.flags & flags::NO_TIMESTAMPS == 0);
+    fn time_wait_start(&mut self, start: &TimeWaitStart, sink: &mut impl Sink) {
+        let TimeWaitStart { at, time_wait, substate, arming, has_timestamps } = *start;
+        let Some((cookie, tuple)) = identity(&time_wait) else { return };
+        let has_timestamps = Some(has_timestamps);
         if let Some(index) = self.time_wait_lease(cookie, &tuple) {
             // Armed anew: the cancellation was part of it. The function that re-arms cancels
             // nothing, and may run when another CPU has just killed the TIME_WAIT.
-            if !is_rearmed {
+            if arming == Arming::FirstOrAgain {
                 self.uncancel(index);
             }
             let entry = &mut self.leases[index as usize];
@@ -957,18 +990,20 @@ impl Ledger {
             }
             return;
         }
-        if is_rearmed {
+        if arming == Arming::Again {
             return;
         }
         let index = match self.socket_lease(cookie) {
             Some(index) => index,
             None => {
-                let by = HeldBy::TimeWait(substate);
-                let Some(held) = Held::shown_by(fact, by) else { return };
-                let held = Held { userlocks: None, ..held };
+                let TimeWaitId { cookie: _, netns, endpoints: Endpoints { local, peer } } =
+                    time_wait;
                 let phase = Phase::TimeWait(substate);
-                let kind = self.guess_kind(&held, phase);
-                let Some(new) = NewLease::from_fact(fact, kind, phase) else { return };
+                let kind = self.guess_kind(netns, tuple.local.1, None, phase);
+                let socket = SocketId { cookie, netns };
+                let Some(new) = NewLease::observed(socket, local, peer, kind, phase) else {
+                    return;
+                };
                 self.insert(new, false, true)
             }
         };
@@ -997,40 +1032,35 @@ impl Ledger {
         self.tell(index, at, Change::TimeWait(substate), sink);
     }
 
-    fn time_wait_cancel(&mut self, fact: &Fact) {
-        let at = Instant::from_ns(fact.time_ns);
-        let Some(tuple) = time_wait_tuple(fact) else { return };
-        let cookie = Cookie(fact.cookie);
+    fn time_wait_cancel(&mut self, cancel: &TimeWaitCancel) {
+        let TimeWaitCancel { at, time_wait, cancel } = *cancel;
+        let Some((cookie, tuple)) = identity(&time_wait) else { return };
         let Some(index) = self.time_wait_lease(cookie, &tuple) else {
             if let Some(ended) = &mut self.ended {
                 ended.insert(Hold::TimeWait(cookie, tuple));
             }
             return;
         };
-        let is_due = fact.flags & flags::TIMER_DUE != 0;
-        let is_netns_dying = fact.flags & flags::NETNS_DYING != 0;
-        let reason = if is_netns_dying { Reason::NetnsGone } else { Reason::TimeWaitKilled };
+        let (reason, due) = match cancel {
+            Cancel::NetnsTeardown => (Reason::NetnsGone, &mut self.kill_due),
+            Cancel::BeforeDue => (Reason::TimeWaitKilled, &mut self.kill_due),
+            Cancel::WhenDue => (Reason::TimeWaitKilled, &mut self.expiry_due),
+        };
         let entry = &mut self.leases[index as usize];
         entry.marks.set(Mark::Cancelled, true);
-        let deadline = Deadline { at, index, id: entry.lease.id };
+        due.push_back(Deadline { at, index, id: entry.lease.id });
         if self.cancelled.len() > self.leases.len() {
             // A loss can leave an entry behind.
             let leases = &self.leases;
             self.cancelled.retain(|tuple, index| is_cancelled(leases, *index, tuple));
         }
         self.cancelled.insert(tuple, index);
-        self.cancels.insert(index, Cancel { at, reason });
-        if is_due && !is_netns_dying {
-            self.expiry_due.push_back(deadline);
-        } else {
-            self.kill_due.push_back(deadline);
-        }
+        self.cancels.insert(index, Cancelled { at, reason });
     }
 
-    fn time_wait_expire(&mut self, fact: &Fact, sink: &mut impl Sink) {
-        let at = Instant::from_ns(fact.time_ns);
-        let Some(tuple) = time_wait_tuple(fact) else { return };
-        let cookie = Cookie(fact.cookie);
+    fn time_wait_expire(&mut self, expire: &TimeWaitExpire, sink: &mut impl Sink) {
+        let TimeWaitExpire { at, time_wait } = *expire;
+        let Some((cookie, tuple)) = identity(&time_wait) else { return };
         match self.time_wait_lease(cookie, &tuple) {
             Some(index) => self.end_time_wait(index, at, Reason::TimeWaitExpired, sink),
             None => {
@@ -1043,8 +1073,13 @@ impl Ledger {
 
     /// A new holder of a connection's addresses and ports: if a TIME_WAIT of the same was just
     /// cancelled, this is why.
-    fn take_over(&mut self, fact: &Fact, sink: &mut impl Sink) -> Option<Reuse> {
-        let tuple = tuple(fact)?;
+    fn take_over(
+        &mut self,
+        socket: SocketId,
+        endpoints: Endpoints,
+        sink: &mut impl Sink,
+    ) -> Option<Reuse> {
+        let tuple = Tuple::of(socket.netns, endpoints)?;
         let index = *self.cancelled.get(&tuple)?;
         if !is_cancelled(&self.leases, index, &tuple) {
             return None;
@@ -1074,7 +1109,7 @@ impl Ledger {
         }
         let is_rival = |pending: &Pending| {
             pending.netns == lease.netns
-                && pending.peer == lease.peer.get()
+                && pending.peer == lease.peer
                 && pending.began <= cancel.at
                 && pending.operation == Operation::Connect
         };
@@ -1136,7 +1171,7 @@ impl Ledger {
             v6_only,
             local_addr,
             local_port,
-            peer: None,
+            peer: Peer::NONE,
             kind,
             phase: Phase::Bound,
             owner,
@@ -1180,7 +1215,7 @@ impl Ledger {
                 v6_only,
                 local_addr,
                 local_port,
-                peer: peer.into(),
+                peer,
                 phase,
                 owner,
                 acquired,
@@ -1284,12 +1319,16 @@ impl Ledger {
         }
     }
 
-    /// Notes which namespace a fact that begins a lease is of, since its inode may have been
-    /// another's before.
-    fn meet_namespace(&mut self, fact: &Fact) {
-        if fact.local_port != 0 {
-            self.ports
-                .meet(Netns(fact.netns), Incarnation::from_cookie(fact.detail.cast_unsigned()));
+    /// Notes in which namespace a socket holds its port, since the inode may have been another
+    /// namespace's before.
+    fn meet_namespace(
+        &mut self,
+        socket: SocketId,
+        local: LocalEnd,
+        incarnation: Option<Incarnation>,
+    ) {
+        if local.port.is_some() {
+            self.ports.meet(socket.netns, incarnation);
         }
     }
 
@@ -1385,20 +1424,24 @@ impl Ledger {
     }
 
     /// How a lease from before our time began, as far as its looks tell.
-    fn guess_kind(&self, held: &Held, phase: Phase) -> Kind {
-        let locks = held.userlocks.unwrap_or(0);
-        let is_locked = locks & BINDPORT_LOCK != 0;
-        let is_bound_to_address = locks & BINDADDR_LOCK != 0;
-        let has_listener = self.listeners.contains_key(&(held.netns, held.local_port));
+    fn guess_kind(
+        &self,
+        netns: Netns,
+        port: Port,
+        userlocks: Option<Userlocks>,
+        phase: Phase,
+    ) -> Kind {
+        let locks = userlocks.unwrap_or_default();
+        let has_listener = self.listeners.contains_key(&(netns, port));
         match phase {
-            _ if is_locked => Kind::Bind,
-            Phase::Listen if is_bound_to_address => Kind::BindAuto,
+            _ if locks.has_bound_port() => Kind::Bind,
+            Phase::Listen if locks.has_bound_addr() => Kind::BindAuto,
             Phase::Listen => Kind::Listen,
             Phase::Bound => Kind::BindAuto,
-            _ if locks & CONNECT_BIND != 0 => Kind::Connect,
+            _ if locks.is_connect_bind() => Kind::Connect,
             _ if has_listener => Kind::Accept,
             Phase::TimeWait(_) => Kind::Connect,
-            _ if self.sight.marks_connect && held.userlocks.is_some() => Kind::BindAuto,
+            _ if self.sight.marks_connect && userlocks.is_some() => Kind::BindAuto,
             _ => Kind::Connect,
         }
     }
@@ -1450,37 +1493,29 @@ fn is_cancelled(leases: &Slab<Entry>, index: u32, tuple: &Tuple) -> bool {
 }
 
 /// Why a socket went to CLOSE (kernel-side order of events: net/ipv4/tcp.c, tcp_input.c).
-fn close_reason(fact: &Fact, old: Option<TcpState>) -> Reason {
-    let is_shut = fact.flags & flags::SHUTDOWN_BOTH != 0;
-    match fact.detail {
-        libc::ECONNREFUSED => return Reason::Refused,
-        libc::ETIMEDOUT => return Reason::TimedOut,
-        libc::ECONNRESET | libc::EPIPE => return Reason::ResetIn,
-        libc::ECONNABORTED => return Reason::Aborted,
-        0 => {}
-        _ => return Reason::Failed,
+fn close_reason(closed: &Closed) -> Reason {
+    let Closed { from, error, is_shut_down, is_orphan, no_time_wait, .. } = *closed;
+    match error {
+        Some(libc::ECONNREFUSED) => return Reason::Refused,
+        Some(libc::ETIMEDOUT) => return Reason::TimedOut,
+        Some(libc::ECONNRESET | libc::EPIPE) => return Reason::ResetIn,
+        Some(libc::ECONNABORTED) => return Reason::Aborted,
+        None => {}
+        Some(_) => return Reason::Failed,
     }
     // tcp_disconnect and __tcp_close store the state before they send the reset and before they set
     // the error; only a close() has shut both halves by then. A connection that nobody has accepted
     // is reset with its listener (inet_csk_listen_stop).
-    let abandoned = if is_shut || fact.flags & flags::ORPHAN != 0 {
-        Reason::ResetOut
-    } else {
-        Reason::Disconnected
-    };
-    match old {
+    let abandoned = if is_shut_down || is_orphan { Reason::ResetOut } else { Reason::Disconnected };
+    match from {
         Some(TcpState::Established | TcpState::CloseWait | TcpState::FinWait1) => abandoned,
-        Some(TcpState::SynSent) if !is_shut => Reason::Disconnected,
+        Some(TcpState::SynSent) if !is_shut_down => Reason::Disconnected,
         // With a TIME_WAIT the lease goes on, and this reason is not used.
-        Some(TcpState::FinWait2 | TcpState::Closing) => {
-            if fact.flags & flags::LINGER2_NEGATIVE != 0 {
-                Reason::ResetOut
-            } else if fact.flags & flags::TIME_WAITS_FULL != 0 {
-                Reason::TimeWaitOverflow
-            } else {
-                abandoned
-            }
-        }
+        Some(TcpState::FinWait2 | TcpState::Closing) => match no_time_wait {
+            Some(NoTimeWait::NegativeLinger2) => Reason::ResetOut,
+            Some(NoTimeWait::TooMany) => Reason::TimeWaitOverflow,
+            None => abandoned,
+        },
         _ => Reason::Closed,
     }
 }
@@ -1500,30 +1535,12 @@ fn phase_of(state: TcpState) -> Phase {
     }
 }
 
-fn family(fact: &Fact) -> Family {
-    if fact.flags & flags::IPV6 == 0 { Family::Ipv4 } else { Family::Ipv6 }
-}
-
-fn substate(fact: &Fact) -> Substate {
-    if fact.state == TcpState::FinWait2 as u8 { Substate::FinWait2 } else { Substate::TimeWait }
-}
-
-fn peer(fact: &Fact) -> Option<(Addr, Port)> {
-    port(fact.peer_port).map(|port| (Addr(fact.peer_addr), port))
-}
-
-fn tuple(fact: &Fact) -> Option<Tuple> {
-    Some(Tuple {
-        netns: Netns(fact.netns),
-        local: (Addr(fact.local_addr), port(fact.local_port)?),
-        peer: peer(fact)?,
-    })
-}
-
-/// The connection of a TIME_WAIT. One without a cookie comes from before our time, when nobody had
-/// asked for its socket's: it gets one when a snapshot lists it, by which later facts know it.
-fn time_wait_tuple(fact: &Fact) -> Option<Tuple> {
-    (fact.cookie != 0).then(|| tuple(fact)).flatten()
+/// The cookie and the connection of a TIME_WAIT. One without a cookie comes from before our time,
+/// when its socket had been assigned none: it is assigned one when a snapshot lists it, by which
+/// later facts know it.
+fn identity(time_wait: &TimeWaitId) -> Option<(Cookie, Tuple)> {
+    let TimeWaitId { cookie, netns, endpoints } = *time_wait;
+    Some((cookie?, Tuple::of(netns, endpoints)?))
 }
 
 fn held_tuple(held: &Held) -> Option<Tuple> {
@@ -1558,10 +1575,10 @@ mod tests {
             let pending = Pending {
                 began,
                 netns: Netns(1),
-                peer: None,
+                peer: Peer::NONE,
                 operation: Operation::Connect,
                 owner: None,
-                own_range: (0, 0),
+                own_range: None,
             };
             ledger.call_begins(Cookie(call), pending);
             most = most.max(ledger.pending.len());

@@ -1,16 +1,24 @@
-//! The ledger against a model of the kernel: random lives of sockets yield facts in the order in
-//! which the kernel's hooks would report them, and the ledger must hold what the model holds.
+//! The ledger against a model of the kernel: random lives of sockets yield observations in the order
+//! in which the kernel's hooks would report them, and the ledger must hold what the model holds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use tracer_ebpf::{Fact, FactKind, Owner, TcpState, flags, mapped};
+use tracer_ebpf::{Owner, TcpState, mapped};
 
 use crate::{
     ledger::{Differences, Ledger, Sink},
     model::{
         Addr, Change, Cookie, Coverage, Failure, Family, Held, HeldBy, Instant, LeaseEvent,
-        LeaseId, Netns, Phase, Port, Pressure, Reason, Sight, Substate, Unknown,
+        LeaseId, Netns, Observation, Peer, Phase, Port, Pressure, Reason, Side, Sight, Substate,
+        Unknown,
+        observation::{
+            Accepted, Arming, BindFailed, BindRequest, Bound, Cancel, Closed, Closing,
+            ConnectStart, Destroyed, Endpoints, Established, ListenStart, Listening, LocalEnd,
+            Open, PortChosen, SocketId, TimeWaitCancel, TimeWaitExpire, TimeWaitId, TimeWaitStart,
+            Userlocks,
+        },
+        port,
     },
 };
 
@@ -23,10 +31,11 @@ const SIGHT: Sight = Sight {
     bound_idle: true,
     since: Instant::BOOT,
 };
+static OWNER: Owner = Owner { pid: 1, uid: 0, cgroup_id: 0, comm: [0; 16] };
 /// Between two operations: enough for a killed TIME_WAIT to be settled.
 const STEP_NS: u64 = 50_000_000;
 
-/// What the kernel holds, and the facts that it has reported so far.
+/// What the kernel holds, and what was observed of it so far.
 #[derive(Default)]
 struct Kernel {
     now: u64,
@@ -34,7 +43,7 @@ struct Kernel {
     next_port: u16,
     sockets: BTreeMap<u64, Socket>,
     time_waits: BTreeSet<TimeWait>,
-    facts: Vec<Fact>,
+    observations: Vec<Observation<'static>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,34 +62,137 @@ struct TimeWait {
     peer: u16,
 }
 
+impl TimeWait {
+    fn id(self) -> TimeWaitId {
+        let Self { cookie, port, peer } = self;
+        let endpoints = endpoints(port, peer);
+        TimeWaitId { cookie: Some(Cookie(cookie)), netns: Netns(NETNS), endpoints }
+    }
+}
+
+/// How a socket went to CLOSE.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    from: TcpState,
+    error: Option<i32>,
+    is_shut_down: bool,
+}
+
+fn socket_id(cookie: u64) -> SocketId {
+    SocketId { cookie: Cookie(cookie), netns: Netns(NETNS) }
+}
+
+/// The ends of a socket; 0 for no port and no peer.
+fn endpoints(local_port: u16, peer_port: u16) -> Endpoints {
+    let addr = Addr(mapped(LOCAL));
+    let local = LocalEnd { family: Family::Ipv4, v6_only: false, addr, port: port(local_port) };
+    Endpoints { local, peer: Peer::new(addr, peer_port) }
+}
+
 impl Kernel {
     fn new() -> Self {
         Self { now: 1, next_cookie: 1, next_port: 10_000, ..Self::default() }
     }
 
-    fn fact(&mut self, kind: FactKind, cookie: u64, port: u16, peer: u16) -> &mut Fact {
+    /// Adds what is observed at the next moment.
+    fn observe(&mut self, observation: impl FnOnce(Instant) -> Observation<'static>) {
         self.now += 1;
-        let userlocks = self.userlocks(cookie);
-        self.facts.push(Fact {
-            time_ns: self.now,
-            cookie,
-            local_addr: mapped(LOCAL),
-            peer_addr: mapped(LOCAL),
-            netns: NETNS,
-            local_port: port,
-            peer_port: peer,
-            detail: 0,
-            kind: kind as u8,
-            flags: 0,
-            state: 0,
-            userlocks,
-        });
-        self.facts.last_mut().expect("it was just pushed")
+        self.observations.push(observation(Instant::from_ns(self.now)));
     }
 
     /// `SOCK_BINDPORT_LOCK` of a socket whose bind() was told its port.
-    fn userlocks(&self, cookie: u64) -> u8 {
-        if self.sockets.get(&cookie).is_some_and(|socket| socket.locked) { 8 } else { 0 }
+    fn userlocks(&self, cookie: u64) -> Userlocks {
+        let is_locked = self.sockets.get(&cookie).is_some_and(|socket| socket.locked);
+        Userlocks::from_kernel(if is_locked { 8 } else { 0 })
+    }
+
+    fn connect_start(&mut self, cookie: u64, port: u16, peer: u16) {
+        let userlocks = self.userlocks(cookie);
+        self.observe(|at| {
+            Observation::ConnectStart(ConnectStart {
+                at,
+                socket: socket_id(cookie),
+                endpoints: endpoints(port, peer),
+                own_range: None,
+                userlocks,
+                owner: &OWNER,
+            })
+        });
+    }
+
+    fn established(&mut self, cookie: u64, port: u16, peer: u16, open: Open) {
+        self.observe(|at| {
+            Observation::Established(Established {
+                at,
+                socket: socket_id(cookie),
+                endpoints: endpoints(port, peer),
+                incarnation: None,
+                open,
+            })
+        });
+    }
+
+    fn closing(&mut self, cookie: u64, by: Side) {
+        let Socket { port, peer, .. } = self.sockets[&cookie];
+        let userlocks = self.userlocks(cookie);
+        self.observe(|at| {
+            Observation::Closing(Closing {
+                at,
+                socket: socket_id(cookie),
+                endpoints: endpoints(port, peer),
+                by,
+                userlocks,
+            })
+        });
+    }
+
+    fn closed(&mut self, cookie: u64, port: u16, peer: u16, end: End) {
+        let End { from, error, is_shut_down } = end;
+        let userlocks = self.userlocks(cookie);
+        self.observe(|at| {
+            Observation::Closed(Closed {
+                at,
+                socket: socket_id(cookie),
+                endpoints: endpoints(port, peer),
+                from: Some(from),
+                error,
+                is_shut_down,
+                is_orphan: false,
+                no_time_wait: None,
+                userlocks,
+            })
+        });
+    }
+
+    fn bound(&mut self, cookie: u64, port: u16, request: BindRequest) {
+        self.observe(|at| {
+            Observation::Bound(Bound {
+                at,
+                socket: socket_id(cookie),
+                local: endpoints(port, 0).local,
+                request,
+                incarnation: None,
+                owner: &OWNER,
+            })
+        });
+    }
+
+    fn time_wait_start(&mut self, tw: TimeWait) {
+        self.observe(|at| {
+            Observation::TimeWaitStart(TimeWaitStart {
+                at,
+                time_wait: tw.id(),
+                substate: Substate::TimeWait,
+                arming: Arming::FirstOrAgain,
+                has_timestamps: true,
+            })
+        });
+    }
+
+    fn time_wait_cancel(&mut self, tw: TimeWait, cancel: Cancel) {
+        self.observe(|at| {
+            Observation::TimeWaitCancel(TimeWaitCancel { at, time_wait: tw.id(), cancel })
+        });
     }
 
     fn cookie(&mut self) -> u64 {
@@ -109,46 +221,58 @@ impl Kernel {
 
     fn bind(&mut self, locked: bool) {
         let (cookie, port) = (self.cookie(), self.port());
-        self.fact(FactKind::Bound, cookie, port, 0).flags =
-            if locked { 0 } else { flags::ANY_PORT };
+        let request = if locked { BindRequest::ThisPort } else { BindRequest::AnyPort };
+        self.bound(cookie, port, request);
         self.sockets.insert(cookie, Socket { port, locked, state: TcpState::Close, peer: 0 });
     }
 
     fn connect(&mut self, cookie: u64, port: u16, peer: u16, reused: Option<TimeWait>) {
         let bound = self.sockets.get(&cookie).map_or(0, |socket| socket.port);
-        self.fact(FactKind::ConnectStart, cookie, bound, peer);
+        self.connect_start(cookie, bound, peer);
         if let Some(old) = reused {
-            self.fact(FactKind::TimeWaitCancel, old.cookie, old.port, old.peer);
+            self.time_wait_cancel(old, Cancel::BeforeDue);
             self.time_waits.remove(&old);
         }
-        self.fact(FactKind::PortChosen, cookie, port, peer);
+        let userlocks = self.userlocks(cookie);
+        self.observe(|at| {
+            Observation::PortChosen(PortChosen {
+                at,
+                socket: socket_id(cookie),
+                endpoints: endpoints(port, peer),
+                incarnation: None,
+                userlocks,
+            })
+        });
         let locked = self.sockets.get(&cookie).is_some_and(|socket| socket.locked);
         self.sockets.insert(cookie, Socket { port, locked, state: TcpState::SynSent, peer });
     }
 
     fn establish(&mut self, cookie: u64) {
         let socket = self.sockets[&cookie];
-        self.fact(FactKind::Established, cookie, socket.port, socket.peer).state =
-            TcpState::SynSent as u8;
+        self.established(cookie, socket.port, socket.peer, Open::Active);
         self.set_state(cookie, TcpState::Established);
     }
 
     fn accept(&mut self, listener: u64) {
         let (cookie, port, peer) = (self.cookie(), self.sockets[&listener].port, self.port());
-        self.fact(FactKind::Established, cookie, port, peer).state = TcpState::SynRecv as u8;
+        self.established(cookie, port, peer, Open::Passive);
         self.sockets
             .insert(cookie, Socket { port, locked: false, state: TcpState::Established, peer });
-        self.fact(FactKind::Accepted, cookie, port, peer);
+        self.observe(|at| {
+            Observation::Accepted(Accepted {
+                at,
+                socket: socket_id(cookie),
+                endpoints: endpoints(port, peer),
+                owner: &OWNER,
+            })
+        });
     }
 
     /// The socket goes to CLOSE, and lets go of a port that it is not locked to.
-    fn close_state(&mut self, cookie: u64, old: TcpState, err: i32, flags: u8) {
+    fn close_state(&mut self, cookie: u64, end: End) {
         let socket = self.sockets[&cookie];
         let left = if socket.locked { socket.port } else { 0 };
-        let fact = self.fact(FactKind::Closed, cookie, left, socket.peer);
-        fact.state = old as u8;
-        fact.detail = err;
-        fact.flags = flags;
+        self.closed(cookie, left, socket.peer, end);
         if socket.locked {
             self.set_state(cookie, TcpState::Close);
         } else {
@@ -157,17 +281,19 @@ impl Kernel {
     }
 
     fn destroy(&mut self, cookie: u64) {
-        if let Some(socket) = self.sockets.remove(&cookie) {
-            self.fact(FactKind::Destroyed, cookie, socket.port, socket.peer);
+        if self.sockets.remove(&cookie).is_some() {
+            self.observe(|at| Observation::Destroyed(Destroyed { at, socket: socket_id(cookie) }));
         }
     }
 
     fn close_first(&mut self, cookie: u64, keeps_socket: bool) {
         let Socket { port, peer, .. } = self.sockets[&cookie];
-        self.fact(FactKind::Closing, cookie, port, peer).state = TcpState::FinWait1 as u8;
-        self.fact(FactKind::TimeWaitStart, cookie, port, peer).state = TcpState::TimeWait as u8;
-        self.time_waits.insert(TimeWait { cookie, port, peer });
-        self.close_state(cookie, TcpState::FinWait2, 0, flags::SHUTDOWN_BOTH);
+        self.closing(cookie, Side::Local);
+        let time_wait = TimeWait { cookie, port, peer };
+        self.time_wait_start(time_wait);
+        self.time_waits.insert(time_wait);
+        let end = End { from: TcpState::FinWait2, error: None, is_shut_down: true };
+        self.close_state(cookie, end);
         if !keeps_socket {
             self.destroy(cookie);
         }
@@ -201,18 +327,36 @@ impl Kernel {
             }
             4 => {
                 let cookie = self.cookie();
-                self.fact(FactKind::ConnectStart, cookie, 0, peer);
-                self.fact(FactKind::Closed, cookie, 0, peer).state = TcpState::SynSent as u8;
+                self.connect_start(cookie, 0, peer);
+                let end = End { from: TcpState::SynSent, error: None, is_shut_down: false };
+                self.closed(cookie, 0, peer, end);
             }
             5 => {
                 let (cookie, port) = (self.cookie(), self.port());
                 self.connect(cookie, port, peer, None);
-                self.close_state(cookie, TcpState::SynSent, libc::ECONNREFUSED, 0);
+                let error = Some(libc::ECONNREFUSED);
+                let end = End { from: TcpState::SynSent, error, is_shut_down: false };
+                self.close_state(cookie, end);
             }
             6 => {
                 let (cookie, port) = (self.cookie(), self.port());
-                self.fact(FactKind::ListenStart, cookie, 0, 0);
-                self.fact(FactKind::Listening, cookie, port, 0);
+                self.observe(|at| {
+                    Observation::ListenStart(ListenStart {
+                        at,
+                        socket: socket_id(cookie),
+                        local: endpoints(0, 0).local,
+                        userlocks: Userlocks::default(),
+                        owner: &OWNER,
+                    })
+                });
+                self.observe(|at| {
+                    Observation::Listening(Listening {
+                        at,
+                        socket: socket_id(cookie),
+                        local: endpoints(port, 0).local,
+                        incarnation: None,
+                    })
+                });
                 let state = TcpState::Listen;
                 self.sockets.insert(cookie, Socket { port, locked: false, state, peer: 0 });
             }
@@ -228,33 +372,35 @@ impl Kernel {
             }
             10 => {
                 let Some(cookie) = self.pick(choice, TcpState::Established) else { return };
-                self.close_state(cookie, TcpState::Established, libc::ECONNRESET, 0);
+                let error = Some(libc::ECONNRESET);
+                let end = End { from: TcpState::Established, error, is_shut_down: false };
+                self.close_state(cookie, end);
                 self.destroy(cookie);
             }
             11 => {
                 let Some(cookie) = self.pick(choice, TcpState::Established) else { return };
-                let Socket { port, peer, .. } = self.sockets[&cookie];
-                self.fact(FactKind::Closing, cookie, port, peer).state = TcpState::CloseWait as u8;
-                self.close_state(cookie, TcpState::LastAck, 0, flags::SHUTDOWN_BOTH);
+                self.closing(cookie, Side::Peer);
+                let end = End { from: TcpState::LastAck, error: None, is_shut_down: true };
+                self.close_state(cookie, end);
                 self.destroy(cookie);
             }
             12 => {
                 let Some(old) = self.pick_time_wait(choice) else { return };
-                self.fact(FactKind::TimeWaitCancel, old.cookie, old.port, old.peer).flags =
-                    flags::TIMER_DUE;
-                self.fact(FactKind::TimeWaitExpire, old.cookie, old.port, old.peer);
+                self.time_wait_cancel(old, Cancel::WhenDue);
+                self.observe(|at| {
+                    Observation::TimeWaitExpire(TimeWaitExpire { at, time_wait: old.id() })
+                });
                 self.time_waits.remove(&old);
             }
             13 => {
                 let Some(old) = self.pick_time_wait(choice) else { return };
-                self.fact(FactKind::TimeWaitCancel, old.cookie, old.port, old.peer);
+                self.time_wait_cancel(old, Cancel::BeforeDue);
                 self.time_waits.remove(&old);
             }
             14 => {
                 let Some(old) = self.pick_time_wait(choice) else { return };
-                self.fact(FactKind::TimeWaitCancel, old.cookie, old.port, old.peer);
-                self.fact(FactKind::TimeWaitStart, old.cookie, old.port, old.peer).state =
-                    TcpState::TimeWait as u8;
+                self.time_wait_cancel(old, Cancel::BeforeDue);
+                self.time_wait_start(old);
             }
             15 => {
                 let Some(old) = self.pick_time_wait(choice) else { return };
@@ -328,12 +474,10 @@ impl Sink for Lives {
     fn pressure(&mut self, _pressure: &Pressure, _ledger: &Ledger) {}
 }
 
-fn apply(ledger: &mut Ledger, facts: &[Fact], sink: &mut impl Sink) {
-    for fact in facts {
-        let kind = FactKind::from_u8(fact.kind).expect("the model knows its kinds");
-        let owner = Owner { pid: 1, ..Owner::default() };
-        ledger.settle(Instant::from_ns(fact.time_ns), sink);
-        ledger.apply(kind, fact, Some(&owner), sink);
+fn apply(ledger: &mut Ledger, observations: &[Observation<'_>], sink: &mut impl Sink) {
+    for observation in observations {
+        ledger.settle(observation.at(), sink);
+        ledger.apply(observation, sink);
     }
 }
 
@@ -353,10 +497,10 @@ proptest! {
         let mut lives = Lives::default();
         let mut failures = 0;
         for (operation, choice) in steps {
-            let seen = kernel.facts.len();
+            let seen = kernel.observations.len();
             kernel.step(operation, choice);
             failures += usize::from(operation == 4);
-            apply(&mut ledger, &kernel.facts[seen..], &mut lives);
+            apply(&mut ledger, &kernel.observations[seen..], &mut lives);
             ledger.settle(Instant::from_ns(kernel.now + STEP_NS), &mut lives);
             prop_assert_eq!(holds(&ledger), kernel.holds());
             for lease in ledger.leases() {
@@ -369,10 +513,11 @@ proptest! {
         prop_assert!(!ledger.is_unsettled());
     }
 
-    /// The tracer starts in mid-life: some of the facts while its hooks are being attached, all
-    /// from `began` on, a snapshot of some later moment, and more facts before the two are merged.
+    /// The tracer starts in mid-life: it observes some of what happens while its hooks are being
+    /// attached, and everything from `began` on; then comes a snapshot of some later moment, and
+    /// more observations before the two are merged.
     #[test]
-    fn a_snapshot_and_the_facts_around_it_agree(
+    fn a_snapshot_and_the_observations_around_it_agree(
         steps in steps(),
         cuts in prop::array::uniform3(any::<prop::sample::Index>()),
         is_attached in prop::collection::vec(any::<bool>(), 600),
@@ -388,9 +533,9 @@ proptest! {
             if at == began {
                 ledger = Ledger::new(Sight { since: Instant::from_ns(kernel.now + 1), ..SIGHT });
                 ledger.begin_snapshot();
-                let attached = kernel.facts.iter().zip(is_attached.iter().cycle());
+                let attached = kernel.observations.iter().zip(is_attached.iter().cycle());
                 let early: Vec<_> =
-                    attached.filter_map(|(fact, is_attached)| is_attached.then_some(*fact)).collect();
+                    attached.filter_map(|(observation, is_attached)| is_attached.then_some(*observation)).collect();
                 apply(&mut ledger, &early, &mut lives);
             }
             if at == looked {
@@ -401,10 +546,10 @@ proptest! {
                 ledger.end_snapshot();
             }
             let Some((operation, choice)) = steps.get(at) else { break };
-            let seen = kernel.facts.len();
+            let seen = kernel.observations.len();
             kernel.step(*operation, *choice);
             if at >= began {
-                apply(&mut ledger, &kernel.facts[seen..], &mut lives);
+                apply(&mut ledger, &kernel.observations[seen..], &mut lives);
             }
         }
         ledger.settle(Instant::from_ns(kernel.now + STEP_NS), &mut lives);
@@ -413,7 +558,7 @@ proptest! {
 }
 
 proptest! {
-    /// Whatever facts are lost, a comparison finds the difference and heals it.
+    /// Whatever observations are lost, a comparison finds the difference and heals it.
     #[test]
     fn losses_are_found_and_healed(
         steps in steps(),
@@ -424,10 +569,10 @@ proptest! {
             kernel.step(*operation, *choice);
         }
         let kept: Vec<_> = kernel
-            .facts
+            .observations
             .iter()
             .zip(&lost)
-            .filter_map(|(fact, lost)| (!lost).then_some(*fact))
+            .filter_map(|(observation, lost)| (!lost).then_some(*observation))
             .collect();
         let mut ledger = Ledger::new(SIGHT);
         let mut lives = Lives::default();
@@ -448,7 +593,7 @@ proptest! {
         prop_assert!(left.is_empty(), "{:?}", left);
     }
 
-    /// Without loss no difference is confirmed, however snapshots and facts interleave.
+    /// Without loss no difference is confirmed, however snapshots and observations interleave.
     #[test]
     fn comparisons_in_mid_life_confirm_nothing(
         steps in steps(),
@@ -486,9 +631,9 @@ proptest! {
                 prop_assert!(found.is_empty(), "{:?}", found);
             }
             let Some((operation, choice)) = steps.get(at) else { break };
-            let seen = kernel.facts.len();
+            let seen = kernel.observations.len();
             kernel.step(*operation, *choice);
-            apply(&mut ledger, &kernel.facts[seen..], &mut lives);
+            apply(&mut ledger, &kernel.observations[seen..], &mut lives);
             ledger.settle(Instant::from_ns(kernel.now + STEP_NS), &mut lives);
         }
     }
@@ -500,12 +645,12 @@ fn whole() -> Coverage {
 }
 
 #[test]
-fn a_namespace_that_no_snapshot_reaches_is_believed_until_facts_are_lost() {
+fn a_namespace_that_no_snapshot_reaches_is_believed_until_observations_are_lost() {
     let mut kernel = Kernel::new();
     kernel.step(2, 0);
     kernel.step(8, 0);
     let mut ledger = Ledger::new(SIGHT);
-    apply(&mut ledger, &kernel.facts, &mut Lives::default());
+    apply(&mut ledger, &kernel.observations, &mut Lives::default());
     assert_eq!(kernel.time_waits.len(), 1);
     ledger.begin_snapshot();
     let none = Coverage::default();
@@ -521,7 +666,7 @@ fn a_lease_whose_time_wait_was_missed_goes_on() {
     let mut kernel = Kernel::new();
     kernel.step(2, 0);
     let (mut ledger, mut lives) = (Ledger::new(SIGHT), Lives::default());
-    apply(&mut ledger, &kernel.facts, &mut lives);
+    apply(&mut ledger, &kernel.observations, &mut lives);
     let before = ledger.leases().next().expect("it connected").clone();
     // Nobody tells of this.
     kernel.step(8, 0);
@@ -538,18 +683,19 @@ fn a_lease_whose_time_wait_was_missed_goes_on() {
 }
 
 #[test]
-fn duplicate_facts_change_nothing() {
+fn duplicate_observations_change_nothing() {
     let mut kernel = Kernel::new();
     for operation in [6, 7, 2, 8, 12] {
         kernel.step(operation, 0);
     }
-    let twice: Vec<_> = kernel.facts.iter().flat_map(|fact| [*fact, *fact]).collect();
+    let twice: Vec<_> =
+        kernel.observations.iter().flat_map(|observation| [*observation; 2]).collect();
     let mut ledger = Ledger::new(SIGHT);
     let mut lives = Lives::default();
     apply(&mut ledger, &twice, &mut lives);
     assert_eq!(holds(&ledger), kernel.holds());
     let mut once = Lives::default();
-    apply(&mut Ledger::new(SIGHT), &kernel.facts, &mut once);
+    apply(&mut Ledger::new(SIGHT), &kernel.observations, &mut once);
     assert_eq!(lives.reasons, once.reasons);
 }
 
@@ -557,12 +703,19 @@ fn duplicate_facts_change_nothing() {
 #[test]
 fn a_bind_that_is_refused_after_all_holds_nothing() {
     let mut kernel = Kernel::new();
-    kernel.fact(FactKind::Bound, 1, 20_000, 0);
-    let failed = kernel.fact(FactKind::BindFailed, 1, 20_000, 0);
-    failed.detail = libc::EPERM;
-    failed.flags = flags::NO_PORT;
+    kernel.bound(1, 20_000, BindRequest::ThisPort);
+    kernel.observe(|at| {
+        Observation::BindFailed(BindFailed {
+            at,
+            socket: socket_id(1),
+            requested: endpoints(20_000, 0).local,
+            errno: libc::EPERM,
+            holds_port: false,
+            owner: &OWNER,
+        })
+    });
     let (mut ledger, mut lives) = (Ledger::new(SIGHT), Lives::default());
-    apply(&mut ledger, &kernel.facts, &mut lives);
+    apply(&mut ledger, &kernel.observations, &mut lives);
     assert!(ledger.is_empty());
     assert_eq!((lives.failures, lives.reasons), (1, vec![Reason::Closed]));
 }
@@ -570,9 +723,9 @@ fn a_bind_that_is_refused_after_all_holds_nothing() {
 #[test]
 fn a_snapshot_without_open_files_says_nothing_of_what_only_they_show() {
     let mut kernel = Kernel::new();
-    kernel.fact(FactKind::Bound, 1, 20_000, 0);
+    kernel.bound(1, 20_000, BindRequest::ThisPort);
     let mut ledger = Ledger::new(SIGHT);
-    apply(&mut ledger, &kernel.facts, &mut Lives::default());
+    apply(&mut ledger, &kernel.observations, &mut Lives::default());
     ledger.begin_snapshot();
     let partly = Coverage { lacks_files: true, ..whole() };
     assert!(ledger.compare(&[], &partly, Unknown::Believed).is_empty());
@@ -584,10 +737,10 @@ fn a_snapshot_without_open_files_says_nothing_of_what_only_they_show() {
 #[test]
 fn what_a_snapshot_cannot_show_is_not_held_against_the_ledger() {
     let mut kernel = Kernel::new();
-    kernel.fact(FactKind::Bound, 1, 20_000, 0);
+    kernel.bound(1, 20_000, BindRequest::ThisPort);
     let extra = [true, false].map(|bound_idle| {
         let mut ledger = Ledger::new(Sight { bound_idle, ..SIGHT });
-        apply(&mut ledger, &kernel.facts, &mut Lives::default());
+        apply(&mut ledger, &kernel.observations, &mut Lives::default());
         assert_eq!(ledger.len(), 1);
         ledger.begin_snapshot();
         ledger.compare(&[], &Coverage::default(), Unknown::Gone).extra()

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use tracer_ebpf::{Fact, Owner, TcpState, flags};
+use tracer_ebpf::{Owner, TcpState};
 
-use super::{Addr, Cookie, Family, Netns, Port, Substate, port};
+use super::{Addr, Cookie, Family, Netns, Port, Substate, observation::Userlocks};
 
 /// A hold on a port that a snapshot found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Held {
     /// Of a TIME_WAIT: the peer sent timestamps, if that could be read.
     pub has_timestamps: Option<bool>,
     /// `sk_userlocks`, if it could be read.
-    pub userlocks: Option<u8>,
+    pub userlocks: Option<Userlocks>,
     /// The process that holds the socket, if one does.
     pub owner: Option<Owner>,
 }
@@ -63,30 +63,4 @@ pub enum HeldBy {
     Socket(TcpState),
     /// A TIME_WAIT in this substate.
     TimeWait(Substate),
-}
-
-impl Held {
-    /// Reads a fact of the kind `Held`. `None` if it holds no port.
-    #[must_use]
-    pub fn from_fact(fact: &Fact, owner: Option<Owner>) -> Option<Self> {
-        let state = TcpState::from_u8(fact.state)?;
-        Some(Self { owner, ..Self::shown_by(fact, HeldBy::Socket(state))? })
-    }
-
-    /// The hold that a fact of any kind shows. `None` if it shows none.
-    pub(crate) fn shown_by(fact: &Fact, by: HeldBy) -> Option<Self> {
-        Some(Self {
-            cookie: Cookie(fact.cookie),
-            netns: Netns(fact.netns),
-            family: if fact.flags & flags::IPV6 == 0 { Family::Ipv4 } else { Family::Ipv6 },
-            v6_only: fact.flags & flags::V6ONLY != 0,
-            local_addr: Addr(fact.local_addr),
-            local_port: port(fact.local_port)?,
-            peer: port(fact.peer_port).map(|port| (Addr(fact.peer_addr), port)),
-            by,
-            has_timestamps: None,
-            userlocks: Some(fact.userlocks),
-            owner: None,
-        })
-    }
 }

@@ -20,6 +20,19 @@ pub struct Port(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cookie(pub u64);
 
+/// Distinguishes the namespaces that had the same inode one after the other: the low half of the
+/// namespace's cookie (`net.net_cookie`), which is never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Incarnation(u32);
+
+impl Incarnation {
+    /// From the low half of the namespace's cookie. `None` if the kernel assigns none (before 5.12).
+    #[must_use]
+    pub fn from_cookie(cookie: u32) -> Option<Self> {
+        (cookie != 0).then_some(Self(cookie))
+    }
+}
+
 /// Number of a lease, unique in the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LeaseId(pub u64);

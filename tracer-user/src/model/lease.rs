@@ -131,10 +131,16 @@ impl Peer {
     /// There is none.
     pub const NONE: Self = Self { addr: Addr([0; 4]), port: 0 };
 
-    /// Its address and port.
+    /// The peer with this address and port; none if the port is 0.
     #[must_use]
-    pub fn get(self) -> Option<(Addr, Port)> {
-        (self.port != 0).then_some((self.addr, Port(self.port)))
+    pub const fn new(addr: Addr, port: u16) -> Self {
+        Self { addr, port }
+    }
+
+    /// Its address and port. `None` if there is none.
+    #[must_use]
+    pub const fn get(self) -> Option<(Addr, Port)> {
+        if self.port == 0 { None } else { Some((self.addr, Port(self.port))) }
     }
 }
 

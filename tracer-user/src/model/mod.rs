@@ -7,6 +7,7 @@ mod held;
 mod holder;
 mod ids;
 mod lease;
+pub mod observation;
 mod port_bits;
 mod pressure;
 mod scan;
@@ -18,10 +19,11 @@ pub use failure::{Cause, Failure, Operation};
 pub use held::{Coverage, Held, HeldBy, Unknown};
 pub use holder::{BucketClass, Holder, HolderBy};
 pub(crate) use ids::port;
-pub use ids::{Addr, Cookie, Family, LeaseId, Netns, Port};
+pub use ids::{Addr, Cookie, Family, Incarnation, LeaseId, Netns, Port};
 pub use lease::{
     Change, Kind, Lease, LeaseEvent, Peer, Phase, Reason, Reuse, Side, Substate, TIME_WAIT_S,
 };
+pub use observation::Observation;
 pub(crate) use port_bits::PortBits;
 pub use pressure::{Destination, Pressure, RangeUse, Rates};
 pub use scan::Scan;

@@ -2,13 +2,15 @@
 
 use super::Instant;
 
-/// Which facts can be relied upon to come, by the hooks that are attached.
+/// Which observations can be relied upon to come, by the hooks that are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sight {
-    /// [`FactKind::PortChosen`] and [`FactKind::Listening`] come before anything else happens to
-    /// a socket that connects or listens, so that their absence means failure.
+    /// [`PortChosen`](super::Observation::PortChosen) and [`Listening`](super::Observation::Listening)
+    /// come before anything else happens to a socket that connects or listens, so that their absence
+    /// means failure.
     pub ports_chosen: bool,
-    /// [`FactKind::Accepted`] tells who accepted a connection.
+    /// [`Accepted`](super::Observation::Accepted) is observed: the process that accepted a connection
+    /// is known.
     pub accepts: bool,
     /// Sockets whose port connect() chose are marked in `sk_userlocks` (`SOCK_CONNECT_BIND`).
     pub marks_connect: bool,

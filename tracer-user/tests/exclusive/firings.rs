@@ -13,8 +13,8 @@ use crate::{
 /// Tracepoints, the programs attached to them, and the least number of times that the churn fires
 /// them.
 const HOOKS: [(&str, &[&str], u64); 5] = [
-    ("sock/inet_sock_set_state", &["inet_sock_set_state", "inet_sock_set_state_again"], 1000),
-    ("tcp/tcp_destroy_sock", &["tcp_destroy_sock", "tcp_destroy_sock_again"], 600),
+    ("sock/inet_sock_set_state", &["inet_sock_set_state", "inet_sock_set_state_backup"], 1000),
+    ("tcp/tcp_destroy_sock", &["tcp_destroy_sock", "tcp_destroy_sock_backup"], 600),
     ("timer/timer_start", &["timer_start"], 100),
     ("timer/timer_cancel", &["timer_cancel"], 100),
     ("timer/timer_expire_entry", &["timer_expire_entry"], 0),
@@ -102,7 +102,7 @@ impl Program {
             .collect();
         // Of programs with the same truncated name, the second copy was loaded last.
         found.sort_unstable();
-        let index = usize::from(name.ends_with("_again") && found.len() > 1);
+        let index = usize::from(name.ends_with("_backup") && found.len() > 1);
         let (_, info) = found.swap_remove(index);
         Self { info }
     }

@@ -20,9 +20,9 @@ use crate::kernel::{
 
 /// Programs at tracepoints of which a second copy is attached behind the first.
 pub const AGAIN: [(&str, &str); 3] = [
-    ("sys_exit", "sys_exit_again"),
-    ("tcp_destroy_sock", "tcp_destroy_sock_again"),
-    ("inet_sock_set_state", "inet_sock_set_state_again"),
+    ("sys_exit", "sys_exit_backup"),
+    ("tcp_destroy_sock", "tcp_destroy_sock_backup"),
+    ("inet_sock_set_state", "inet_sock_set_state_backup"),
 ];
 /// What tells who scans ports.
 pub const RESET: &str = "tcp_send_reset";
@@ -83,12 +83,12 @@ const TIME_WAIT_FUNCTIONS: [Function; 4] = [
     },
     Function::entry("__inet_twsk_schedule", "time_wait_schedule"),
 ];
-const BIND4: Function = Function::exit("inet_bind", "bind4_exit", "bind4_exit_again");
-const BIND6: Function = Function::exit("inet6_bind", "bind6_exit", "bind6_exit_again");
+const BIND4: Function = Function::exit("inet_bind", "bind4_exit", "bind4_exit_backup");
+const BIND6: Function = Function::exit("inet6_bind", "bind6_exit", "bind6_exit_backup");
 /// The end of accept().
-pub const ACCEPT: Function = Function::exit("inet_csk_accept", "accept_exit", "accept_exit_again");
+pub const ACCEPT: Function = Function::exit("inet_csk_accept", "accept_exit", "accept_exit_backup");
 const ACCEPT_OF_FOUR: Function =
-    Function::exit("inet_csk_accept", "accept_exit_of_four", "accept_exit_of_four_again");
+    Function::exit("inet_csk_accept", "accept_exit_of_four", "accept_exit_of_four_backup");
 
 /// Functions at which two programs are attached.
 pub const FUNCTIONS_TWICE: [Function; 4] = [BIND4, BIND6, ACCEPT, ACCEPT_OF_FOUR];

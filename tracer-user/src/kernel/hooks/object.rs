@@ -1,6 +1,6 @@
 //! The embedded eBPF object, and the calls in it that depend on the kernel.
 
-use tracer_ebpf::{NO_CALL, Stretch, kernel_call};
+use tracer_ebpf::{NOP, NonPreemptible, kfunc_call};
 use zerocopy::IntoBytes as _;
 
 use crate::kernel::types::btf::Btf;
@@ -53,9 +53,9 @@ impl Object {
         let at_tracepoints =
             if has_preemptible_tracepoints { complete } else { KernelCalls::default() };
         let replacements = [
-            replacements(Stretch::TRACEPOINT, at_tracepoints),
-            replacements(Stretch::FUNCTION, complete),
-            replacements(Stretch::IN_CGROUP, calls),
+            replacements(NonPreemptible::TRACEPOINT, at_tracepoints),
+            replacements(NonPreemptible::FUNCTION, complete),
+            replacements(NonPreemptible::CGROUP, calls),
         ];
         // No other instruction calls a helper of these numbers, and nothing else in the file looks
         // like one.
@@ -77,8 +77,8 @@ impl Object {
 }
 
 /// Each instruction to be replaced, and by what.
-fn replacements(stretch: Stretch, calls: KernelCalls) -> [(u64, u64); 4] {
-    let Stretch { preempt_disable, irq_save, preempt_enable, irq_restore } = stretch;
+fn replacements(section: NonPreemptible, calls: KernelCalls) -> [(u64, u64); 4] {
+    let NonPreemptible { preempt_disable, irq_save, preempt_enable, irq_restore } = section;
     let KernelCalls { preempt, irq } = calls;
     [
         (preempt_disable, preempt.map(|(disable, _)| disable)),
@@ -86,7 +86,7 @@ fn replacements(stretch: Stretch, calls: KernelCalls) -> [(u64, u64); 4] {
         (preempt_enable, preempt.map(|(_, enable)| enable)),
         (irq_restore, irq.map(|(_, restore)| restore)),
     ]
-    .map(|(call, function)| (call.instruction(), function.map_or(NO_CALL, kernel_call)))
+    .map(|(call, function)| (call.instruction(), function.map_or(NOP, kfunc_call)))
 }
 
 #[cfg(test)]
@@ -100,24 +100,24 @@ mod tests {
         words.iter().filter(|word| u64::from_le(**word) == instruction).count()
     }
 
-    fn calls(words: &[u64], stretch: Stretch) -> [usize; 4] {
-        let Stretch { preempt_disable, irq_save, preempt_enable, irq_restore } = stretch;
+    fn calls(words: &[u64], section: NonPreemptible) -> [usize; 4] {
+        let NonPreemptible { preempt_disable, irq_save, preempt_enable, irq_restore } = section;
         [preempt_disable, irq_save, preempt_enable, irq_restore]
             .map(|call| count(words, call.instruction()))
     }
 
     #[test]
-    fn no_placeholder_is_left_and_each_stretch_has_both_ends() {
+    fn no_placeholder_is_left_and_each_section_has_both_ends() {
         let embedded: Vec<u64> = OBJECT
             .chunks_exact(8)
             .filter_map(|word| word.try_into().ok().map(u64::from_ne_bytes))
             .collect();
-        let all = [Stretch::TRACEPOINT, Stretch::FUNCTION, Stretch::IN_CGROUP];
-        let [at_tracepoints, of_functions, in_cgroups] = all.map(|stretch| {
-            let [disables, saves, enables, restores] = calls(&embedded, stretch);
+        let all = [NonPreemptible::TRACEPOINT, NonPreemptible::FUNCTION, NonPreemptible::CGROUP];
+        let [at_tracepoints, of_functions, in_cgroups] = all.map(|section| {
+            let [disables, saves, enables, restores] = calls(&embedded, section);
             assert!(disables > 0);
             assert_eq!((enables, restores), (disables, saves));
-            assert_eq!(saves, if stretch == Stretch::IN_CGROUP { 0 } else { disables });
+            assert_eq!(saves, if section == NonPreemptible::CGROUP { 0 } else { disables });
             disables
         });
         let full = KernelCalls { preempt: Some(PREEMPT), irq: Some(IRQ) };
@@ -130,14 +130,14 @@ mod tests {
         ];
         for (kernel, has_preemptible_tracepoints, preempts, saves) in cases {
             let Object { words } = Object::for_kernel(kernel, has_preemptible_tracepoints);
-            for stretch in all {
-                assert_eq!(calls(&words, stretch), [0; 4]);
+            for section in all {
+                assert_eq!(calls(&words, section), [0; 4]);
             }
             for function in [PREEMPT.0, PREEMPT.1] {
-                assert_eq!(count(&words, kernel_call(function)), preempts, "{kernel:?}");
+                assert_eq!(count(&words, kfunc_call(function)), preempts, "{kernel:?}");
             }
             for function in [IRQ.0, IRQ.1] {
-                assert_eq!(count(&words, kernel_call(function)), saves, "{kernel:?}");
+                assert_eq!(count(&words, kfunc_call(function)), saves, "{kernel:?}");
             }
             let changed = embedded.iter().zip(&words).filter(|(old, new)| old != new).count();
             assert_eq!(changed, 4 * (at_tracepoints + of_functions) + 2 * in_cgroups);
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn calls_are_encoded_as_the_kernel_reads_them() {
         // include/uapi/linux/bpf.h: code, registers (source above destination), offset, immediate.
-        assert_eq!(kernel_call(0x1234).to_le_bytes(), [0x85, 0x20, 0, 0, 0x34, 0x12, 0, 0]);
-        assert_eq!(NO_CALL.to_le_bytes(), [0x05, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(kfunc_call(0x1234).to_le_bytes(), [0x85, 0x20, 0, 0, 0x34, 0x12, 0, 0]);
+        assert_eq!(NOP.to_le_bytes(), [0x05, 0, 0, 0, 0, 0, 0, 0]);
     }
 }

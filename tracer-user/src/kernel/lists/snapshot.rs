@@ -8,8 +8,7 @@ use std::{
 };
 
 use rustc_hash::FxHashMap;
-use tracer_ebpf::{FactKind, OwnedFact, decode};
-use zerocopy::{FromZeros as _, IntoBytes as _};
+use zerocopy::IntoBytes as _;
 
 use crate::{
     kernel::{
@@ -19,6 +18,7 @@ use crate::{
             netns::{self, NamespaceFile, Namespaces, SocketFile},
             scope::Scope,
         },
+        wire::{OPEN_FILE_BYTES, OpenFile, OpenFileContent, decode_open_file},
     },
     model::{BucketClass, Cookie, Coverage, Held, HeldBy, Holder, HolderBy, Netns, Port},
 };
@@ -140,9 +140,8 @@ pub(crate) fn read_files(
     held: &mut Vec<Held>,
     found: &mut Found,
 ) -> io::Result<()> {
-    const RECORD: usize = size_of::<OwnedFact>();
-    // Aligned as the records want it.
-    let mut buffer = vec![OwnedFact::new_zeroed(); 512];
+    // Words, because a record must be aligned to eight bytes.
+    let mut buffer = vec![0_u64; 512 * OPEN_FILE_BYTES / size_of::<u64>()];
     let buffer = buffer.as_mut_bytes();
     let mut filled = 0;
     loop {
@@ -151,16 +150,18 @@ pub(crate) fn read_files(
             other => other?,
         };
         filled += read;
-        let whole = filled - filled % RECORD;
-        for record in buffer[..whole].chunks_exact(RECORD) {
-            let (kind, fact, owner) = decode(record).map_err(io::Error::other)?;
-            let Some(owner) = owner else { continue };
-            let (pid, fd) = (owner.pid, fact.detail);
-            if kind == FactKind::NamespaceFile {
-                found.files.push(NamespaceFile { pid, fd, inode: fact.netns });
-            } else if scope.contains(Netns(fact.netns)) {
-                found.sockets.entry(fact.netns).or_insert(SocketFile { pid, fd });
-                held.extend(Held::from_fact(fact, Some(*owner)));
+        let whole = filled - filled % OPEN_FILE_BYTES;
+        for record in buffer[..whole].chunks_exact(OPEN_FILE_BYTES) {
+            let OpenFile { owner, fd, netns, content } =
+                decode_open_file(record).map_err(io::Error::other)?;
+            let (pid, inode) = (owner.pid, netns.0);
+            match content {
+                OpenFileContent::Namespace => found.files.push(NamespaceFile { pid, fd, inode }),
+                OpenFileContent::Socket(hold) if scope.contains(netns) => {
+                    found.sockets.entry(inode).or_insert(SocketFile { pid, fd });
+                    held.extend(hold);
+                }
+                OpenFileContent::Socket(_) => {}
             }
         }
         buffer.copy_within(whole..filled, 0);

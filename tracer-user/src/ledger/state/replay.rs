@@ -113,7 +113,7 @@ impl Ledger {
             v6_only,
             local_addr,
             local_port,
-            peer: peer.get(),
+            peer,
             kind,
             phase,
             owner: owner.clone(),
