@@ -109,7 +109,7 @@ pub async fn trace(options: Options, output: &mut dyn View) -> Result<(), AgentE
     if let Some(error) = foreign {
         return Err(AgentError::Foreign(error));
     }
-    ledger.begin_telling();
+    ledger.discard_waiting_records();
     let mut reporter = Reporter::new(output, filter, probes.cgroups.take(), audience.namespaces)
         .map_err(AgentError::Write)?;
     reporter.begin(begins, &probes.hooks, warnings, &mut ledger, snapshot);

@@ -1,4 +1,4 @@
-//! What others may ask of the ledger. Every answer about ports that are left comes from
+//! What views may ask of the ledger. Every answer about ports that are left comes from
 //! [`capacity`](crate::capacity).
 
 use super::Ledger;
@@ -16,58 +16,58 @@ pub struct DestinationView<'a> {
     pub range: RangeUse,
     /// How fast it takes and releases ports.
     pub rates: Rates,
-    /// What becomes of it.
+    /// When no port will be left for it.
     pub forecast: Forecast,
 }
 
 impl Ledger {
     /// Sets the time at which the questions that follow are asked.
     pub fn advance(&mut self, now: Instant) {
-        self.usage.set_time(now);
+        self.table.set_time(now);
     }
 
-    /// True if somebody holds a port in the namespace.
+    /// True if a port of the namespace is held.
     #[must_use]
     pub fn is_held_in(&self, netns: Netns) -> bool {
-        self.ports.chains_of(netns).next().is_some()
+        self.table.leases().has_any_in(netns)
     }
 
     /// The settings of a namespace; `None` if they are not known, or if its ports are not
     /// counted because too many namespaces are in use.
     #[must_use]
     pub fn settings(&self, netns: Netns) -> Option<&Settings> {
-        self.usage.settings(netns).map(|settings| &**settings)
+        self.table.usage().settings(netns).map(|settings| &**settings)
     }
 
     /// The ports of the range as a connect() to this destination sees them; `None` if the
     /// namespace's settings are not known.
     #[must_use]
     pub fn range_for(&self, destination: &Destination) -> Option<RangeUse> {
-        self.usage.for_destination(destination)
+        self.table.usage().for_destination(destination)
     }
 
     /// The ports of the range as a bind() to port 0 and the wildcard address sees them.
     #[must_use]
     pub fn range(&self, netns: Netns) -> Option<RangeUse> {
-        self.usage.range(netns)
+        self.table.usage().range(netns)
     }
 
-    /// The ports of the range that connect() leaves out because somebody bound them.
+    /// The ports of the range that connect() leaves out because they were bound.
     pub fn locked_ports(&self, netns: Netns) -> impl Iterator<Item = Port> {
-        self.usage.locked_ports(netns)
+        self.table.usage().locked_ports(netns)
     }
 
     /// How fast ports for this destination are taken and released; `None` if none was used lately.
     #[must_use]
     pub fn rates_for(&self, destination: &Destination) -> Option<Rates> {
-        self.usage.destination_rates(destination)
+        self.table.usage().destination_rates(destination)
     }
 
     /// One destination; `None` if no port was used for it lately.
     #[must_use]
     pub fn destination<'a>(&self, destination: &'a Destination) -> Option<DestinationView<'a>> {
-        let range = self.usage.for_destination(destination)?;
-        let rates = self.usage.destination_rates(destination)?;
+        let range = self.table.usage().for_destination(destination)?;
+        let rates = self.table.usage().destination_rates(destination)?;
         Some(DestinationView::new(destination, range, rates))
     }
 }

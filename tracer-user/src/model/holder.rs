@@ -130,3 +130,10 @@ pub enum BucketClass {
     /// source and destination (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
     Bind,
 }
+
+impl BucketClass {
+    /// True if some owner bound the port.
+    pub(crate) fn is_bind(self) -> bool {
+        self == Self::Bind
+    }
+}

@@ -213,7 +213,7 @@ impl Reader<'_> {
                         None => {
                             let child_file = self.file_of(&below);
                             if test_only {
-                                self.files.insert(child_file);
+                                self.account_for(&child_file, &below);
                             } else {
                                 self.read_file(child, &child_file, &below);
                             }
@@ -239,6 +239,21 @@ impl Reader<'_> {
         // `pub(crate) use name;` lets a macro of the same module be named by a path.
         module.imported.retain(|name, target| *target != [name.as_str()]);
         self.modules.insert(path, module);
+    }
+
+    /// Notes the files of a test-only module, which has no other part in the layers.
+    fn account_for(&mut self, file: &str, directory: &str) {
+        let text = self.sources.get(file).unwrap_or_else(|| panic!("{file} is missing"));
+        let parsed = syn::parse_file(text).unwrap_or_else(|error| panic!("{file}: {error}"));
+        self.files.insert(file.to_owned());
+        for item in parsed.items {
+            if let Item::Mod(declared) = item
+                && declared.content.is_none()
+            {
+                let below = format!("{directory}/{}", declared.ident);
+                self.account_for(&self.file_of(&below), &below);
+            }
+        }
     }
 
     fn file_of(&self, module: &str) -> String {

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::{Ledger, NewLease, Tuple};
-use crate::{
-    ledger::{Sink, marks::Mark},
-    model::{
-        Addr, Change, Failure, Instant, Lease, LeaseEvent, LeaseId, Netns, Peer, Phase, Pressure,
-        Settings, Sight,
-    },
+use super::{
+    Ledger, Sink,
+    tables::{ConnectionKey, LeaseIndex, NewLease},
+};
+use crate::model::{
+    Change, Failure, Instant, Lease, LeaseEvent, LeaseId, Netns, Phase, Pressure, Settings, Sight,
 };
 
 /// Follows a recording.
@@ -18,7 +17,7 @@ use crate::{
 pub(crate) struct Replay {
     ledger: Ledger,
     /// Where each recorded lease is.
-    leases: FxHashMap<LeaseId, u32>,
+    leases: FxHashMap<LeaseId, LeaseIndex>,
 }
 
 impl Default for Replay {
@@ -56,7 +55,7 @@ impl Replay {
     /// The settings of a namespace from now on.
     pub(crate) fn set_settings(&mut self, netns: Netns, settings: Settings) {
         self.ledger.set_settings(netns, Arc::new(settings));
-        self.ledger.report_pressure(&mut Unheard);
+        self.ledger.emit_pressure(&mut Unheard);
     }
 
     /// A lease changed. One that is not known is older than the recording.
@@ -72,20 +71,20 @@ impl Replay {
             }
         };
         if lease.owner.is_some() {
-            ledger.leases[index as usize].lease.owner.clone_from(&lease.owner);
+            ledger.table[index].lease.owner.clone_from(&lease.owner);
         }
         ledger.repeat(index, at, lease, change);
         if let Change::Release { reason } = change {
             self.leases.remove(&lease.id);
             ledger.release(index, at, reason, &mut Unheard);
         }
-        ledger.report_pressure(&mut Unheard);
+        ledger.emit_pressure(&mut Unheard);
     }
 }
 
 impl Ledger {
     /// Enters a recorded lease as its first record shows it.
-    fn enter_recorded(&mut self, lease: &Lease) -> u32 {
+    fn enter_recorded(&mut self, lease: &Lease) -> LeaseIndex {
         let Lease {
             id,
             cookie,
@@ -120,63 +119,58 @@ impl Ledger {
             acquired,
             has_timestamps,
         };
-        let is_time_wait = matches!(phase, Phase::TimeWait(_));
-        let index = self.insert(new, !is_time_wait, is_time_wait);
-        let lease = &mut self.leases[index as usize].lease;
+        let index = match phase {
+            Phase::TimeWait(_) => self.insert_time_wait(new),
+            _ => self.insert_socket(new),
+        };
+        let lease = &mut self.table[index].lease;
         lease.id = id;
         (lease.established, lease.closing, lease.closed_by) = (established, closing, closed_by);
         (lease.time_wait, lease.timer_armed) = (time_wait, timer_armed);
         if phase == Phase::Listen {
-            self.bind_bucket(index);
+            self.table.bind_bucket(index);
         }
         index
     }
 
     /// Does to a lease what the recorded change did.
-    fn repeat(&mut self, index: u32, at: Instant, recorded: &Lease, change: Change) {
+    fn repeat(&mut self, index: LeaseIndex, at: Instant, recorded: &Lease, change: Change) {
         let unheard = &mut Unheard;
         match change {
             Change::Held | Change::Bind { .. } | Change::Accept { .. } | Change::Release { .. } => {
             }
-            Change::Connect { .. } => {
-                self.leases[index as usize].lease.timer_armed = Some(at);
-            }
+            Change::Connect { .. } => self.table[index].lease.timer_armed = Some(at),
             Change::Established { .. } => {
-                self.connects_to(index, recorded.local_addr, recorded.peer);
-                let lease = &mut self.leases[index as usize].lease;
-                lease.phase = Phase::Established;
-                (lease.established, lease.timer_armed) = (Some(at), None);
-                (lease.closing, lease.closed_by) = (None, None);
-                self.recount(index);
+                self.table.set_address(index, recorded.local_addr);
+                self.table.change(index, |entry| {
+                    let lease = &mut entry.lease;
+                    lease.peer = recorded.peer;
+                    lease.phase = Phase::Established;
+                    (lease.established, lease.timer_armed) = (Some(at), None);
+                    (lease.closing, lease.closed_by) = (None, None);
+                });
             }
             Change::Listen => self.listens(index, at, unheard),
             Change::Closing { by } => {
-                let lease = &mut self.leases[index as usize].lease;
+                let lease = &mut self.table[index].lease;
                 lease.phase = Phase::Closing;
                 (lease.closed_by, lease.closing) = (Some(by), Some(at));
             }
             Change::TimeWait(substate) => {
-                let entry = &mut self.leases[index as usize];
-                let lease = &mut entry.lease;
-                lease.has_timestamps = recorded.has_timestamps;
-                lease.timer_armed = Some(at);
-                let is_first = !entry.marks.has(Mark::HeldByTimeWait) || lease.time_wait.is_none();
-                if let Some(peer) = recorded.peer.get().filter(|_| is_first) {
-                    lease.time_wait = Some(at);
-                    let (netns, local) = (lease.netns, (recorded.local_addr, recorded.local_port));
-                    let tuple = Tuple { netns, local, peer };
-                    self.enter_time_wait(index, &tuple, substate, at, unheard);
+                let entry = &mut self.table[index];
+                entry.lease.has_timestamps = recorded.has_timestamps;
+                entry.lease.timer_armed = Some(at);
+                let is_first = !entry.holders.has_time_wait() || entry.lease.time_wait.is_none();
+                if is_first && let Some(key) = ConnectionKey::of_lease(recorded) {
+                    entry.lease.time_wait = Some(at);
+                    self.begin_time_wait(index, &key, substate, at, unheard);
                 } else {
-                    lease.phase = Phase::TimeWait(substate);
-                    self.recount(index);
+                    self.table.change(index, |entry| {
+                        entry.lease.phase = Phase::TimeWait(substate);
+                    });
                 }
             }
         }
-    }
-
-    fn connects_to(&mut self, index: u32, source: Addr, peer: Peer) {
-        self.leases[index as usize].lease.peer = peer;
-        self.move_in_bucket(index, source);
     }
 }
 

@@ -1,17 +1,15 @@
-//! Per namespace and port: who holds it now, and who held it last.
+//! Per namespace and port: the leases on it now, and the latest release.
 //!
-//! Who holds a port now is bounded by the number of sockets. Who held it last is not: namespaces
-//! come and go, and nothing tells when one has gone. So what is remembered of ports that nobody
-//! holds is limited, and the longest unused is forgotten first.
+//! The leases are bounded by the number of sockets. The latest releases are not: namespaces come and
+//! go, and no hook shows the end of one. What is remembered of free ports is therefore limited, and
+//! the longest unused is forgotten first.
 
 use std::{collections::VecDeque, num::NonZeroU64};
 
 use rustc_hash::FxHashMap;
 
+use super::LeaseIndex;
 use crate::model::{BucketClass, Incarnation, Instant, LeaseId, Netns, Port};
-
-/// An end of a chain of leases.
-pub const NONE: u32 = u32::MAX;
 
 /// The latest release on a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +23,8 @@ pub struct LastUse {
 /// Who holds one port of one namespace.
 #[derive(Clone, Copy, Debug)]
 pub struct PortSlot {
-    /// First of the chain of leases that hold the port now, or [`NONE`].
-    pub first: u32,
+    /// First of the chain of leases that hold the port now.
+    pub first: Option<LeaseIndex>,
     /// The class of the port's bucket, while somebody holds the port.
     pub class: BucketClass,
 }
@@ -37,20 +35,17 @@ struct Slot(u32);
 
 impl Slot {
     const BIND: u32 = 1 << 31;
-    /// Nobody. No table of leases is so large.
-    const NOBODY: u32 = Self::BIND - 1;
-    const EMPTY: Self = Self(Self::NOBODY);
+    const EMPTY: Self = Self(0);
 
     fn unpack(self) -> PortSlot {
-        let first = self.0 & !Self::BIND;
         PortSlot {
-            first: if first == Self::NOBODY { NONE } else { first },
+            first: LeaseIndex::from_bits(self.0 & !Self::BIND),
             class: if self.0 & Self::BIND == 0 { BucketClass::Connect } else { BucketClass::Bind },
         }
     }
 
-    fn set_first(&mut self, first: u32) {
-        self.0 = self.0 & Self::BIND | first.min(Self::NOBODY);
+    fn set_first(&mut self, first: Option<LeaseIndex>) {
+        self.0 = self.0 & Self::BIND | first.map_or(0, LeaseIndex::to_bits);
     }
 
     fn set_class(&mut self, class: BucketClass) {
@@ -60,6 +55,8 @@ impl Slot {
         }
     }
 }
+
+const _: () = assert!(LeaseIndex::MAX_BITS < Slot::BIND);
 
 /// A [`LastUse`] as it is kept, in 16 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -74,9 +71,9 @@ const PAGE_PORTS: usize = 256;
 /// Pages on which nobody holds a port that are kept for who held it last: 10 MB of them.
 const MOST_IDLE_PAGES: usize = 2048;
 
-/// All namespaces' ports. A namespace's table is allocated in pages of 256 ports, as they are
-/// used: the whole range of one takes about 0.3 MB, and 1 MB more once its ports were let go; an
-/// idle namespace nothing.
+/// The ports of all namespaces. A namespace's table is allocated in pages of 256 ports, as they are
+/// used: the whole range takes about 0.3 MB, and 1 MB more once its ports were released; an idle
+/// namespace takes nothing.
 #[derive(Debug, Default)]
 pub struct Ports {
     namespaces: FxHashMap<Netns, Namespace>,
@@ -86,7 +83,7 @@ pub struct Ports {
 
 #[derive(Debug, Default)]
 struct Namespace {
-    /// `None` until a fact has told it.
+    /// `None` until an observation has shown it.
     incarnation: Option<Incarnation>,
     pages: Vec<Option<Box<Page>>>,
     allocated: usize,
@@ -138,23 +135,22 @@ impl Ports {
     }
 
     /// The first leases of the chains of all ports of a namespace that are held.
-    pub fn chains_of(&self, netns: Netns) -> impl Iterator<Item = u32> {
+    pub fn chains_of(&self, netns: Netns) -> impl Iterator<Item = LeaseIndex> {
         let pages = self.namespaces.get(&netns).map(|namespace| &namespace.pages);
         pages
             .into_iter()
             .flatten()
             .flatten()
             .filter(|page| page.leases > 0)
-            .flat_map(|page| page.slots.iter().map(|slot| slot.unpack().first))
-            .filter(|first| *first != NONE)
+            .flat_map(|page| page.slots.iter().filter_map(|slot| slot.unpack().first))
     }
 
     /// A lease begins on a port, as the first of the port's chain.
-    pub fn hold(&mut self, netns: Netns, port: Port, lease: u32) {
+    pub fn hold(&mut self, netns: Netns, port: Port, lease: LeaseIndex) {
         let (page, index) = place(port);
         let page = self.namespaces.entry(netns).or_default().page_mut(page);
         page.leases += 1;
-        page.slots[index].set_first(lease);
+        page.slots[index].set_first(Some(lease));
     }
 
     /// Notes the class of the bucket of a port that is held.
@@ -163,14 +159,18 @@ impl Ports {
         self.namespaces.entry(netns).or_default().page_mut(page).slots[index].set_class(class);
     }
 
-    /// A lease ends. If it was the first of the port's chain, `first` is the next, or [`NONE`].
-    pub fn release(&mut self, netns: Netns, port: Port, last_use: LastUse, first: Option<u32>) {
+    /// A lease ends; `first` is what is now the first of the port's chain.
+    pub fn release(
+        &mut self,
+        netns: Netns,
+        port: Port,
+        last_use: LastUse,
+        first: Option<LeaseIndex>,
+    ) {
         let (number, index) = place(port);
         let page = self.namespaces.entry(netns).or_default().page_mut(number);
         page.leases = page.leases.saturating_sub(1);
-        if let Some(first) = first {
-            page.slots[index].set_first(first);
-        }
+        page.slots[index].set_first(first);
         let past = page.past.get_or_insert_with(|| Box::new([None; PAGE_PORTS]));
         let LastUse { lease: LeaseId(lease), released } = last_use;
         // Leases are counted from 1.
@@ -188,9 +188,9 @@ impl Ports {
         }
     }
 
-    /// Forgets what was before if the namespace is not the one that had this inode before.
-    pub fn meet(&mut self, netns: Netns, incarnation: Option<Incarnation>) {
-        let Some(incarnation) = incarnation else { return };
+    /// Notes which namespace has this inode, and forgets the earlier uses of its ports if that was
+    /// another one until now.
+    pub fn set_incarnation(&mut self, netns: Netns, incarnation: Incarnation) {
         let namespace = self.namespaces.entry(netns).or_default();
         let before = namespace.incarnation.replace(incarnation);
         if before == Some(incarnation) {
@@ -265,9 +265,9 @@ mod tests {
     const PORT: Port = Port(40_000);
 
     fn use_port(ports: &mut Ports, netns: u32, port: Port, lease: u64) {
-        ports.hold(Netns(netns), port, 0);
+        ports.hold(Netns(netns), port, LeaseIndex::from_slot(0));
         let last_use = LastUse { lease: LeaseId(lease), released: Instant::from_ns(lease) };
-        ports.release(Netns(netns), port, last_use, Some(NONE));
+        ports.release(Netns(netns), port, last_use, None);
     }
 
     fn last_lease(ports: &Ports, netns: u32, port: Port) -> Option<u64> {
@@ -281,13 +281,17 @@ mod tests {
     #[test]
     fn what_namespaces_leave_behind_is_bounded() {
         let mut ports = Ports::default();
-        ports.hold(Netns(1), PORT, 7);
+        ports.hold(Netns(1), PORT, LeaseIndex::from_slot(7));
         for netns in 2..100_000 {
             use_port(&mut ports, netns, PORT, u64::from(netns));
         }
         assert_eq!(pages(&ports), MOST_IDLE_PAGES + 1);
         assert_eq!(ports.namespaces.len(), MOST_IDLE_PAGES + 1);
-        assert_eq!(ports.get(Netns(1), PORT).first, 7, "what is held is never forgotten");
+        assert_eq!(
+            ports.get(Netns(1), PORT).first,
+            Some(LeaseIndex::from_slot(7)),
+            "what is held is never forgotten"
+        );
         assert_eq!(last_lease(&ports, 99_999, PORT), Some(99_999));
         assert_eq!(last_lease(&ports, 2, PORT), None);
     }
@@ -308,21 +312,21 @@ mod tests {
     #[test]
     fn a_namespace_does_not_inherit_from_the_one_that_had_its_inode() {
         let mut ports = Ports::default();
-        let [first, second] = [1, 2].map(Incarnation::from_cookie);
-        ports.meet(Netns(1), first);
+        let [first, second] =
+            [1, 2].map(|cookie| Incarnation::from_cookie(cookie).expect("the cookie is not 0"));
+        ports.set_incarnation(Netns(1), first);
         use_port(&mut ports, 1, PORT, 5);
-        ports.meet(Netns(1), first);
-        ports.meet(Netns(1), None);
+        ports.set_incarnation(Netns(1), first);
         assert_eq!(last_lease(&ports, 1, PORT), Some(5));
-        ports.meet(Netns(1), second);
+        ports.set_incarnation(Netns(1), second);
         assert_eq!(last_lease(&ports, 1, PORT), None);
-        // Nobody has told yet which one it is: while a port is held it cannot be another.
-        ports.hold(Netns(2), Port(80), 1);
+        // Which one it is has not been seen yet: while a port is held it cannot be another.
+        ports.hold(Netns(2), Port(80), LeaseIndex::from_slot(1));
         use_port(&mut ports, 2, PORT, 6);
-        ports.meet(Netns(2), first);
+        ports.set_incarnation(Netns(2), first);
         assert_eq!(last_lease(&ports, 2, PORT), Some(6));
         use_port(&mut ports, 3, PORT, 7);
-        ports.meet(Netns(3), first);
+        ports.set_incarnation(Netns(3), first);
         assert_eq!(last_lease(&ports, 3, PORT), None);
     }
 }

@@ -5,17 +5,22 @@ use std::hash::BuildHasher as _;
 use hashbrown::HashTable;
 use rustc_hash::FxBuildHasher;
 
+use super::LeaseIndex;
 use crate::model::Cookie;
 
-/// The first lease of each cookie's chain. Which cookie that is, only the lease knows: a second
-/// copy here would take twice the memory.
+/// The first lease of each cookie's chain. The cookie itself is only in the lease: a second copy
+/// here would take twice the memory.
 #[derive(Debug, Default)]
-pub struct ByCookie(HashTable<u32>);
+pub struct ByCookie(HashTable<LeaseIndex>);
 
 impl ByCookie {
     /// The first lease of a cookie's chain.
     #[must_use]
-    pub fn first(&self, cookie: Cookie, cookie_of: impl Fn(u32) -> Cookie) -> Option<u32> {
+    pub fn first(
+        &self,
+        cookie: Cookie,
+        cookie_of: impl Fn(LeaseIndex) -> Cookie,
+    ) -> Option<LeaseIndex> {
         self.0.find(hash(cookie), |lease| cookie_of(*lease) == cookie).copied()
     }
 
@@ -23,9 +28,9 @@ impl ByCookie {
     pub fn put_first(
         &mut self,
         cookie: Cookie,
-        lease: u32,
-        cookie_of: impl Fn(u32) -> Cookie,
-    ) -> Option<u32> {
+        lease: LeaseIndex,
+        cookie_of: impl Fn(LeaseIndex) -> Cookie,
+    ) -> Option<LeaseIndex> {
         if let Some(first) = self.0.find_mut(hash(cookie), |first| cookie_of(*first) == cookie) {
             return Some(std::mem::replace(first, lease));
         }
@@ -33,8 +38,8 @@ impl ByCookie {
         None
     }
 
-    /// Makes the first lease of a cookie's chain, which ends, give way to the next.
-    pub fn replace_first(&mut self, cookie: Cookie, first: u32, next: Option<u32>) {
+    /// Replaces the first lease of a cookie's chain, which ends, by the next.
+    pub fn replace_first(&mut self, cookie: Cookie, first: LeaseIndex, next: Option<LeaseIndex>) {
         let Ok(mut found) = self.0.find_entry(hash(cookie), |lease| *lease == first) else {
             return;
         };

@@ -1,22 +1,22 @@
-//! Owners, shared: the processes of a host are few beside their connections.
+//! Owners, shared between leases: a host has few processes beside its connections.
 
 use std::sync::Arc;
 
 use tracer_ebpf::Owner;
 
-/// Knows some of the owners that were seen last. One that it does not know any more is kept twice,
-/// which only costs memory.
+/// Some of the owners that were seen last. One that is seen again after it has been forgotten here
+/// is kept twice, which only costs memory.
 #[derive(Debug)]
 pub struct Owners {
     known: Vec<Option<Arc<Owner>>>,
 }
 
 impl Owners {
-    /// Each is at the place that its process id gives: those of a server's workers follow one
-    /// another.
+    /// The place of an owner follows from its process id: the ids of a server's workers are
+    /// consecutive.
     const MOST: usize = 256;
 
-    /// This owner, shared with whoever has it already.
+    /// This owner, shared with the leases that have it already.
     pub fn share(&mut self, owner: &Owner) -> Arc<Owner> {
         let known = &mut self.known[owner.pid as usize % Self::MOST];
         match known {
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_the_same_is_shared() {
+    fn equal_owners_are_shared() {
         let mut owners = Owners::default();
         let worker = |pid| Owner { pid, uid: 1000, ..Owner::default() };
         let first = owners.share(&worker(7));
