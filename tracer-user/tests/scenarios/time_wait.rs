@@ -85,6 +85,44 @@ fn an_explicit_port_is_held_by_both_socket_and_time_wait() {
 }
 
 #[test]
+fn a_socket_that_listens_beside_its_time_wait_goes_on_listening() {
+    for_each_net(|net, sandbox| {
+        let mut tracer = Tracer::start_verifying(sandbox);
+        let listener = net.listener();
+        let client = net.socket();
+        client.set_reuse_address(true).expect("SO_REUSEADDR can be set");
+        client.bind(&net.at(20_000).into()).expect("the port is free");
+        let Pair { client, server } = Pair::connect(client, &listener);
+        let client_cookie = cookie(&client);
+        client.shutdown(Shutdown::Write).expect("shutdown() succeeds");
+        read_to_end(&server);
+        let connection = (addr(&client), addr(&listener));
+        drop(server);
+        read_to_end(&client);
+        tracer.wait_for("TIME_WAIT", is(client_cookie, "time_wait:time_wait"));
+        rustix::net::connect_unspec(&client).expect("AF_UNSPEC dissolves it");
+        client.listen(8).expect("a bound socket in CLOSE can listen");
+        tracer.wait_for("listen", is(client_cookie, "listen"));
+        // The TIME_WAIT ends: the listener is untouched.
+        if !destroy(connection.0, connection.1) {
+            return;
+        }
+        tracer.wait_for("release", is(client_cookie, "release:time_wait_killed"));
+        tracer.verify();
+        let rival = net.socket();
+        let error = rival.bind(&net.at(20_000).into()).expect_err("the listener is there");
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        if tracer.sees_failed_binds() {
+            let failure = tracer.wait_for("fail", |record| record["type"] == "fail");
+            assert_eq!(failure["holder"]["phase"], "listen", "{failure}");
+        }
+        drop(client);
+        tracer.wait_for("release", is(client_cookie, "release:closed"));
+        tracer.finish();
+    });
+}
+
+#[test]
 fn connect_reuses_a_time_wait_once_the_kernel_allows_it() {
     for_each_net(|net, sandbox| {
         one_port(sandbox, 50_000);
