@@ -142,11 +142,11 @@ impl From<&HookStatus> for HookReport {
     fn from(hook: &HookStatus) -> Self {
         let HookStatus { name, without, outcome } = hook;
         let (outcome, loss) = match outcome {
-            Outcome::Attached(how) => (Ok(*how), None),
+            Outcome::Attached(how) => (Ok((*how).into()), None),
             Outcome::Replaced { reason } => (Err(format!("{reason}; {without}")), None),
             Outcome::Missing { reason } => (Err(reason.clone()), Some(*without)),
         };
-        Self { name, outcome, loss }
+        Self { name: (*name).into(), outcome, loss }
     }
 }
 
@@ -201,7 +201,8 @@ fn show(
             output.record(&settings, ledger);
         }
     }
-    if let Some(record_type) = record.record_type() {
+    let record_type = record.record_type();
+    if record_type.is_selectable() {
         totals.add(record_type, 1);
     }
     output.record(record, ledger);

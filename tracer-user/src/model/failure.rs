@@ -33,19 +33,6 @@ pub enum Cause {
     Other,
 }
 
-impl Cause {
-    /// Every cause.
-    pub const ALL: [Self; 7] = [
-        Self::RangeFull,
-        Self::RangeBindLocked,
-        Self::Reserved,
-        Self::PortHeld,
-        Self::AddressNotLocal,
-        Self::Permission,
-        Self::Other,
-    ];
-}
-
 /// A call that got no port.
 #[derive(Clone, Copy, Debug)]
 pub struct Failure<'a> {

@@ -25,12 +25,6 @@ pub enum Kind {
     Accept,
 }
 
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Connect, Self::Bind, Self::BindAuto, Self::Listen, Self::Accept];
-}
-
 /// What the holder of a lease does with the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
@@ -97,26 +91,6 @@ pub enum Reason {
     Failed,
     /// It ended while facts were lost: the kernel no longer had it when the ledger was healed.
     Unseen,
-}
-
-impl Reason {
-    /// Every reason.
-    pub const ALL: [Self; 14] = [
-        Self::Closed,
-        Self::ResetIn,
-        Self::ResetOut,
-        Self::Refused,
-        Self::TimedOut,
-        Self::Aborted,
-        Self::Disconnected,
-        Self::TimeWaitExpired,
-        Self::TimeWaitReused,
-        Self::TimeWaitKilled,
-        Self::TimeWaitOverflow,
-        Self::NetnsGone,
-        Self::Failed,
-        Self::Unseen,
-    ];
 }
 
 /// Whom a socket is connected to, or goes to, if anybody.

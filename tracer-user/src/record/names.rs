@@ -1,168 +1,196 @@
-//! The names of things in the records.
+//! The names in records: one table for each enum, from which names are written and read.
+//!
+//! A table is checked by the compiler: a value without a row does not compile. As reading uses the
+//! same rows, no name can be written that cannot be read.
 
 use std::borrow::Cow;
 
 use crate::{
     capacity::Advice,
     model::{Cause, Family, Kind, Operation, Phase, Reason, Side, Substate},
-    record::Place,
+    record::{Place, RecordType},
 };
 
-/// `kind` in JSON.
-#[must_use]
-pub fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Connect => "connect",
-        Kind::Bind => "bind",
-        Kind::BindAuto => "bind_auto",
-        Kind::Listen => "listen",
-        Kind::Accept => "accept",
+pub use super::named::Named;
+
+/// Declares the table of an enum, and a function that gives the name of a value.
+///
+/// A row is `Variant => "name"`. `Variant(_ or VALUE) => "name"` is the row of a variant whose
+/// content is a field of its own; a reader that lacks this field assumes `VALUE`.
+macro_rules! named {
+    (
+        $(#[$doc:meta])*
+        $function:ident: $enum:ident in $field:literal {
+            $($variant:ident $((_ or $assumed:expr))? => $name:literal,)+
+        }
+    ) => {
+        $(#[$doc])*
+        #[must_use]
+        pub const fn $function(value: $enum) -> &'static str {
+            match value {
+                $($enum::$variant $((named!(any $assumed)))? => $name,)+
+            }
+        }
+
+        impl Named for $enum {
+            const FIELD: &'static str = $field;
+            const ALL: &'static [Self] = &[$($enum::$variant $(($assumed))?),+];
+
+            #[inline]
+            fn name(self) -> &'static str {
+                $function(self)
+            }
+        }
+    };
+    (any $assumed:expr) => { _ };
+}
+
+named! {
+    /// The `type` of a record.
+    record_type: RecordType in "type" {
+        Start => "start",
+        Namespace => "namespace",
+        Held => "held",
+        Bind => "bind",
+        Connect => "connect",
+        Established => "established",
+        Accept => "accept",
+        Listen => "listen",
+        Closing => "closing",
+        TimeWait => "time_wait",
+        Release => "release",
+        Fail => "fail",
+        Pressure => "pressure",
+        Scan => "scan",
+        Loss => "loss",
+        Verify => "verify",
+        Summary => "summary",
     }
 }
 
-/// `family` in JSON.
-#[must_use]
-pub fn family(family: Family) -> &'static str {
-    match family {
-        Family::Ipv4 => "ipv4",
-        Family::Ipv6 => "ipv6",
+named! {
+    /// The `kind` of a lease.
+    kind: Kind in "kind" {
+        Connect => "connect",
+        Bind => "bind",
+        BindAuto => "bind_auto",
+        Listen => "listen",
+        Accept => "accept",
     }
 }
 
-/// `phase` in JSON.
-#[must_use]
-pub fn phase(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Bound => "bound",
-        Phase::Listen => "listen",
-        Phase::Connecting => "connecting",
-        Phase::Established => "established",
-        Phase::Closing => "closing",
-        Phase::TimeWait(_) => "time_wait",
+named! {
+    /// The `family` of a socket.
+    family: Family in "family" {
+        Ipv4 => "ipv4",
+        Ipv6 => "ipv6",
     }
 }
 
-/// A phase as `ss` would write the state.
-#[must_use]
-pub fn ss_state(phase: Phase, closed_by: Option<Side>) -> &'static str {
-    match phase {
-        Phase::Bound => "BOUND",
-        Phase::Listen => "LISTEN",
-        Phase::Connecting => "SYN-SENT",
-        Phase::Established => "ESTAB",
-        Phase::Closing => match closed_by {
-            Some(Side::Peer) => "CLOSE-WAIT",
-            _ => "FIN-WAIT",
-        },
-        Phase::TimeWait(Substate::TimeWait) => "TIME-WAIT",
-        Phase::TimeWait(Substate::FinWait2) => "FIN-WAIT-2",
+named! {
+    /// The `phase` of a lease. That of a TIME_WAIT leaves out the substate; one of unknown substate
+    /// is most likely in the longer one.
+    phase: Phase in "phase" {
+        Bound => "bound",
+        Listen => "listen",
+        Connecting => "connecting",
+        Established => "established",
+        Closing => "closing",
+        TimeWait(_ or Substate::TimeWait) => "time_wait",
     }
 }
 
-/// `substate` in JSON.
-#[must_use]
-pub fn substate(substate: Substate) -> &'static str {
-    match substate {
-        Substate::TimeWait => "time_wait",
-        Substate::FinWait2 => "fin_wait2",
+named! {
+    /// The `substate` of a TIME_WAIT.
+    substate: Substate in "substate" {
+        TimeWait => "time_wait",
+        FinWait2 => "fin_wait2",
     }
 }
 
-/// `by` and `closed_by` in JSON.
-#[must_use]
-pub fn side(side: Side) -> &'static str {
-    match side {
-        Side::Local => "local",
-        Side::Peer => "peer",
+named! {
+    /// The side of a connection that sent the first FIN, in `by` and `closed_by`.
+    side: Side in "by" {
+        Local => "local",
+        Peer => "peer",
     }
 }
 
-/// `reason` in JSON.
-#[must_use]
-pub fn reason(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Closed => "closed",
-        Reason::ResetIn => "reset_in",
-        Reason::ResetOut => "reset_out",
-        Reason::Refused => "refused",
-        Reason::TimedOut => "timeout",
-        Reason::Aborted => "aborted",
-        Reason::Disconnected => "disconnected",
-        Reason::TimeWaitExpired => "time_wait_expired",
-        Reason::TimeWaitReused => "time_wait_reused",
-        Reason::TimeWaitKilled => "time_wait_killed",
-        Reason::TimeWaitOverflow => "time_wait_overflow",
-        Reason::NetnsGone => "netns_gone",
-        Reason::Failed => "failed",
-        Reason::Unseen => "unseen",
+named! {
+    /// The `reason` of a release.
+    reason: Reason in "reason" {
+        Closed => "closed",
+        ResetIn => "reset_in",
+        ResetOut => "reset_out",
+        Refused => "refused",
+        TimedOut => "timeout",
+        Aborted => "aborted",
+        Disconnected => "disconnected",
+        TimeWaitExpired => "time_wait_expired",
+        TimeWaitReused => "time_wait_reused",
+        TimeWaitKilled => "time_wait_killed",
+        TimeWaitOverflow => "time_wait_overflow",
+        NetnsGone => "netns_gone",
+        Failed => "failed",
+        Unseen => "unseen",
     }
 }
 
-/// `where` of a loss in JSON.
-#[must_use]
-pub fn place(place: Place) -> &'static str {
-    match place {
-        Place::Ring => "ring",
-        Place::Recursion => "recursion",
-        Place::Unseen => "unseen",
+named! {
+    /// The place where facts were lost, in `where`.
+    place: Place in "where" {
+        Ring => "ring",
+        Recursion => "recursion",
+        Unseen => "unseen",
     }
 }
 
-/// `op` in JSON.
-#[must_use]
-pub fn operation(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Bind => "bind",
-        Operation::Connect => "connect",
-        Operation::Listen => "listen",
+named! {
+    /// The system call that failed, in `op`.
+    operation: Operation in "op" {
+        Bind => "bind",
+        Connect => "connect",
+        Listen => "listen",
     }
 }
 
-/// `cause` in JSON.
-#[must_use]
-pub fn cause(cause: Cause) -> &'static str {
-    match cause {
-        Cause::RangeFull => "range_full",
-        Cause::RangeBindLocked => "range_bind_locked",
-        Cause::Reserved => "reserved",
-        Cause::PortHeld => "port_held",
-        Cause::AddressNotLocal => "address_not_local",
-        Cause::Permission => "permission",
-        Cause::Other => "other",
+named! {
+    /// The `cause` of a failure.
+    cause: Cause in "cause" {
+        RangeFull => "range_full",
+        RangeBindLocked => "range_bind_locked",
+        Reserved => "reserved",
+        PortHeld => "port_held",
+        AddressNotLocal => "address_not_local",
+        Permission => "permission",
+        Other => "other",
     }
 }
 
-/// `advice` in JSON.
-#[must_use]
-pub fn advice(advice: Advice) -> &'static str {
-    match advice {
-        Advice::BindWithoutPort => {
+named! {
+    /// The `advice` on a failure, a sentence.
+    advice: Advice in "advice" {
+        BindWithoutPort =>
             "bind() before connect() takes a port for all destinations: set \
-             IP_BIND_ADDRESS_NO_PORT before bind()"
-        }
-        Advice::ListenersInRange => {
-            "listeners have their ports in ip_local_port_range: move the range or the listeners"
-        }
-        Advice::PoisonedBuckets => {
+             IP_BIND_ADDRESS_NO_PORT before bind()",
+        ListenersInRange =>
+            "listeners have their ports in ip_local_port_range: move the range or the listeners",
+        PoisonedBuckets =>
             "somebody bound ports that connections share, and has left: they are lost until these \
-             connections end; set IP_BIND_ADDRESS_NO_PORT where clients bind()"
-        }
-        Advice::SpreadDestination => {
+             connections end; set IP_BIND_ADDRESS_NO_PORT where clients bind()",
+        SpreadDestination =>
             "use more source or destination addresses, keep connections alive, widen \
-             ip_local_port_range, or set tcp_tw_reuse=1 (of use if the peer sends timestamps)"
-        }
-        Advice::ReserveLess => {
-            "all of ip_local_port_range is in ip_local_reserved_ports: reserve less, or widen it"
-        }
-        Advice::ReservePort => {
+             ip_local_port_range, or set tcp_tw_reuse=1 (of use if the peer sends timestamps)",
+        ReserveLess =>
+            "all of ip_local_port_range is in ip_local_reserved_ports: reserve less, or widen it",
+        ReservePort =>
             "the port is one that connect() and bind() to port 0 choose from: add it to \
-             ip_local_reserved_ports"
-        }
-        Advice::ReuseAddress => "set SO_REUSEADDR before bind()",
+             ip_local_reserved_ports",
+        ReuseAddress => "set SO_REUSEADDR before bind()",
     }
 }
 
-/// The symbol of an errno that bind(), connect() or listen() can give.
+/// The symbol of an errno that bind(), connect() or listen() can give; `errno N` for others.
 #[must_use]
 pub fn errno(errno: i32) -> Cow<'static, str> {
     Cow::Borrowed(match errno {
@@ -183,8 +211,59 @@ pub fn errno(errno: i32) -> Cow<'static, str> {
     })
 }
 
+/// A phase as `ss` names the state; text only.
+#[must_use]
+pub fn ss_state(phase: Phase, closed_by: Option<Side>) -> &'static str {
+    match phase {
+        Phase::Bound => "BOUND",
+        Phase::Listen => "LISTEN",
+        Phase::Connecting => "SYN-SENT",
+        Phase::Established => "ESTAB",
+        Phase::Closing => match closed_by {
+            Some(Side::Peer) => "CLOSE-WAIT",
+            _ => "FIN-WAIT",
+        },
+        Phase::TimeWait(Substate::TimeWait) => "TIME-WAIT",
+        Phase::TimeWait(Substate::FinWait2) => "FIN-WAIT-2",
+    }
+}
+
 impl serde::Serialize for Cause {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(cause(*self))
+        serializer.serialize_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fmt::Debug};
+
+    use super::*;
+
+    /// Every name is its own value's only, and needs no escape.
+    fn assert_names_are_read_back<T: Named + PartialEq + Debug>() {
+        let names: BTreeSet<_> = T::ALL.iter().map(|value| value.name()).collect();
+        assert_eq!(names.len(), T::ALL.len(), "{} has a name twice", T::FIELD);
+        for value in T::ALL {
+            assert_eq!(T::from_name(value.name()), Some(*value));
+            let is_plain = |byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+            assert!(value.name().bytes().all(is_plain), "{}", value.name());
+        }
+        assert_eq!(T::from_name("no such name"), None);
+    }
+
+    #[test]
+    fn every_name_that_is_written_is_read_back() {
+        assert_names_are_read_back::<RecordType>();
+        assert_names_are_read_back::<Kind>();
+        assert_names_are_read_back::<Family>();
+        assert_names_are_read_back::<Phase>();
+        assert_names_are_read_back::<Substate>();
+        assert_names_are_read_back::<Side>();
+        assert_names_are_read_back::<Reason>();
+        assert_names_are_read_back::<Place>();
+        assert_names_are_read_back::<Operation>();
+        assert_names_are_read_back::<Cause>();
+        assert_names_are_read_back::<Advice>();
     }
 }

@@ -1,6 +1,6 @@
 //! Records about the run itself: its start, its losses, its end.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use crate::model::Instant;
 
@@ -8,9 +8,9 @@ use crate::model::Instant;
 #[derive(Clone, Debug)]
 pub struct HookReport {
     /// The kernel's name of it.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// How it is attached, or a sentence that says why it is not.
-    pub outcome: Result<&'static str, String>,
+    pub outcome: Result<Cow<'static, str>, String>,
     /// What is not reported without the hook.
     pub loss: Option<&'static str>,
 }
@@ -109,7 +109,7 @@ pub struct Verify {
 }
 
 /// The name of a process, without its padding.
-pub(crate) fn comm(bytes: &[u8; 16]) -> std::borrow::Cow<'_, str> {
+pub(crate) fn comm(bytes: &[u8; 16]) -> Cow<'_, str> {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end])
 }

@@ -1,49 +1,53 @@
-//! The types of the records that tell what happens to ports.
+//! The types of records.
 
 use std::{collections::BTreeMap, str::FromStr};
 
+use super::named::Named;
 use crate::model::Change;
 
-/// The type of a record that can be asked for.
+/// The type of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are those of the interface")]
 pub enum RecordType {
+    /// The start of a run.
+    Start,
+    /// The settings of a network namespace.
     Namespace,
+    /// A lease that a snapshot found.
     Held,
+    /// bind() or listen() acquired a port.
     Bind,
+    /// connect() chose a port.
     Connect,
+    /// A handshake is complete.
     Established,
+    /// A listener's child inherited its port.
     Accept,
+    /// A socket entered LISTEN.
     Listen,
+    /// The first FIN of a connection.
     Closing,
+    /// A TIME_WAIT took over a port.
     TimeWait,
+    /// A port was released.
     Release,
+    /// A call got no port.
     Fail,
+    /// A destination or a range crossed a level of use.
     Pressure,
+    /// A source tries closed ports.
     Scan,
+    /// Facts were lost.
+    Loss,
+    /// A comparison of the ledger with the kernel.
+    Verify,
+    /// The end of a run.
+    Summary,
 }
 
 impl RecordType {
-    /// All types, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
-        Self::Namespace,
-        Self::Held,
-        Self::Bind,
-        Self::Connect,
-        Self::Established,
-        Self::Accept,
-        Self::Listen,
-        Self::Closing,
-        Self::TimeWait,
-        Self::Release,
-        Self::Fail,
-        Self::Pressure,
-        Self::Scan,
-    ];
-
-    /// The type of a change's record.
+    /// The type of the record of a change.
     #[must_use]
-    pub fn of(change: &Change) -> Self {
+    pub const fn of(change: &Change) -> Self {
         match change {
             Change::Held => Self::Held,
             Change::Bind { .. } => Self::Bind,
@@ -57,23 +61,25 @@ impl RecordType {
         }
     }
 
-    /// `type` in JSON.
+    /// True if a filter can select records of this type. The others are about the run itself, and
+    /// no filter hides them.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub const fn is_selectable(self) -> bool {
         match self {
-            Self::Namespace => "namespace",
-            Self::Held => "held",
-            Self::Bind => "bind",
-            Self::Connect => "connect",
-            Self::Established => "established",
-            Self::Accept => "accept",
-            Self::Listen => "listen",
-            Self::Closing => "closing",
-            Self::TimeWait => "time_wait",
-            Self::Release => "release",
-            Self::Fail => "fail",
-            Self::Pressure => "pressure",
-            Self::Scan => "scan",
+            Self::Start | Self::Loss | Self::Verify | Self::Summary => false,
+            Self::Namespace
+            | Self::Held
+            | Self::Bind
+            | Self::Connect
+            | Self::Established
+            | Self::Accept
+            | Self::Listen
+            | Self::Closing
+            | Self::TimeWait
+            | Self::Release
+            | Self::Fail
+            | Self::Pressure
+            | Self::Scan => true,
         }
     }
 }
@@ -81,25 +87,27 @@ impl RecordType {
 impl FromStr for RecordType {
     type Err = String;
 
+    /// Reads the name of a type that a filter can select.
     fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|record| record.name() == name).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            format!("there is no type `{name}`; there are {names}")
+        Self::from_name(name).filter(|record| record.is_selectable()).ok_or_else(|| {
+            let selectable = Self::ALL.iter().filter(|record| record.is_selectable());
+            let names: Vec<_> = selectable.map(|record| record.name()).collect();
+            format!("there is no type `{name}`; there are {}", names.join(", "))
         })
     }
 }
 
-/// How many records of each type there were.
+/// Number of records of each type.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals([u64; RecordType::ALL.len()]);
 
 impl Totals {
-    /// So many more.
+    /// Adds `count` records of a type.
     pub fn add(&mut self, record: RecordType, count: u64) {
         self.0[record as usize] += count;
     }
 
-    /// Those of which there were any, by name.
+    /// The totals that are not 0, by name of the type.
     #[must_use]
     pub fn by_name(&self) -> BTreeMap<&'static str, u64> {
         let all = RecordType::ALL.iter().map(|record| record.name()).zip(self.0);
@@ -112,12 +120,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn totals_are_those_of_their_type() {
+    fn each_type_has_its_own_total() {
         for record in RecordType::ALL {
             let mut totals = Totals::default();
-            totals.add(record, 2);
+            totals.add(*record, 2);
             assert_eq!(totals.by_name(), BTreeMap::from([(record.name(), 2)]));
-            assert_eq!(record.name().parse(), Ok(record));
+        }
+    }
+
+    #[test]
+    fn types_about_the_run_itself_cannot_be_selected() {
+        for record in RecordType::ALL {
+            let parsed = record.name().parse().ok();
+            assert_eq!(parsed, record.is_selectable().then_some(*record));
         }
     }
 }

@@ -56,17 +56,20 @@ pub enum Body<'a> {
 }
 
 impl Record<'_> {
-    /// The record's type, if it is one that can be asked for; the others are always shown.
+    /// The record's type.
     #[must_use]
-    pub fn record_type(&self) -> Option<RecordType> {
-        Some(match self.body {
+    pub fn record_type(&self) -> RecordType {
+        match self.body {
+            Body::Start(_) => RecordType::Start,
             Body::Namespace { .. } => RecordType::Namespace,
             Body::Lease { event, .. } => RecordType::of(&event.change),
             Body::Fail { .. } => RecordType::Fail,
             Body::Pressure(_) => RecordType::Pressure,
             Body::Scan(_) => RecordType::Scan,
-            Body::Start(_) | Body::Loss(_) | Body::Verify(_) | Body::Summary(_) => return None,
-        })
+            Body::Loss(_) => RecordType::Loss,
+            Body::Verify(_) => RecordType::Verify,
+            Body::Summary(_) => RecordType::Summary,
+        }
     }
 
     /// The namespace whose settings a reader must know by then; `None` for records that say

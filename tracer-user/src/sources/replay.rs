@@ -7,11 +7,7 @@ use jiff::Timestamp;
 use crate::{
     ledger::{Ledger, Replay},
     model::{Change, Instant},
-    record::{
-        Body, Record,
-        filter::Filter,
-        read::{Line, OwnedRecord},
-    },
+    record::{Body, OwnedRecord, Record, filter::Filter, json::Line},
 };
 
 /// No record is that long; a longer line is no recording.

@@ -121,8 +121,8 @@ impl Json {
         }
         #[derive(Serialize)]
         struct HookRecord<'a> {
-            name: &'static str,
-            attached: Option<&'static str>,
+            name: &'a str,
+            attached: Option<&'a str>,
             reason: Option<&'a str>,
             without: &'static str,
             run_ns: Option<u64>,
@@ -157,8 +157,8 @@ impl Json {
                 .map_or(&[][..], |tracer| &tracer.hooks)
                 .iter()
                 .map(|Hook { report, without, run_ns }| HookRecord {
-                    name: report.name,
-                    attached: report.outcome.as_ref().ok().copied(),
+                    name: &report.name,
+                    attached: report.outcome.as_deref().ok(),
                     reason: report.outcome.as_ref().err().map(String::as_str),
                     without,
                     run_ns: *run_ns,
@@ -195,7 +195,7 @@ impl Json {
                 })
                 .collect(),
         };
-        self.write("check", at, None, record);
+        self.write("check", at, record);
         std::mem::take(super::View::buffer(&mut self))
     }
 }

@@ -9,7 +9,6 @@ pub mod why;
 
 use crate::{
     ledger::Ledger,
-    model::{Instant, Lease},
     record::{Record, Start},
 };
 
@@ -47,27 +46,6 @@ impl Verbosity {
             for difference in differences {
                 crate::tell!("portlife: {difference}");
             }
-        }
-    }
-}
-
-/// The times of a lease that has ended, in nanoseconds; `None` where the beginning was not seen.
-struct Times {
-    held_ns: Option<u64>,
-    established_ns: Option<u64>,
-    time_wait_ns: Option<u64>,
-}
-
-impl Times {
-    fn of(lease: &Lease, end: Instant) -> Self {
-        let since = |begin: Option<Instant>, end: Instant| begin.map(|begin| end.since(begin));
-        Self {
-            held_ns: since(lease.acquired, end),
-            established_ns: since(
-                lease.established,
-                lease.closing.or(lease.time_wait).unwrap_or(end),
-            ),
-            time_wait_ns: since(lease.time_wait, end),
         }
     }
 }

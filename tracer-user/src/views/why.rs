@@ -7,9 +7,9 @@ use serde::Serialize;
 use crate::{
     capacity::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortView},
     model::{BucketClass, Instant, Lease, Phase, Port, PortClass},
-    record::{Cgroup, comm, names},
+    record::{Cgroup, comm, json::Holder, names},
     views::stream::{
-        json::{Holder, Json},
+        json::Json,
         text::{endpoint, peer},
     },
 };
@@ -157,7 +157,7 @@ impl Json {
             namespaces: namespaces.collect(),
             problems: &answer.view.problems,
         };
-        self.write("why", at, None, why);
+        self.write("why", at, why);
         std::mem::take(super::View::buffer(&mut self))
     }
 }

@@ -20,7 +20,7 @@ use serde_json::Value;
 use tracer_user::{
     kernel::namespace::sandbox::Sandbox,
     model::{Kind, Reason},
-    record::names,
+    record::names::Named,
 };
 
 use schema::Schema;
@@ -79,10 +79,11 @@ fn the_schema_has_the_types_that_can_be_asked_for() {
 
 #[test]
 fn the_schema_has_the_names_that_the_code_has() {
-    let kinds = Kind::ALL.map(names::kind);
-    assert_eq!(schema::choices("/$defs/kind/enum"), kinds);
-    let reasons = Reason::ALL.map(names::reason);
-    assert_eq!(schema::choices("/$defs/release/properties/reason/enum"), reasons);
+    fn names<T: Named>() -> Vec<&'static str> {
+        T::ALL.iter().map(|value| value.name()).collect()
+    }
+    assert_eq!(schema::choices("/$defs/kind/enum"), names::<Kind>());
+    assert_eq!(schema::choices("/$defs/release/properties/reason/enum"), names::<Reason>());
 }
 
 #[test]

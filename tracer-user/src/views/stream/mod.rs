@@ -1,9 +1,5 @@
-//! The stream of records, as text and as JSON.
+//! The stream of records, one file for each form.
 
-mod digits;
 pub mod json;
-mod line;
-#[cfg(test)]
-mod samples;
 pub mod text;
 pub mod writer;

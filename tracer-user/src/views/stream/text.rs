@@ -12,14 +12,14 @@ use crate::{
         Addr, Change, Failure, Instant, Lease, LeaseEvent, Netns, Phase, Port, Pressure, RangeUse,
         Reuse, Scan, Settings, Side,
     },
-    record::{Body, Cgroup, Loss, Place, Record, RecordType, Start, Summary, Verify, comm, names},
-    views::{
-        Times, Verbosity, View,
-        stream::{
-            digits::append_ipv4,
-            line::{Second, Value as _},
-        },
+    record::{
+        Body, Cgroup, Loss, Place, Record, RecordType, Start, Summary, Verify, comm,
+        digits::{append_decimal, append_ipv4},
+        durations::Durations,
+        names::{self, Named as _},
+        time_of_day::Second,
     },
+    views::{Verbosity, View},
 };
 
 /// Writes records as lines of text.
@@ -62,7 +62,7 @@ impl Text {
         buffer.extend_from_slice(clock.as_bytes());
         // The first digit makes room for the point.
         let point = buffer.len();
-        (1000 + fraction_ns / 1_000_000).append(buffer);
+        append_decimal(u64::from(1000 + fraction_ns / 1_000_000), buffer);
         buffer[point] = b'.';
         buffer.push(b' ');
         let colour = colour.then(|| colour_of(event)).flatten();
@@ -72,11 +72,11 @@ impl Text {
             buffer.extend_from_slice(b"\x1b[0m");
         }
         buffer.push(b' ');
-        left(buffer, 10, |column| netns.append(column));
+        left(buffer, 10, |column| append_decimal(netns.into(), column));
         buffer.push(b' ');
         match owner {
             Some(owner) => {
-                right(buffer, 7, |column| owner.pid.append(column));
+                right(buffer, 7, |column| append_decimal(owner.pid.into(), column));
                 buffer.push(b' ');
                 left(buffer, 15, |column| append_name(owner, column));
             }
@@ -150,7 +150,7 @@ impl End<'_> {
         }
         bytes.push(b':');
         match port {
-            Some(port) => port.0.append(bytes),
+            Some(port) => append_decimal(port.0.into(), bytes),
             None => bytes.push(b'*'),
         }
     }
@@ -298,7 +298,7 @@ impl Text {
                     details.timestamps(lease);
                 }
                 Change::Release { reason } => {
-                    let Times { established_ns, time_wait_ns, .. } = Times::of(lease, at);
+                    let Durations { established_ns, time_wait_ns, .. } = Durations::of(lease, at);
                     details.words(names::reason(reason));
                     details.duration("estab", established_ns);
                     details.duration("tw", time_wait_ns);
@@ -493,11 +493,11 @@ fn append_duration(ns: u64, bytes: &mut Vec<u8>) {
         let parts = 10_u64.pow(digits);
         let step_ns = unit_ns / parts;
         let rounded = ns.saturating_add(step_ns / 2) / step_ns;
-        (rounded / parts).append(bytes);
+        append_decimal(rounded / parts, bytes);
         if digits > 0 {
             // The first digit makes room for the point.
             let point = bytes.len();
-            (parts + rounded % parts).append(bytes);
+            append_decimal(parts + rounded % parts, bytes);
             bytes[point] = b'.';
         }
         bytes.extend_from_slice(unit.as_bytes());

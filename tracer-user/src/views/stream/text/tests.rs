@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use proptest::{option, prelude::*};
 
-use crate::views::stream::{
-    samples::{cgroups, changes, instants, leases},
-    text::*,
+use crate::{
+    record::samples::{cgroups, changes, instants, leases},
+    views::stream::text::*,
 };
 
 /// What [`Text`] writes, without colour and in UTC, by `format!`.
@@ -63,7 +63,7 @@ fn by_format(offset_ns: i128, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) -
             vec![names::ss_state(Phase::TimeWait(substate), None).to_owned(), timestamps.to_owned()]
         }
         Change::Release { reason } => {
-            let Times { established_ns, time_wait_ns, .. } = Times::of(lease, *at);
+            let Durations { established_ns, time_wait_ns, .. } = Durations::of(lease, *at);
             vec![
                 names::reason(reason).replace('_', " "),
                 of("estab", established_ns),

@@ -1,22 +1,30 @@
 //! The records that are put together by hand against what serde makes of the same.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use proptest::{option, prelude::*, sample::select};
+use serde::Serialize;
 use tracer_ebpf::Owner;
 
+use super::{fields::RangeFields, write::Writer};
 use crate::{
-    model::{Cause, Port, microseconds},
-    views::stream::{
-        json::*,
-        samples::{cgroups, changes, instants, leases, ports},
+    capacity::{advice_on, free_in_s},
+    model::{
+        Addr, Change, Failure, Instant, Kind, Lease, LeaseEvent, Operation, Phase, Port, Reuse,
+        microseconds, seconds,
+    },
+    record::{
+        Body, Cgroup, Record, RecordType, comm,
+        durations::Durations,
+        names::{self, Named as _},
+        samples::{Call, calls, cgroups, changes, instants, leases},
     },
 };
 
 #[derive(Serialize)]
 struct Subject<'a, D> {
     #[serde(flatten)]
-    who: Identity<'a>,
+    identity: Identity<'a>,
     #[serde(flatten)]
     rest: D,
 }
@@ -122,7 +130,7 @@ enum Details {
 impl Details {
     fn of(LeaseEvent { at, lease, change }: &LeaseEvent<'_>) -> Self {
         match *change {
-            Change::Held => unreachable!("`held` has a way of its own"),
+            Change::Held => unreachable!("`held_by_serde` writes it"),
             Change::Bind { requested_port, reuse } => {
                 Self::Bind { requested_port, reuse: reuse.map(Into::into) }
             }
@@ -143,7 +151,7 @@ impl Details {
                 timestamps: lease.has_timestamps,
             },
             Change::Release { reason } => {
-                let Times { held_ns, established_ns, time_wait_ns } = Times::of(lease, *at);
+                let Durations { held_ns, established_ns, time_wait_ns } = Durations::of(lease, *at);
                 Self::Release {
                     reason: names::reason(reason),
                     held_s: held_ns.map(seconds),
@@ -156,13 +164,13 @@ impl Details {
     }
 }
 
-fn lease_by_serde(json: &mut Json, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
+fn lease_by_serde(writer: &mut Writer, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) {
     let LeaseEvent { at, lease, change } = event;
-    let subject = Subject { who: Identity::of(lease, cgroup), rest: Details::of(event) };
-    json.write(RecordType::of(change).name(), *at, Some(lease.netns.0), subject);
+    let subject = Subject { identity: Identity::of(lease, cgroup), rest: Details::of(event) };
+    writer.write(RecordType::of(change).name(), *at, Some(lease.netns), subject);
 }
 
-fn held_by_serde(json: &mut Json, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>) {
+fn held_by_serde(writer: &mut Writer, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>) {
     #[derive(Serialize)]
     struct Details {
         phase: &'static str,
@@ -181,12 +189,12 @@ fn held_by_serde(json: &mut Json, at: Instant, lease: &Lease, cgroup: Option<&Cg
         age_s: lease.acquired.map(|acquired| seconds(at.since(acquired))),
         timestamps: lease.has_timestamps,
     };
-    let subject = Subject { who: Identity::of(lease, cgroup), rest };
-    json.write("held", at, Some(lease.netns.0), subject);
+    let subject = Subject { identity: Identity::of(lease, cgroup), rest };
+    writer.write("held", at, Some(lease.netns), subject);
 }
 
 fn failure_by_serde(
-    json: &mut Json,
+    writer: &mut Writer,
     failure: &Failure<'_>,
     cgroup: Option<&Cgroup>,
     holder_cgroup: Option<&Cgroup>,
@@ -201,7 +209,7 @@ fn failure_by_serde(
         cause: Option<&'static str>,
         holder: Option<Subject<'a, Extra>>,
         holder_ports: Option<u32>,
-        range: Option<Range>,
+        range: Option<RangeFields>,
         own_range: Option<[u16; 2]>,
         advice: Option<&'static str>,
         search_us: Option<f64>,
@@ -227,7 +235,7 @@ fn failure_by_serde(
         requested_port: port,
         cause: cause.map(names::cause),
         holder: failure.holder.map(|lease| Subject {
-            who: Identity::of(lease, holder_cgroup),
+            identity: Identity::of(lease, holder_cgroup),
             rest: Extra {
                 phase: names::phase(lease.phase),
                 free_in_s: free_in_s(lease, failure.at),
@@ -239,114 +247,44 @@ fn failure_by_serde(
         advice: advice_on(failure, cause).map(names::advice),
         search_us: failure.search_ns.map(microseconds),
     };
-    let who = Identity::with(
+    let identity = Identity::with(
         (failure.cookie.0, kind, names::family(failure.family)),
         (failure.local_addr, failure.peer),
         (None, (port != 0).then_some(port)),
         (failure.owner.as_ref(), cgroup),
     );
-    json.write("fail", failure.at, Some(failure.netns.0), Subject { who, rest });
+    writer.write("fail", failure.at, Some(failure.netns), Subject { identity, rest });
 }
 
-#[derive(Clone, Debug)]
-struct Call {
-    operation: Operation,
-    errno: i32,
-    cause: Option<Cause>,
-    holder: Option<Lease>,
-    range: Option<RangeUse>,
-    own_range: Option<(Port, Port)>,
-    numbers: (u16, Option<u32>, Option<u64>, bool),
-}
+/// Writes a record in one of two ways: by serde or by hand.
+type Write = fn(&mut Writer, bool, Instant, &Lease, Change, &Call, Option<&Cgroup>);
 
-fn calls() -> impl Strategy<Value = Call> {
-    let causes = select(vec![
-        Cause::RangeFull,
-        Cause::RangeBindLocked,
-        Cause::Reserved,
-        Cause::PortHeld,
-        Cause::AddressNotLocal,
-        Cause::Permission,
-        Cause::Other,
-    ]);
-    let rooms = prop::array::uniform5(0..70_000_u32).prop_map(
-        |[capacity, reserved, used, bind_locked, reusable]| RangeUse {
-            capacity,
-            reserved,
-            used,
-            bind_locked,
-            reusable,
-        },
-    );
-    (
-        select(vec![Operation::Bind, Operation::Connect, Operation::Listen]),
-        prop_oneof![
-            select(vec![libc::EADDRINUSE, libc::EADDRNOTAVAIL, libc::EACCES]),
-            any::<i32>(),
-        ],
-        option::of(causes),
-        option::of(leases()),
-        option::of(rooms),
-        option::of((ports(), ports())),
-        any::<(u16, Option<u32>, Option<u64>, bool)>(),
-    )
-        .prop_map(|(operation, errno, cause, holder, range, own_range, numbers)| Call {
-            operation,
-            errno,
-            cause,
-            holder,
-            range,
-            own_range,
-            numbers,
-        })
-}
-
-/// Writes one record in both ways.
-type Both = fn(&mut Json, bool, Instant, &Lease, Change, &Call, Option<&Cgroup>);
-
-const RECORDS: [Both; 3] = [
-    |json, by_serde, at, lease, change, _, cgroup| {
+const RECORDS: [Write; 3] = [
+    |writer, by_serde, at, lease, change, _, cgroup| {
         let event = LeaseEvent { at, lease, change };
         if by_serde && change == Change::Held {
-            held_by_serde(json, at, lease, cgroup);
+            held_by_serde(writer, at, lease, cgroup);
         } else if by_serde {
-            lease_by_serde(json, &event, cgroup);
+            lease_by_serde(writer, &event, cgroup);
         } else {
-            json.lease(&event, cgroup);
+            writer.record(&Record { at, body: Body::Lease { event, cgroup } });
         }
     },
-    |json, by_serde, at, lease, _, _, cgroup| {
+    |writer, by_serde, at, lease, _, _, cgroup| {
         if by_serde {
-            held_by_serde(json, at, lease, cgroup);
+            held_by_serde(writer, at, lease, cgroup);
         } else {
-            json.lease(&LeaseEvent { at, lease, change: Change::Held }, cgroup);
+            let event = LeaseEvent { at, lease, change: Change::Held };
+            writer.record(&Record { at, body: Body::Lease { event, cgroup } });
         }
     },
-    |json, by_serde, at, lease, _, call, cgroup| {
-        let (local_port, holder_ports, search_ns, is_of_range) = call.numbers;
-        let failure = Failure {
-            at,
-            netns: lease.netns,
-            cookie: lease.cookie,
-            family: lease.family,
-            owner: lease.owner.as_deref().copied(),
-            operation: call.operation,
-            errno: call.errno,
-            local_addr: lease.local_addr,
-            local_port,
-            peer: lease.peer.get(),
-            cause: call.cause,
-            holder: call.holder.as_ref(),
-            holder_ports,
-            range: call.range,
-            own_range: call.own_range,
-            is_of_range,
-            search_ns,
-        };
+    |writer, by_serde, at, lease, _, call, cgroup| {
+        let failure = &call.failure(at, lease);
         if by_serde {
-            failure_by_serde(json, &failure, cgroup, cgroup);
+            failure_by_serde(writer, failure, cgroup, cgroup);
         } else {
-            json.failure(&failure, cgroup, cgroup);
+            let body = Body::Fail { failure, cgroup, holder_cgroup: cgroup };
+            writer.record(&Record { at, body });
         }
     },
 ];
@@ -368,16 +306,16 @@ proptest! {
         ),
     ) {
         let [mut by_hand, mut by_serde] =
-            [(); 2].map(|()| Json::new(i128::from(offset_ns), Verbosity::Quiet));
+            [(); 2].map(|()| Writer::new(i128::from(offset_ns)));
         for (write, at, lease, change, call, cgroup) in &records {
             write(&mut by_hand, false, *at, lease, *change, call, cgroup.as_ref());
             write(&mut by_serde, true, *at, lease, *change, call, cgroup.as_ref());
-            // The same once more: from what is remembered.
+            // Again, from text that was kept.
             write(&mut by_hand, false, *at, lease, *change, call, cgroup.as_ref());
             write(&mut by_serde, true, *at, lease, *change, call, cgroup.as_ref());
         }
-        let [by_hand, by_serde] = [by_hand, by_serde].map(|json| {
-            String::from_utf8(json.buffer).expect("JSON is UTF-8")
+        let [by_hand, by_serde] = [by_hand, by_serde].map(|mut writer| {
+            String::from_utf8(std::mem::take(writer.buffer())).expect("JSON is UTF-8")
         });
         for (ours, serdes) in by_hand.lines().zip(by_serde.lines()) {
             prop_assert_eq!(ours, serdes);

@@ -1,0 +1,20 @@
+//! Records as JSON, an object a line, written and read.
+//!
+//! The names of values are those of [`names`](super::names), and the writer can write no field that
+//! the reader does not know.
+
+mod append;
+mod fields;
+mod holder;
+mod lease_fields;
+mod owners;
+mod read;
+#[cfg(test)]
+mod round_trip;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub(crate) use holder::Holder;
+pub(crate) use read::Line;
+pub(crate) use write::Writer;
