@@ -94,12 +94,12 @@ struct Known {
     is_active: bool,
     /// The ledger counts its ports.
     is_counted: bool,
-    told: Told,
+    shown: Shown,
 }
 
-/// What a record has told of a namespace's settings.
+/// Which of a namespace's settings the latest record about them has shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Told {
+enum Shown {
     #[default]
     Nothing,
     /// Settings that have changed since.
@@ -183,7 +183,7 @@ impl Namespaces {
 
     /// Looks at the settings of these namespaces, each with a process that should live in it, if
     /// one is known. What no process leads to is looked for among all namespaces of the host.
-    pub fn meet_all(&mut self, seen: &[(Netns, Option<u32>)], ledger: &mut Ledger) {
+    pub fn read_all(&mut self, seen: &[(Netns, Option<u32>)], ledger: &mut Ledger) {
         for (netns, pid) in seen {
             self.look(*netns, *pid, 0, false, ledger);
         }
@@ -201,16 +201,16 @@ impl Namespaces {
         }
     }
 
-    /// Before a record about a namespace: its settings, if no record has told them.
-    pub fn untold(&mut self, netns: Netns) -> Option<Settings> {
-        let known = self.known.get_mut(&netns).filter(|known| known.told != Told::TheSame)?;
+    /// Before a record about a namespace: its settings, if no record has shown them.
+    pub fn unshown(&mut self, netns: Netns) -> Option<Settings> {
+        let known = self.known.get_mut(&netns).filter(|known| known.shown != Shown::TheSame)?;
         let settings = known.settings.clone()?;
-        known.told = Told::TheSame;
+        known.shown = Shown::TheSame;
         Some(settings)
     }
 
     /// Looks again where something has happened. Returns the settings that have changed since they
-    /// were told.
+    /// were shown.
     pub fn changes(&mut self, ledger: &mut Ledger) -> Vec<(Netns, Settings)> {
         let is_active = |known: &Known| known.is_active && known.is_current;
         let active = self.known.iter().filter(|(_, known)| is_active(known));
@@ -218,9 +218,9 @@ impl Namespaces {
         for netns in active {
             self.look(netns, None, 0, false, ledger);
         }
-        let changed = self.known.iter().filter(|(_, known)| known.told == Told::Others);
+        let changed = self.known.iter().filter(|(_, known)| known.shown == Shown::Others);
         let changed: Vec<_> = changed.map(|(netns, _)| *netns).collect();
-        changed.into_iter().filter_map(|netns| Some((netns, self.untold(netns)?))).collect()
+        changed.into_iter().filter_map(|netns| Some((netns, self.unshown(netns)?))).collect()
     }
 
     /// Reads the settings, for the sake of a fact of that time; `searches` if all threads of the
@@ -266,8 +266,8 @@ impl Namespaces {
                 if known.is_counted {
                     ledger.set_settings(netns, Arc::new(settings.clone()));
                 }
-                if known.told == Told::TheSame {
-                    known.told = Told::Others;
+                if known.shown == Shown::TheSame {
+                    known.shown = Shown::Others;
                 }
                 known.settings = Some(settings);
             }

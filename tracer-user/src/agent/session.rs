@@ -4,28 +4,30 @@ use std::{io, time::Duration};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    task::JoinHandle,
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant as Deadline, sleep, sleep_until},
 };
 
-use super::losses::{Losses, ProgramLosses, Verdict};
-use super::namespaces::Namespaces;
-use super::reporter::Reporter;
-
+use super::{
+    comparison::{Comparisons, Found},
+    intake::{Discard, apply},
+    losses::{Losses, ProgramLosses, Verdict},
+    outlet::Outlet,
+    reporter::Reporter,
+};
 use crate::{
     kernel::{
         hooks::loader::{self, LoadError, LoadOptions, Probes},
         host::{clock, memory},
-        lists::snapshot::{self, Snapshot},
+        lists::snapshot,
         namespace::scope::Scope,
-        wire::{DecodeError, decode_with},
+        wire::DecodeError,
     },
-    ledger::{Differences, Ledger, Sink},
-    model::{Failure, Instant, LeaseEvent, Pressure, Scan, Unknown},
+    ledger::Ledger,
+    model::{Instant, Scan},
     record::{Body, Record, Summary, Verify, filter::Filter},
     sources::scan::Scans,
-    views::View,
+    views::{Delivery, View},
 };
 
 /// What the user asked for.
@@ -41,6 +43,14 @@ pub struct Options {
     pub verify: Option<Duration>,
     /// What to show.
     pub filter: Filter,
+    /// Bytes of records that may wait for a slow reader of stdout. Further ones are dropped and
+    /// counted.
+    pub queue_bytes: u64,
+}
+
+impl Options {
+    /// The usual [`queue_bytes`](Self::queue_bytes).
+    pub const QUEUE_BYTES: u64 = 32 << 20;
 }
 
 /// Why tracing ended before it was asked to.
@@ -58,6 +68,9 @@ pub enum AgentError {
     /// Writing failed, and not because the reader went away.
     #[error("the output cannot be written: {0}")]
     Write(#[source] io::Error),
+    /// A document was not written whole before a signal ended the wait for its reader.
+    #[error("the output was not written whole: the reader of stdout does not read")]
+    Unread,
     /// Signals cannot be waited for.
     #[error("signals cannot be caught")]
     Signal(#[source] io::Error),
@@ -71,65 +84,19 @@ const DRAIN_LIMIT: usize = 16_384;
 const IDLE_DRAINS: u32 = 3;
 /// How often the counters are looked at while there is something to count.
 const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
-/// How often it is looked at who tried closed ports.
+/// How often the probes of closed ports are looked at.
 const SCANS_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes that may wait for a slow reader of stdout.
-const MOST_BACKLOG_BYTES: usize = 32 << 20;
-/// How often the ledger is compared with the kernel where the user does not say: there are
-/// kernels that run no program in some places and count no miss, and a port that is shown as held
-/// for ever would be worse than one that is let go late.
-const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Traces until the user, the duration or an error ends it.
 ///
 /// # Errors
 /// See [`AgentError`]. A reader of stdout that goes away is not an error.
-pub async fn trace(options: Options, output: &mut dyn View) -> Result<(), AgentError> {
+pub async fn trace(options: Options, view: &mut dyn View) -> Result<(), AgentError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
-    let Options { load, snapshot, duration, verify, filter } = options;
     let began = Deadline::now();
-    let scope = load.scope;
-    let mut probes = loader::load(&load)?;
-    let mut ledger = Ledger::new(probes.sight());
-    let mut audience = Nobody::default();
-    let mut warnings = std::mem::take(&mut probes.warnings);
-    // Without one a comparison would find everything missing.
-    if snapshot || verify.is_some() {
-        let taken = take_snapshot(&mut probes, scope, &mut ledger, &mut audience).await?;
-        warnings.extend(taken);
-    }
-    // Whatever happened before this moment is on the ring, and goes untold.
-    let begins = Instant::from_ns(clock::monotonic_ns());
-    let mut foreign = None;
-    probes
-        .ring
-        .drain_all(|record| enter(record, &mut ledger, &mut audience, &mut foreign))
-        .map_err(AgentError::Ring)?;
-    if let Some(error) = foreign {
-        return Err(AgentError::Foreign(error));
-    }
-    ledger.discard_waiting_records();
-    let mut reporter = Reporter::new(output, filter, probes.cgroups.take(), audience.namespaces)
-        .map_err(AgentError::Write)?;
-    reporter.begin(begins, &probes.hooks, warnings, &mut ledger, snapshot);
-    // Without a snapshot the ledger does not have what was there before it, and need not.
-    let checks = verify.or(snapshot.then_some(CHECK_INTERVAL));
-    let mut session = Session {
-        probes,
-        scope,
-        ledger,
-        reporter,
-        losses: Losses::default(),
-        counted: Deadline::now(),
-        is_uncounted: true,
-        verifies: verify.is_some(),
-        checks,
-        next_check: Deadline::now() + checks.unwrap_or_default(),
-        audit: None,
-        scans: Scans::default(),
-        looked_for_scans: Deadline::now(),
-    };
+    let duration = options.duration;
+    let mut session = Session::begin(options, view).await?;
     let end = async {
         match duration {
             Some(duration) => sleep_until(began + duration).await,
@@ -143,7 +110,7 @@ pub async fn trace(options: Options, output: &mut dyn View) -> Result<(), AgentE
         _ = terminate.recv() => Ok(()),
     };
     let outcome = match outcome {
-        Ok(()) => session.finish(began),
+        Ok(()) => session.finish(began, [&mut interrupt, &mut terminate]).await,
         failed => failed,
     };
     match outcome {
@@ -155,8 +122,6 @@ pub async fn trace(options: Options, output: &mut dyn View) -> Result<(), AgentE
 /// Tracing under way.
 struct Session<'a> {
     probes: Probes,
-    /// What the programs report, and snapshots must show.
-    scope: Scope,
     ledger: Ledger,
     reporter: Reporter<'a>,
     losses: Losses,
@@ -164,54 +129,74 @@ struct Session<'a> {
     counted: Deadline,
     /// Facts have come since.
     is_uncounted: bool,
-    /// Comparisons are reported, each of them.
-    verifies: bool,
-    /// How often ledger and kernel are compared.
-    checks: Option<Duration>,
-    next_check: Deadline,
-    audit: Option<Audit>,
+    comparisons: Comparisons,
     scans: Scans,
     looked_for_scans: Deadline,
 }
 
-/// A comparison of the ledger with the kernel under way.
-struct Audit {
-    taking: JoinHandle<Snapshot>,
-    /// What a first comparison found, which the present one confirms or does not.
-    earlier: Option<Differences>,
-    /// Facts lost when it began.
-    lost: u64,
-}
+impl<'a> Session<'a> {
+    /// Attaches the programs, takes a snapshot, and shows what is held.
+    async fn begin(options: Options, view: &'a mut dyn View) -> Result<Self, AgentError> {
+        let Options { load, snapshot, duration: _, verify, filter, queue_bytes } = options;
+        let scope = load.scope;
+        let mut probes = loader::load(&load)?;
+        let mut ledger = Ledger::new(probes.sight());
+        let mut discard = Discard::default();
+        let mut warnings = std::mem::take(&mut probes.warnings);
+        // Without one a comparison would find everything missing.
+        if snapshot || verify.is_some() {
+            let problems = take_snapshot(&mut probes, scope, &mut ledger, &mut discard).await?;
+            warnings.extend(problems);
+        }
+        // What happened before this moment is on the ring, and gets no record.
+        let begins = Instant::from_ns(clock::monotonic_ns());
+        let mut foreign = None;
+        probes
+            .ring
+            .drain_all(|record| apply(record, &mut ledger, &mut discard, &mut foreign))
+            .map_err(AgentError::Ring)?;
+        foreign.map_or(Ok(()), |error| Err(AgentError::Foreign(error)))?;
+        ledger.discard_waiting_records();
+        let outlet = Outlet::new(view, filter, discard.namespaces, queue_bytes)
+            .map_err(AgentError::Write)?;
+        let mut reporter = Reporter::new(outlet, probes.cgroups.take());
+        reporter.begin(begins, &probes.hooks, warnings, &mut ledger, snapshot);
+        Ok(Self {
+            probes,
+            ledger,
+            reporter,
+            losses: Losses::default(),
+            counted: Deadline::now(),
+            is_uncounted: true,
+            comparisons: Comparisons::new(scope, verify, snapshot),
+            scans: Scans::default(),
+            looked_for_scans: Deadline::now(),
+        })
+    }
 
-impl Session<'_> {
-    /// Runs until it fails, or until nobody reads what it writes.
+    /// Runs until it fails, or until the reader of stdout goes away.
     async fn run(&mut self) -> Result<(), AgentError> {
         let mut idle_drains = 0;
         loop {
-            self.reporter.flush().map_err(AgentError::Write)?;
+            let now = Instant::from_ns(clock::monotonic_ns());
+            self.reporter.outlet.report_dropped(now, &self.ledger);
+            self.reporter.outlet.flush().map_err(AgentError::Write)?;
             if is_reader_gone() {
                 return Ok(());
             }
             let is_idle = idle_drains >= IDLE_DRAINS
                 && !self.ledger.is_unsettled()
-                && self.audit.is_none()
-                && self.reporter.backlog() == 0
-                && self.losses.unhealed() == 0
-                && !(self.checks.is_some() && self.losses.are_in_doubt());
+                && self.comparisons.are_idle(&self.losses);
             if is_idle {
-                // Where nothing happens there is nothing to check, unless it was asked for.
-                let check = self.verifies.then_some(self.next_check);
                 let count = self.is_uncounted.then_some(self.counted + COUNTERS_INTERVAL);
-                let until = check.into_iter().chain(count).min();
-                self.probes.ring.sleep(until).await.map_err(AgentError::Ring)?;
+                let until = self.comparisons.wake_at().into_iter().chain(count).min();
+                let written = self.reporter.outlet.written();
+                let result = self.probes.ring.sleep(until, written).await;
+                result.map_err(AgentError::Ring)?.unwrap_or(Ok(())).map_err(AgentError::Write)?;
             }
             tokio::select! {
                 () = sleep(DRAIN_INTERVAL) => {}
                 filling = self.probes.ring.filling() => filling.map_err(AgentError::Ring)?,
-            }
-            if self.reporter.backlog() > MOST_BACKLOG_BYTES {
-                // Better that the ring overflows, which is counted and healed, than memory.
-                continue;
             }
             #[cfg(feature = "debug-log")]
             if let Some(log) = &mut self.probes.log {
@@ -227,7 +212,7 @@ impl Session<'_> {
             if self.looked_for_scans.elapsed() >= SCANS_INTERVAL {
                 self.look_for_scans();
             }
-            self.audit().await?;
+            self.compare().await?;
         }
     }
 
@@ -238,11 +223,9 @@ impl Session<'_> {
         let now = Instant::from_ns(clock::monotonic_ns());
         let mut foreign = None;
         let drained = probes.ring.drain(DRAIN_LIMIT, |record| {
-            enter(record, ledger, reporter, &mut foreign);
+            apply(record, ledger, reporter, &mut foreign);
         });
-        if let Some(error) = foreign {
-            return Err(AgentError::Foreign(error));
-        }
+        foreign.map_or(Ok(()), |error| Err(AgentError::Foreign(error)))?;
         if drained < DRAIN_LIMIT {
             ledger.settle(now, reporter);
         }
@@ -255,7 +238,7 @@ impl Session<'_> {
         let mut foreign = None;
         probes
             .ring
-            .drain_all(|record| enter(record, ledger, reporter, &mut foreign))
+            .drain_all(|record| apply(record, ledger, reporter, &mut foreign))
             .map_err(AgentError::Ring)?;
         foreign.map_or(Ok(()), |error| Err(AgentError::Foreign(error)))
     }
@@ -273,7 +256,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Tells who scans ports. Scans leave no facts: they are looked for by the clock.
+    /// Reports scans. They leave no facts: they are looked for by the clock.
     fn look_for_scans(&mut self) {
         self.looked_for_scans = Deadline::now();
         let Some(tried_ports) = &mut self.probes.tried_ports else { return };
@@ -293,81 +276,46 @@ impl Session<'_> {
     }
 
     /// Compares the ledger with the kernel when that is due, a step at a time.
-    async fn audit(&mut self) -> Result<(), AgentError> {
-        let Some(audit) = &mut self.audit else {
-            let now = Deadline::now();
-            let is_due = self.checks.is_some()
-                && (now >= self.next_check || self.losses.is_comparison_due(now.into()));
-            if is_due || self.losses.unhealed() > 0 {
-                self.begin_audit(None);
-            }
+    async fn compare(&mut self) -> Result<(), AgentError> {
+        let Some(taken) = self.comparisons.taken().await.map_err(AgentError::Ring)? else {
+            let Self { probes, ledger, losses, comparisons, .. } = self;
+            comparisons.begin_if_due(probes, ledger, losses);
             return Ok(());
         };
-        if !audit.taking.is_finished() {
-            return Ok(());
-        }
-        let snapshot = (&mut audit.taking).await.map_err(io::Error::other);
-        let snapshot = snapshot.map_err(AgentError::Ring)?;
-        let (earlier, lost) = (audit.earlier.take(), audit.lost);
-        self.audit = None;
         self.drain_all()?;
         self.ledger.settle(Instant::from_ns(clock::monotonic_ns()), &mut self.reporter);
-        let Snapshot { held, coverage, classes, problems: _ } = snapshot;
-        let unknown = if self.losses.unhealed() > 0 { Unknown::Gone } else { Unknown::Believed };
-        let mut differences = self.ledger.compare(&held, &coverage, unknown);
-        self.ledger.compare_classes(&classes, &mut differences);
-        self.ledger.end_snapshot();
-        match earlier {
-            None if !differences.is_empty() => self.begin_audit(Some(differences)),
-            None => self.conclude(&differences, lost)?,
-            Some(earlier) => {
-                differences.retain_confirmed(&earlier);
-                self.conclude(&differences, lost)?;
-            }
+        let Self { probes, ledger, losses, comparisons, .. } = self;
+        match comparisons.compare(taken, probes, ledger, losses) {
+            Some(found) => self.conclude(&found),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    fn begin_audit(&mut self, earlier: Option<Differences>) {
-        let lost = self.losses.total();
-        if earlier.is_none() {
-            self.losses.begin_comparison();
-        }
-        let files = self.probes.open_files();
-        let scope = self.scope;
-        let lists = self.probes.holders.clone();
-        self.ledger.begin_snapshot();
-        let taking =
-            tokio::task::spawn_blocking(move || snapshot::take(files, lists.as_deref(), scope));
-        self.audit = Some(Audit { taking, earlier, lost });
-    }
-
-    /// Heals what a comparison found and reports it. `lost` is what was lost when it began.
-    fn conclude(&mut self, differences: &Differences, lost: u64) -> Result<(), AgentError> {
+    /// Heals what a comparison found and reports it.
+    fn conclude(&mut self, Found { differences, lost }: &Found) -> Result<(), AgentError> {
         let at = Instant::from_ns(clock::monotonic_ns());
         self.count_losses()?;
         self.ledger.heal(differences, at, &mut self.reporter);
         let count = (differences.missing() + differences.extra()) as u64;
-        match self.losses.judge(Deadline::now().into(), count, lost) {
+        match self.losses.judge(Deadline::now().into(), count, *lost) {
             Verdict::CompareAgain => return Ok(()),
             Verdict::Report { healed } => self.report_losses(at, healed),
         }
-        if let Some(interval) = self.checks.filter(|_| Deadline::now() >= self.next_check) {
-            self.next_check = Deadline::now() + interval;
-            if self.verifies {
-                let verify = Verify {
-                    leases: differences.leases as u64,
-                    kernel: differences.kernel as u64,
-                    missing: differences.missing() as u64,
-                    extra: differences.extra() as u64,
-                    classes: differences.classes() as u64,
-                    differences: differences.descriptions().collect(),
-                };
-                let record = Record { at, body: Body::Verify(&verify) };
-                self.reporter.show(&record, &self.ledger);
-            } else {
-                self.losses.count_unseen(count);
-            }
+        if !self.comparisons.conclude() {
+            return Ok(());
+        }
+        if self.comparisons.are_reported {
+            let verify = Verify {
+                leases: differences.leases as u64,
+                kernel: differences.kernel as u64,
+                missing: differences.missing() as u64,
+                extra: differences.extra() as u64,
+                classes: differences.classes() as u64,
+                differences: differences.descriptions().collect(),
+            };
+            self.reporter.show(&Record { at, body: Body::Verify(&verify) }, &self.ledger);
+        } else {
+            self.losses.count_unseen(count);
         }
         Ok(())
     }
@@ -379,8 +327,13 @@ impl Session<'_> {
         });
     }
 
-    /// Takes what is left on the ring and writes the summary.
-    fn finish(&mut self, began: Deadline) -> Result<(), AgentError> {
+    /// Takes what is left on the ring, shows the summary, and waits for the reader. A signal ends
+    /// that wait.
+    async fn finish(
+        &mut self,
+        began: Deadline,
+        [interrupt, terminate]: [&mut Signal; 2],
+    ) -> Result<(), AgentError> {
         self.drain_all()?;
         // Nothing more will come that could decide what is undecided.
         self.ledger.settle(Instant::from_ns(u64::MAX), &mut self.reporter);
@@ -392,58 +345,36 @@ impl Session<'_> {
         let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
         let at = Instant::from_ns(clock::monotonic_ns());
         self.report_losses(at, false);
+        self.ledger.advance(at);
+        let outlet = &mut self.reporter.outlet;
+        outlet.report_dropped_now(at, &self.ledger);
         let summary = Summary {
             at,
-            totals: self.reporter.totals.by_name(),
+            totals: outlet.totals().by_name(),
             facts_seen: counters.seen,
             facts_filtered: counters.filtered,
             facts_received: self.probes.ring.received(),
             lost: self.losses.total(),
+            dropped: outlet.dropped(),
             duration_s: began.elapsed().as_secs_f64(),
         };
-        self.ledger.advance(at);
-        self.reporter.show(&Record { at, body: Body::Summary(&summary) }, &self.ledger);
-        self.reporter.finish().map_err(AgentError::Write)
-    }
-}
-
-/// Who hears what the ledger tells.
-pub(crate) trait Audience: Sink {
-    /// The namespaces that were seen.
-    fn namespaces(&mut self) -> &mut Namespaces;
-}
-
-/// Nobody hears what precedes the first record.
-#[derive(Default)]
-struct Nobody {
-    namespaces: Namespaces,
-}
-
-impl Audience for Nobody {
-    fn namespaces(&mut self) -> &mut Namespaces {
-        &mut self.namespaces
-    }
-}
-
-impl Sink for Nobody {
-    fn lease(&mut self, _event: LeaseEvent<'_>, _ledger: &Ledger) {}
-    fn failure(&mut self, _failure: &Failure<'_>, _ledger: &Ledger) {}
-    fn pressure(&mut self, _pressure: &Pressure, _ledger: &Ledger) {}
-}
-
-/// Enters one record of the ring into the ledger.
-fn enter(
-    record: &[u8],
-    ledger: &mut Ledger,
-    audience: &mut impl Audience,
-    foreign: &mut Option<DecodeError>,
-) {
-    let decoded = decode_with(record, |observation| {
-        audience.namespaces().prepare(observation, ledger);
-        ledger.apply(observation, audience);
-    });
-    if let Err(error) = decoded {
-        *foreign = Some(error);
+        outlet.show(&Record { at, body: Body::Summary(&summary) }, &self.ledger);
+        tokio::select! {
+            written = outlet.finish() => written.map_err(AgentError::Write)?,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        match outlet.unwritten() {
+            None => Ok(()),
+            Some((Delivery::Whole, _)) => Err(AgentError::Unread),
+            Some((Delivery::Stream, records)) => {
+                crate::tell!(
+                    "portlife: the reader of stdout does not read: the last {records} records are \
+                     lost"
+                );
+                Ok(())
+            }
+        }
     }
 }
 
@@ -453,7 +384,7 @@ async fn take_snapshot(
     probes: &mut Probes,
     scope: Scope,
     ledger: &mut Ledger,
-    audience: &mut Nobody,
+    discard: &mut Discard,
 ) -> Result<Vec<String>, AgentError> {
     let files = probes.open_files();
     let mut foreign = None;
@@ -463,9 +394,7 @@ async fn take_snapshot(
         tokio::task::spawn_blocking(move || snapshot::take(files, lists.as_deref(), scope));
     let taken = loop {
         // A host that is faster than this process never leaves the ring empty.
-        probes.ring.drain(DRAIN_LIMIT, |record| {
-            enter(record, ledger, audience, &mut foreign);
-        });
+        probes.ring.drain(DRAIN_LIMIT, |record| apply(record, ledger, discard, &mut foreign));
         tokio::select! {
             taken = &mut taking => break taken.map_err(io::Error::other).map_err(AgentError::Ring)?,
             () = sleep(Duration::from_millis(1)) => {}
@@ -474,11 +403,9 @@ async fn take_snapshot(
     // What happened before the last look of the snapshot is on the ring by now.
     probes
         .ring
-        .drain_all(|record| enter(record, ledger, audience, &mut foreign))
+        .drain_all(|record| apply(record, ledger, discard, &mut foreign))
         .map_err(AgentError::Ring)?;
-    if let Some(error) = foreign {
-        return Err(AgentError::Foreign(error));
-    }
+    foreign.map_or(Ok(()), |error| Err(AgentError::Foreign(error)))?;
     ledger.adopt_all(&taken.held);
     ledger.adopt_classes(&taken.classes);
     ledger.end_snapshot();
@@ -486,7 +413,7 @@ async fn take_snapshot(
     Ok(taken.problems)
 }
 
-/// True if stdout is a pipe that nobody reads any more.
+/// True if stdout is a pipe whose reader has gone away.
 fn is_reader_gone() -> bool {
     let stdout = io::stdout();
     let mut poll = [PollFd::new(&stdout, PollFlags::empty())];

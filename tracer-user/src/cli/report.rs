@@ -88,6 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         duration,
         verify: None,
         filter: filter.clone(),
+        queue_bytes: Options::QUEUE_BYTES,
     };
     let offset = clock::realtime_offset_ns();
     let mut output = ReportView::new(offset, form, services, filter, verbosity);

@@ -51,6 +51,10 @@ pub struct Args {
     /// Size of the ring buffer between kernel and agent, rounded up to a power of two
     #[arg(long, value_name = "N", default_value_t = 4 << 20, value_parser = ring_bytes)]
     ring_bytes: u32,
+    /// Bytes of records that may wait for a slow reader; more are dropped, failures last
+    #[arg(long, value_name = "N", default_value_t = Options::QUEUE_BYTES,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    queue_bytes: u64,
     /// Which hooks to use where two kinds tell the same
     #[arg(long, value_enum, default_value_t = Hooks::Auto)]
     hooks: Hooks,
@@ -115,8 +119,18 @@ pub enum Hooks {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Args { filter, output, duration, verify, ring_bytes, hooks, no_snapshot, quiet, verbose } =
-        args;
+    let Args {
+        filter,
+        output,
+        duration,
+        verify,
+        ring_bytes,
+        queue_bytes,
+        hooks,
+        no_snapshot,
+        quiet,
+        verbose,
+    } = args;
     let verbosity = self::verbosity(quiet, verbose);
     let filter = filter.resolve()?;
     let scope = Scope::of(&filter.namespaces);
@@ -126,6 +140,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         duration,
         verify,
         filter,
+        queue_bytes,
     };
     let offset = clock::realtime_offset_ns();
     let mut output: Box<dyn View> = match output {

@@ -137,11 +137,12 @@ named! {
 }
 
 named! {
-    /// The place where facts were lost, in `where`.
+    /// The place where facts or records were lost, in `where`.
     place: Place in "where" {
         Ring => "ring",
         Recursion => "recursion",
         Unseen => "unseen",
+        Reader => "reader",
     }
 }
 

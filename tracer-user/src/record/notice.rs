@@ -45,11 +45,13 @@ pub struct Summary {
     pub facts_received: u64,
     /// Facts that were lost.
     pub lost: u64,
+    /// Records that were not shown because the reader of stdout was too slow.
+    pub dropped: u64,
     /// Since the start.
     pub duration_s: f64,
 }
 
-/// Facts that did not arrive.
+/// Facts that did not arrive, or records that were not shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loss {
     /// How many.
@@ -60,7 +62,7 @@ pub struct Loss {
     pub healed: bool,
 }
 
-/// Where facts can be lost.
+/// Where facts or records can be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// The ring buffer had no room.
@@ -69,6 +71,9 @@ pub enum Place {
     Recursion,
     /// Nobody knows: ledger and kernel differed, and no miss was counted.
     Unseen,
+    /// Records, because the reader of stdout was too slow. The ledger has everything; what the
+    /// reader has seen lacks them.
+    Reader,
 }
 
 /// A cgroup by name.

@@ -326,10 +326,19 @@ pub(crate) fn summaries() -> impl Strategy<Value = Summary> {
         any::<u64>(),
         0..5,
     );
-    (instants(), totals, any::<[u64; 4]>(), 0.0..1e9_f64).prop_map(
+    (instants(), totals, any::<[u64; 5]>(), 0.0..1e9_f64).prop_map(
         |(at, totals, numbers, duration_s)| {
-            let [facts_seen, facts_filtered, facts_received, lost] = numbers;
-            Summary { at, totals, facts_seen, facts_filtered, facts_received, lost, duration_s }
+            let [facts_seen, facts_filtered, facts_received, lost, dropped] = numbers;
+            Summary {
+                at,
+                totals,
+                facts_seen,
+                facts_filtered,
+                facts_received,
+                lost,
+                dropped,
+                duration_s,
+            }
         },
     )
 }

@@ -19,6 +19,19 @@ pub trait View {
     fn record(&mut self, record: &Record<'_>, ledger: &Ledger);
     /// What is to be written to stdout.
     fn buffer(&mut self) -> &mut Vec<u8>;
+    /// What to do for a reader that is slow.
+    fn delivery(&self) -> Delivery {
+        Delivery::Stream
+    }
+}
+
+/// What to do for a reader that is slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Drop records, count them and say so: the reader of a stream can go on without them.
+    Stream,
+    /// Wait for the reader: a document is of use only if it is whole.
+    Whole,
 }
 
 /// How much goes to stderr beside the records.

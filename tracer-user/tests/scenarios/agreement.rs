@@ -125,6 +125,7 @@ fn record_a_run() -> Option<(Vec<u8>, Vec<u8>)> {
             duration: Some(Duration::from_secs(4)),
             verify: None,
             filter: filter.clone(),
+            queue_bytes: Options::QUEUE_BYTES,
         };
         let offset = clock::realtime_offset_ns();
         let quiet = Verbosity::Quiet;

@@ -20,6 +20,7 @@ mod range;
 mod report;
 mod scan;
 mod settings;
+mod slow_reader;
 mod snapshot;
 mod support;
 mod surroundings;

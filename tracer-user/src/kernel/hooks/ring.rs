@@ -85,12 +85,17 @@ impl Ring {
         }
     }
 
-    /// Waits until the ring holds a fact, or until a certain time, using no CPU meanwhile. May
-    /// return early.
+    /// Waits until the ring holds a fact, until a certain time, or for something else, of which it
+    /// returns the result; uses no CPU meanwhile. May return early.
     ///
     /// # Errors
     /// If the kernel refuses the map update or the poll.
-    pub async fn sleep(&mut self, until: Option<tokio::time::Instant>) -> io::Result<()> {
+    pub async fn sleep<T>(
+        &mut self,
+        until: Option<tokio::time::Instant>,
+        other: impl Future<Output = T>,
+    ) -> io::Result<Option<T>> {
+        let mut result = None;
         // Facts that come after the flag is set wake us; one that came just before does not, so
         // look once more. A record that is reserved but not yet committed counts as well.
         self.set_asleep(true)?;
@@ -99,9 +104,13 @@ impl Ring {
             // our look while that CPU has not seen the flag: its next fact would wake us.
             let longest = tokio::time::Instant::now() + LONGEST_SLEEP;
             let until = until.map_or(longest, |until| until.min(longest));
-            let _ = tokio::time::timeout_at(until, self.filling()).await;
+            tokio::select! {
+                _ = tokio::time::timeout_at(until, self.filling()) => {}
+                done = other => result = Some(done),
+            }
         }
-        self.set_asleep(false)
+        self.set_asleep(false)?;
+        Ok(result)
     }
 
     /// Waits for the forced wakeup that a filling ring sends, whatever the agent does.

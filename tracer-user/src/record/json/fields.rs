@@ -376,19 +376,30 @@ pub(super) struct SummaryFields<'a> {
     #[serde(default)]
     lost: u64,
     #[serde(default)]
+    dropped: u64,
+    #[serde(default)]
     duration_s: f64,
 }
 
 impl<'a> From<&'a Summary> for SummaryFields<'a> {
     fn from(summary: &'a Summary) -> Self {
-        let Summary { at: _, totals, facts_seen, facts_filtered, facts_received, lost, duration_s } =
-            summary;
+        let Summary {
+            at: _,
+            totals,
+            facts_seen,
+            facts_filtered,
+            facts_received,
+            lost,
+            dropped,
+            duration_s,
+        } = summary;
         Self {
             totals: totals.iter().map(|(name, count)| (Cow::Borrowed(*name), *count)).collect(),
             facts_seen: *facts_seen,
             facts_filtered: *facts_filtered,
             facts_received: *facts_received,
             lost: *lost,
+            dropped: *dropped,
             duration_s: *duration_s,
         }
     }
@@ -396,7 +407,8 @@ impl<'a> From<&'a Summary> for SummaryFields<'a> {
 
 impl SummaryFields<'_> {
     pub(super) fn into_summary(self, at: Instant) -> Summary {
-        let Self { totals, facts_seen, facts_filtered, facts_received, lost, duration_s } = self;
+        let Self { totals, facts_seen, facts_filtered, facts_received, lost, dropped, duration_s } =
+            self;
         let totals = totals
             .into_iter()
             .filter_map(|(name, count)| Some((RecordType::from_name(&name)?.name(), count)));
@@ -407,6 +419,7 @@ impl SummaryFields<'_> {
             facts_filtered,
             facts_received,
             lost,
+            dropped,
             duration_s,
         }
     }

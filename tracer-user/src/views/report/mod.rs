@@ -157,6 +157,7 @@ fn observed(tally: &Tally) -> Observed {
         kernel: tally.kernel.clone(),
         lost: tally.lost,
         lost_for_good: tally.lost_for_good,
+        dropped: tally.dropped,
         shortcomings,
     }
 }

@@ -64,6 +64,8 @@ pub struct Observed {
     /// Facts that were lost, and those that were lost for good.
     pub lost: u64,
     pub lost_for_good: u64,
+    /// Records that a recording lacks because its reader was slow.
+    pub dropped: u64,
     /// What is missing, in sentences.
     pub shortcomings: Vec<String>,
 }

@@ -17,7 +17,7 @@ use crate::{
         Cause, Change, Destination, Failure, Instant, Kind, Lease, LeaseEvent, LocalRange, Netns,
         Operation, Phase, Port, Reason, Reuse, Scan, Settings, Side, seconds,
     },
-    record::{Body, Cgroup, Record, names},
+    record::{Body, Cgroup, Loss, Place, Record, names},
 };
 
 /// Destinations remembered before those that use no port and never failed are forgotten.
@@ -49,6 +49,8 @@ pub(super) struct Tally {
     /// Facts lost, and those of them after which ledger and kernel were not found to agree.
     pub(super) lost: u64,
     pub(super) lost_for_good: u64,
+    /// Records that a recording lacks because its reader was slow.
+    pub(super) dropped: u64,
     pub(super) namespaces: BTreeMap<Netns, NamespaceTally>,
     pub(super) owners: Owners,
     pub(super) destinations: FxHashMap<Destination, Traffic>,
@@ -161,6 +163,7 @@ impl Tally {
             is_ended: false,
             lost: 0,
             lost_for_good: 0,
+            dropped: 0,
             namespaces: BTreeMap::new(),
             owners: Owners::default(),
             destinations: FxHashMap::default(),
@@ -203,9 +206,10 @@ impl Tally {
                     self.scans.insert(key, *scan);
                 }
             }
-            Body::Loss(loss) => {
-                self.lost += loss.count;
-                self.lost_for_good += if loss.healed { 0 } else { loss.count };
+            Body::Loss(Loss { count, place: Place::Reader, healed: _ }) => self.dropped += count,
+            Body::Loss(Loss { count, place: _, healed }) => {
+                self.lost += count;
+                self.lost_for_good += if *healed { 0 } else { *count };
             }
             Body::Summary(_) => self.is_ended = true,
             Body::Pressure(_) | Body::Verify(_) => {}

@@ -428,6 +428,16 @@ impl Page {
             duration(observed.duration_s),
             number(observed.records)
         ));
+        if observed.dropped > 0 {
+            self.wrapped(
+                "  not seen: ",
+                &format!(
+                    "{} records, which the recording lacks because its reader was slow: ports may \
+                     be shown as held that were released",
+                    number(observed.dropped)
+                ),
+            );
+        }
         for shortcoming in &observed.shortcomings {
             self.wrapped("  not seen: ", shortcoming);
         }

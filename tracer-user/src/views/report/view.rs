@@ -4,7 +4,7 @@ use super::{Form, Report, Services, tally::Tally};
 use crate::{
     ledger::Ledger,
     record::{Body, Record, filter::Filter},
-    views::{Verbosity, View},
+    views::{Delivery, Verbosity, View},
 };
 
 /// Adds up records, and writes the report when the last has come.
@@ -82,5 +82,9 @@ impl View for ReportView {
 
     fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.buffer
+    }
+
+    fn delivery(&self) -> Delivery {
+        Delivery::Whole
     }
 }

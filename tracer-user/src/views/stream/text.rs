@@ -415,17 +415,24 @@ impl Text {
 
     fn loss(&mut self, _at: Instant, loss: &Loss) {
         let Loss { count, place, healed } = *loss;
-        let place = match place {
+        let reason = match place {
             Place::Ring => "the ring buffer was full (a larger --ring-bytes helps)",
             Place::Recursion => "the kernel skipped programs that interrupted themselves",
             Place::Unseen => "the kernel ran no program for them, and counted no miss",
+            Place::Reader => {
+                crate::tell!(
+                    "portlife: {count} records were dropped because the reader of stdout is slow; \
+                     failures are dropped last"
+                );
+                return;
+            }
         };
         let outcome = if healed {
             "the ledger was compared with the kernel since, and agrees"
         } else {
             "what is shown may be incomplete"
         };
-        crate::tell!("portlife: {count} facts were lost because {place}; {outcome}");
+        crate::tell!("portlife: {count} facts were lost because {reason}; {outcome}");
     }
 
     fn verify(&mut self, _at: Instant, verify: &Verify) {
