@@ -135,7 +135,7 @@ impl<'a> Outlet<'a> {
     /// Shows a record, if the filter admits it, after the settings of its namespace if no record has
     /// shown them yet.
     pub fn show(&mut self, record: &Record<'_>, ledger: &Ledger) {
-        if !self.filter.admits_record(record) {
+        if !self.filter.admits(record) {
             return;
         }
         if let Some(netns) = record.netns()
@@ -144,7 +144,7 @@ impl<'a> Outlet<'a> {
         {
             let body = Body::Namespace { netns, settings: &settings };
             let settings = Record { at: record.at, body };
-            if self.filter.admits_record(&settings) {
+            if self.filter.admits(&settings) {
                 self.pass_on(&settings, ledger);
             }
         }

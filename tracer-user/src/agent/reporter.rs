@@ -12,7 +12,7 @@ use crate::{
     },
     ledger::{Ledger, Sink},
     model::{Change, Failure, Instant, Lease, LeaseEvent, Netns, Pressure},
-    record::{Body, Cgroup, HookReport, Record, RecordType, Start, filter::Subject},
+    record::{Body, Cgroup, HookReport, Record, Start},
 };
 
 /// Shows what the filter admits.
@@ -74,7 +74,7 @@ impl<'a> Reporter<'a> {
             .leases()
             .filter(|lease| {
                 let cgroup = filter.needs_cgroup().then(|| cgroups.of_lease(lease)).flatten();
-                filter.admits(&Subject::of(RecordType::Held, lease, cgroup))
+                filter.admits_held(lease, cgroup)
             })
             .collect()
     }

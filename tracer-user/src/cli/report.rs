@@ -83,7 +83,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return print(&form.write(&report.report(recording.ledger())));
     }
     let options = Options {
-        load: LoadOptions { ring_bytes, hooks: hooks.into(), scope: Scope::of(&filter.namespaces) },
+        load: LoadOptions {
+            ring_bytes,
+            hooks: hooks.into(),
+            scope: Scope::of(filter.namespaces()),
+        },
         snapshot: true,
         duration,
         verify: None,

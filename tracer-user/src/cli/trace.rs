@@ -22,7 +22,7 @@ use crate::{
     model::{Family, Netns},
     record::{
         RecordType,
-        filter::{Destination, Filter, KindFilter, PortRange},
+        filter::{Criterion, Filter, KindPattern, PeerPattern, PortRange},
     },
     views::{
         Verbosity, View,
@@ -84,7 +84,7 @@ pub struct FilterArgs {
     ports: Vec<PortRange>,
     /// Only leases with this peer
     #[arg(short, long = "destination", value_name = "ADDR[/LEN][:PORT]")]
-    destinations: Vec<Destination>,
+    destinations: Vec<PeerPattern>,
     /// Only this network namespace: its inode, a path to it, or pid:N for that of a process
     #[arg(short, long = "netns", value_name = "NETNS")]
     namespaces: Vec<String>,
@@ -99,7 +99,7 @@ pub struct FilterArgs {
     ipv6: bool,
     /// Only leases that began like this
     #[arg(long = "kind", value_enum, value_name = "KIND")]
-    kinds: Vec<KindFilter>,
+    kinds: Vec<KindPattern>,
     /// Only records of this type
     #[arg(short = 'e', long = "event", value_name = "TYPE")]
     types: Vec<RecordType>,
@@ -133,7 +133,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     } = args;
     let verbosity = self::verbosity(quiet, verbose);
     let filter = filter.resolve()?;
-    let scope = Scope::of(&filter.namespaces);
+    let scope = Scope::of(filter.namespaces());
     let options = Options {
         load: LoadOptions { ring_bytes, hooks: hooks.into(), scope },
         snapshot: !no_snapshot,
@@ -197,18 +197,17 @@ impl FilterArgs {
             .into_iter()
             .filter_map(|(wanted, family)| wanted.then_some(family))
             .collect();
-        Ok(Filter {
-            pids,
-            comms,
-            ports,
-            destinations,
-            namespaces: super::namespaces(&namespaces)?,
-            cgroups: cgroups.into_iter().map(below_root).collect(),
-            families,
-            kinds,
-            types,
-            failures_only: failures,
-        })
+        Ok(Filter::default()
+            .and(Criterion::Pid, pids)
+            .and(Criterion::Comm, comms)
+            .and(Criterion::Port, ports)
+            .and(Criterion::Peer, destinations)
+            .and(Criterion::Netns, super::namespaces(&namespaces)?)
+            .and(Criterion::Cgroup, cgroups.into_iter().map(below_root).collect())
+            .and(Criterion::Family, families)
+            .and(Criterion::Kind, kinds)
+            .and(Criterion::Type, types)
+            .and(Criterion::Type, failures.then_some(RecordType::Fail).into_iter().collect()))
     }
 }
 

@@ -1,205 +1,255 @@
 //! Which records the user wants to see.
 
-use std::{net::IpAddr, ops::RangeInclusive, str::FromStr};
+mod patterns;
+
+use std::ops::RangeInclusive;
 
 use tracer_ebpf::Owner;
 
+pub use self::patterns::{KindPattern, PeerPattern, PortRange};
 use crate::{
-    model::{Addr, Family, Kind, Lease, Netns, Operation, Port},
+    model::{Addr, Failure, Family, Kind, Lease, Netns, Operation, Port, Pressure, Scan},
     record::{Body, Cgroup, Record, RecordType},
 };
 
-/// A conjunction of conditions, each of which holds if any of its alternatives does, or if it has
-/// none.
+/// Selects records. A record must meet every criterion.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Processes.
-    pub pids: Vec<u32>,
-    /// Names of processes.
-    pub comms: Vec<String>,
-    /// Local ports.
-    pub ports: Vec<PortRange>,
-    /// Peers.
-    pub destinations: Vec<Destination>,
-    /// Network namespaces.
-    pub namespaces: Vec<Netns>,
-    /// Cgroups, each with all below it.
-    pub cgroups: Vec<String>,
-    /// Socket families.
-    pub families: Vec<Family>,
-    /// How leases began.
-    pub kinds: Vec<KindFilter>,
-    /// Types of records.
-    pub types: Vec<RecordType>,
-    /// Only calls that got no port.
-    pub failures_only: bool,
+    criteria: Vec<Criterion>,
 }
 
-/// What a record is about.
-#[derive(Clone, Copy, Debug)]
-pub struct Subject<'a> {
-    /// The record's type.
-    pub record: RecordType,
-    /// Where.
-    pub netns: Netns,
-    /// The socket's family; `None` if the record is of both.
-    pub family: Option<Family>,
-    /// The lease's kind; of a failure, that of the lease that was wanted.
-    pub kind: Kind,
-    /// Local port, 0 if none.
-    pub local_port: u16,
-    /// The peer.
-    pub peer: Option<(Addr, Port)>,
-    /// The process.
-    pub owner: Option<&'a Owner>,
-    /// Its cgroup.
-    pub cgroup: Option<&'a Cgroup>,
+/// A condition on records: one of the alternatives must hold.
+#[derive(Clone, Debug)]
+pub enum Criterion {
+    /// The process that holds the port or that called, by id.
+    Pid(Vec<u32>),
+    /// The same, by name.
+    Comm(Vec<String>),
+    /// The local port.
+    Port(Vec<PortRange>),
+    /// The other end of the connection.
+    Peer(Vec<PeerPattern>),
+    /// The network namespace.
+    Netns(Vec<Netns>),
+    /// The cgroup of the process, or an ancestor of it.
+    Cgroup(Vec<String>),
+    /// The socket's family.
+    Family(Vec<Family>),
+    /// How the lease began.
+    Kind(Vec<KindPattern>),
+    /// The type of the record.
+    Type(Vec<RecordType>),
 }
 
-impl<'a> Subject<'a> {
-    /// A record of this type about a lease.
-    #[must_use]
-    pub fn of(record: RecordType, lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Self {
-        Self {
-            record,
-            netns: lease.netns,
-            family: Some(lease.family),
-            kind: lease.kind,
-            local_port: lease.local_port.0,
-            peer: lease.peer.get(),
-            owner: lease.owner.as_deref(),
-            cgroup,
+impl Criterion {
+    /// True if a record about this subject meets the criterion.
+    fn admits(&self, subject: &Subject<'_>) -> bool {
+        match self {
+            Self::Pid(pids) => subject.owner.is_any(|owner| pids.contains(&owner.pid)),
+            Self::Comm(comms) => {
+                subject.owner.is_any(|owner| comms.iter().any(|comm| is_named(owner, comm)))
+            }
+            Self::Port(ranges) => {
+                subject.local_ports.is_any(|ports| ranges.iter().any(|range| range.overlaps(ports)))
+            }
+            Self::Peer(patterns) => subject.peer.is_any(|(addr, port)| {
+                patterns.iter().any(|pattern| pattern.includes(addr.ip(), port.0))
+            }),
+            Self::Netns(namespaces) => namespaces.contains(&subject.netns),
+            Self::Cgroup(paths) => subject
+                .cgroup
+                .is_any(|cgroup| paths.iter().any(|path| is_within(&cgroup.path, path))),
+            Self::Family(families) => subject.family.is_any(|family| families.contains(family)),
+            Self::Kind(kinds) => {
+                subject.kind.is_any(|kind| kinds.iter().any(|pattern| pattern.includes(*kind)))
+            }
+            Self::Type(types) => types.contains(&subject.record),
         }
     }
 }
 
 impl Filter {
-    /// True if the record is to be shown.
+    /// The filter with another criterion; without, if there are no alternatives.
     #[must_use]
-    pub fn admits(&self, subject: &Subject<'_>) -> bool {
-        let Self {
-            pids,
-            comms,
-            ports,
-            destinations,
-            namespaces,
-            cgroups,
-            families,
-            kinds,
-            types,
-            failures_only,
-        } = self;
-        let owner = subject.owner;
-        any(pids, |pid| owner.is_some_and(|owner| owner.pid == *pid))
-            && any(comms, |comm| owner.is_some_and(|owner| is_named(owner, comm)))
-            && any(ports, |range| range.0.contains(&subject.local_port))
-            && any(destinations, |destination| {
-                subject.peer.is_some_and(|(addr, port)| destination.matches(addr.ip(), port.0))
-            })
-            && any(namespaces, |netns| *netns == subject.netns)
-            && any(cgroups, |path| {
-                subject.cgroup.is_some_and(|cgroup| is_within(&cgroup.path, path))
-            })
-            && any(families, |family| subject.family.is_none_or(|of_it| *family == of_it))
-            && any(kinds, |kind| kind.matches(subject.kind))
-            && any(types, |wanted| *wanted == subject.record)
-            && (!failures_only || subject.record == RecordType::Fail)
-    }
-
-    /// True if the record is to be shown.
-    #[must_use]
-    pub fn admits_record(&self, record: &Record<'_>) -> bool {
-        match record.body {
-            Body::Start(_) | Body::Loss(_) | Body::Verify(_) | Body::Summary(_) => true,
-            Body::Namespace { netns, .. } => {
-                self.admits_settings() && any(&self.namespaces, |wanted| *wanted == netns)
-            }
-            Body::Lease { event, cgroup } => {
-                self.admits(&Subject::of(RecordType::of(&event.change), event.lease, cgroup))
-            }
-            Body::Fail { failure, cgroup, .. } => self.admits(&Subject {
-                record: RecordType::Fail,
-                netns: failure.netns,
-                family: Some(failure.family),
-                kind: match failure.operation {
-                    Operation::Bind => Kind::Bind,
-                    Operation::Connect => Kind::Connect,
-                    Operation::Listen => Kind::Listen,
-                },
-                local_port: failure.local_port,
-                peer: failure.peer,
-                owner: failure.owner.as_ref(),
-                cgroup,
-            }),
-            Body::Pressure(pressure) => {
-                let destination = pressure.destination;
-                self.admits(&Subject {
-                    record: RecordType::Pressure,
-                    netns: pressure.netns,
-                    // A range is that of both families.
-                    family: destination.map(|destination| match destination.peer.0.is_ipv4() {
-                        true => Family::Ipv4,
-                        false => Family::Ipv6,
-                    }),
-                    kind: if destination.is_some() { Kind::Connect } else { Kind::BindAuto },
-                    local_port: 0,
-                    peer: destination.map(|destination| destination.peer),
-                    owner: None,
-                    cgroup: None,
-                })
-            }
-            Body::Scan(scan) => {
-                let tried = scan.port_low.0..=scan.port_high.0;
-                self.admits_scan(scan.netns, scan.source.ip(), &tried)
-            }
+    pub fn and<T>(mut self, criterion: fn(Vec<T>) -> Criterion, alternatives: Vec<T>) -> Self {
+        if !alternatives.is_empty() {
+            self.criteria.push(criterion(alternatives));
         }
+        self
     }
 
-    /// True if the settings of the namespaces that are shown are to be shown, too.
+    /// True if the record is to be shown. Records about the run itself always are.
     #[must_use]
-    pub fn admits_settings(&self) -> bool {
-        !self.failures_only && any(&self.types, |wanted| *wanted == RecordType::Namespace)
+    pub fn admits(&self, record: &Record<'_>) -> bool {
+        self.criteria.is_empty()
+            || Subject::of(record).is_none_or(|subject| self.admits_subject(&subject))
     }
 
-    /// True if the scan is to be shown. It has no lease, and no process of this host: whoever asks
-    /// for one or the other does not mean scans.
+    /// True if the `held` record of this lease, whose owner is in this cgroup, is to be shown.
     #[must_use]
-    pub fn admits_scan(&self, netns: Netns, source: IpAddr, tried: &RangeInclusive<u16>) -> bool {
-        let Self {
-            pids,
-            comms,
-            ports,
-            destinations,
-            namespaces,
-            cgroups,
-            families,
-            kinds,
-            types,
-            failures_only,
-        } = self;
-        let family = if source.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
-        pids.is_empty()
-            && comms.is_empty()
-            && cgroups.is_empty()
-            && kinds.is_empty()
-            && destinations.is_empty()
-            && !failures_only
-            && any(ports, |range| range.0.start() <= tried.end() && tried.start() <= range.0.end())
-            && any(namespaces, |wanted| *wanted == netns)
-            && any(families, |wanted| *wanted == family)
-            && any(types, |wanted| *wanted == RecordType::Scan)
+    pub fn admits_held(&self, lease: &Lease, cgroup: Option<&Cgroup>) -> bool {
+        self.criteria.is_empty()
+            || self.admits_subject(&Subject::lease(RecordType::Held, lease, cgroup))
     }
 
-    /// True if some condition asks for a cgroup's name.
+    fn admits_subject(&self, subject: &Subject<'_>) -> bool {
+        self.criteria.iter().all(|criterion| criterion.admits(subject))
+    }
+
+    /// The namespaces whose records alone are to be shown; none if those of all are.
+    #[must_use]
+    pub fn namespaces(&self) -> &[Netns] {
+        let namespaces = self.criteria.iter().find_map(|criterion| match criterion {
+            Criterion::Netns(namespaces) => Some(&**namespaces),
+            _ => None,
+        });
+        namespaces.unwrap_or_default()
+    }
+
+    /// True if the names of cgroups matter.
     #[must_use]
     pub fn needs_cgroup(&self) -> bool {
-        !self.cgroups.is_empty()
+        self.criteria.iter().any(|criterion| matches!(criterion, Criterion::Cgroup(_)))
     }
 }
 
-/// True if any of the alternatives holds, or if there is none.
-fn any<T>(alternatives: &[T], holds: impl Fn(&T) -> bool) -> bool {
-    alternatives.is_empty() || alternatives.iter().any(holds)
+/// What a record is about, as far as criteria ask.
+#[derive(Clone, Debug)]
+struct Subject<'a> {
+    record: RecordType,
+    netns: Netns,
+    family: Property<Family>,
+    /// Of a failure, the kind of the lease that was wanted.
+    kind: Property<Kind>,
+    local_ports: Property<RangeInclusive<u16>>,
+    peer: Property<(Addr, Port)>,
+    owner: Property<&'a Owner>,
+    cgroup: Property<&'a Cgroup>,
+}
+
+/// A property of a subject.
+#[derive(Clone, Debug)]
+enum Property<T> {
+    /// It has one.
+    Is(T),
+    /// It has none, or it is not known: a record of such a subject is not the one looked for.
+    Unknown,
+    /// The record is about subjects with any such property.
+    All,
+}
+
+impl<T> Property<T> {
+    fn is_any(&self, is_wanted: impl FnOnce(&T) -> bool) -> bool {
+        match self {
+            Self::Is(property) => is_wanted(property),
+            Self::Unknown => false,
+            Self::All => true,
+        }
+    }
+}
+
+impl<T> From<Option<T>> for Property<T> {
+    fn from(property: Option<T>) -> Self {
+        property.map_or(Self::Unknown, Self::Is)
+    }
+}
+
+impl<'a> Subject<'a> {
+    /// The subject of a record; `None` if it is about the run itself.
+    fn of(record: &Record<'a>) -> Option<Self> {
+        Some(match record.body {
+            Body::Start(_) | Body::Loss(_) | Body::Verify(_) | Body::Summary(_) => return None,
+            Body::Namespace { netns, .. } => Self::namespace(netns),
+            Body::Lease { event, cgroup } => {
+                Self::lease(RecordType::of(&event.change), event.lease, cgroup)
+            }
+            Body::Fail { failure, cgroup, .. } => Self::failure(failure, cgroup),
+            Body::Pressure(pressure) => Self::pressure(pressure),
+            Body::Scan(scan) => Self::scan(scan),
+        })
+    }
+
+    /// The settings of a namespace, which all in it depends on.
+    fn namespace(netns: Netns) -> Self {
+        Self {
+            record: RecordType::Namespace,
+            netns,
+            family: Property::All,
+            kind: Property::All,
+            local_ports: Property::All,
+            peer: Property::All,
+            owner: Property::All,
+            cgroup: Property::All,
+        }
+    }
+
+    fn lease(record: RecordType, lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Self {
+        Self {
+            record,
+            netns: lease.netns,
+            family: Property::Is(lease.family),
+            kind: Property::Is(lease.kind),
+            local_ports: Property::Is(lease.local_port.0..=lease.local_port.0),
+            peer: lease.peer.get().into(),
+            owner: lease.owner.as_deref().into(),
+            cgroup: cgroup.into(),
+        }
+    }
+
+    fn failure(failure: &'a Failure<'_>, cgroup: Option<&'a Cgroup>) -> Self {
+        let port = failure.local_port;
+        Self {
+            record: RecordType::Fail,
+            netns: failure.netns,
+            family: Property::Is(failure.family),
+            kind: Property::Is(match failure.operation {
+                Operation::Bind => Kind::Bind,
+                Operation::Connect => Kind::Connect,
+                Operation::Listen => Kind::Listen,
+            }),
+            local_ports: (port != 0).then_some(port..=port).into(),
+            peer: failure.peer.into(),
+            owner: failure.owner.as_ref().into(),
+            cgroup: cgroup.into(),
+        }
+    }
+
+    fn pressure(pressure: &Pressure) -> Self {
+        let destination = pressure.destination;
+        Self {
+            record: RecordType::Pressure,
+            netns: pressure.netns,
+            // Both families have the same range.
+            family: destination
+                .map_or(Property::All, |destination| Property::Is(family_of(destination.peer.0))),
+            kind: Property::Is(match destination {
+                Some(_) => Kind::Connect,
+                None => Kind::BindAuto,
+            }),
+            local_ports: Property::Unknown,
+            peer: destination.map(|destination| destination.peer).into(),
+            owner: Property::Unknown,
+            cgroup: Property::Unknown,
+        }
+    }
+
+    /// A scan has no lease and no process of this host.
+    fn scan(scan: &Scan) -> Self {
+        Self {
+            record: RecordType::Scan,
+            netns: scan.netns,
+            family: Property::Is(family_of(scan.source)),
+            kind: Property::Unknown,
+            local_ports: Property::Is(scan.port_low.0..=scan.port_high.0),
+            peer: Property::Unknown,
+            owner: Property::Unknown,
+            cgroup: Property::Unknown,
+        }
+    }
+}
+
+fn family_of(addr: Addr) -> Family {
+    if addr.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
 }
 
 fn is_named(owner: &Owner, comm: &str) -> bool {
@@ -215,160 +265,107 @@ fn is_within(path: &str, ancestor: &str) -> bool {
     path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// `PORT` or `LO-HI`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortRange(pub RangeInclusive<u16>);
-
-impl FromStr for PortRange {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let port = |text: &str| {
-            text.parse::<u16>()
-                .ok()
-                .filter(|port| *port != 0)
-                .ok_or_else(|| format!("`{text}` is not a port from 1 to 65535"))
-        };
-        let range = match text.split_once('-') {
-            Some((low, high)) => port(low)?..=port(high)?,
-            None => {
-                let port = port(text)?;
-                port..=port
-            }
-        };
-        if range.is_empty() {
-            return Err(format!("`{text}` ends before it begins"));
-        }
-        Ok(Self(range))
-    }
-}
-
-/// `ADDR`, `ADDR/LEN`, and either with `:PORT` (an IPv6 address then in brackets).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Destination {
-    addr: IpAddr,
-    prefix_bits: u32,
-    port: Option<u16>,
-}
-
-impl Destination {
-    fn matches(&self, addr: IpAddr, port: u16) -> bool {
-        let is_port = self.port.is_none_or(|wanted| wanted == port);
-        let is_addr = match (self.addr, addr) {
-            (IpAddr::V4(net), IpAddr::V4(addr)) => {
-                let host_bits = 32 - self.prefix_bits;
-                let differing = net.to_bits() ^ addr.to_bits();
-                differing.checked_shr(host_bits).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(net), IpAddr::V6(addr)) => {
-                let host_bits = 128 - self.prefix_bits;
-                let differing = net.to_bits() ^ addr.to_bits();
-                differing.checked_shr(host_bits).unwrap_or(0) == 0
-            }
-            _ => false,
-        };
-        is_port && is_addr
-    }
-}
-
-impl FromStr for Destination {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let malformed = || {
-            format!("`{text}` is not ADDR[/LEN][:PORT], such as 10.0.0.0/8:443 or [2001:db8::1]:80")
-        };
-        let port_of = |text: &str| text.parse::<u16>().map_err(|_| malformed());
-        let (net, port) = if let Some(rest) = text.strip_prefix('[') {
-            // [ADDR]:PORT, [ADDR/LEN]:PORT or [ADDR]/LEN:PORT.
-            let (inside, after) = rest.split_once(']').ok_or_else(malformed)?;
-            let (length, port) = match after.split_once(':') {
-                Some((length, port)) => (length, Some(port_of(port)?)),
-                None => (after, None),
-            };
-            (format!("{inside}{length}"), port)
-        } else if text.matches(':').count() == 1 {
-            let (net, port) = text.split_once(':').ok_or_else(malformed)?;
-            (net.to_owned(), Some(port_of(port)?))
-        } else {
-            (text.to_owned(), None)
-        };
-        let (addr, length) = match net.split_once('/') {
-            Some((addr, length)) => (addr, Some(length.parse::<u32>().map_err(|_| malformed())?)),
-            None => (net.as_str(), None),
-        };
-        let addr: IpAddr = addr.parse().map_err(|_| malformed())?;
-        // Mapped addresses are shown, and so looked for, as IPv4.
-        let (addr, length) = match (addr.to_canonical(), length) {
-            (canonical, Some(bits)) if canonical.is_ipv4() && addr.is_ipv6() => {
-                (canonical, Some(bits.checked_sub(96).ok_or_else(malformed)?))
-            }
-            (canonical, length) => (canonical, length),
-        };
-        let bits = if addr.is_ipv4() { 32 } else { 128 };
-        let prefix_bits = length.unwrap_or(bits);
-        if prefix_bits > bits {
-            return Err(malformed());
-        }
-        Ok(Self { addr, prefix_bits, port })
-    }
-}
-
-/// The kinds that can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-#[expect(missing_docs, reason = "the names are those of the interface")]
-pub enum KindFilter {
-    Connect,
-    Bind,
-    Listen,
-    Accept,
-}
-
-impl KindFilter {
-    fn matches(self, kind: Kind) -> bool {
-        match self {
-            Self::Connect => kind == Kind::Connect,
-            Self::Bind => matches!(kind, Kind::Bind | Kind::BindAuto),
-            Self::Listen => kind == Kind::Listen,
-            Self::Accept => kind == Kind::Accept,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
 
-    #[test]
-    fn destinations_are_read() {
-        let matches = |text: &str, addr: &str, port| {
-            Destination::from_str(text).unwrap().matches(addr.parse().unwrap(), port)
-        };
-        assert!(matches("10.0.0.0/8", "10.200.3.4", 1));
-        assert!(!matches("10.0.0.0/8", "11.0.0.1", 1));
-        assert!(matches("10.0.0.1:443", "10.0.0.1", 443));
-        assert!(!matches("10.0.0.1:443", "10.0.0.1", 80));
-        assert!(matches("0.0.0.0/0", "255.1.1.1", 80));
-        assert!(!matches("0.0.0.0/0", "::1", 80));
-        assert!(matches("::1", "::1", 80));
-        assert!(matches("[2001:db8::/32]:80", "2001:db8:1::1", 80));
-        assert!(matches("[2001:db8::]/32:80", "2001:db8:1::1", 80));
-        assert!(matches("::/0", "::1", 80));
-        assert!(matches("::ffff:10.0.0.1", "10.0.0.1", 80));
-        assert!(matches("[::ffff:10.0.0.0/104]:80", "10.9.8.7", 80));
-        assert!(Destination::from_str("::ffff:10.0.0.1/64").is_err());
-        for wrong in ["", "10.0.0.1/33", "10.0.0.1:99999", "host:80", "[::1", "::/129"] {
-            assert!(Destination::from_str(wrong).is_err(), "{wrong}");
+    use super::*;
+    use crate::{
+        model::{Change, Instant, LeaseEvent, Settings},
+        record::{
+            Loss, Place,
+            samples::{calls, cgroups, leases, pressures, scans},
+        },
+    };
+
+    fn admits(criterion: Criterion, body: Body<'_>) -> bool {
+        Filter { criteria: vec![criterion] }.admits(&Record { at: Instant::BOOT, body })
+    }
+
+    fn held<'a>(lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Body<'a> {
+        let event = LeaseEvent { at: Instant::BOOT, lease, change: Change::Held };
+        Body::Lease { event, cgroup }
+    }
+
+    const ALL_PORTS: PortRange = PortRange(1..=u16::MAX);
+
+    fn all_peers() -> Vec<PeerPattern> {
+        ["0.0.0.0/0", "::/0"].map(|text| text.parse().unwrap()).into()
+    }
+
+    proptest! {
+        #[test]
+        fn a_lease_is_found_by_what_it_has(lease in leases(), cgroup in cgroups()) {
+            let body = held(&lease, Some(&cgroup));
+            let port = lease.local_port.0;
+            prop_assert!(admits(Criterion::Netns(vec![lease.netns]), body));
+            prop_assert!(!admits(Criterion::Netns(vec![Netns(!lease.netns.0)]), body));
+            prop_assert!(admits(Criterion::Port(vec![PortRange(port..=port)]), body));
+            prop_assert!(admits(Criterion::Family(vec![lease.family]), body));
+            prop_assert!(admits(Criterion::Cgroup(vec![cgroup.path.clone()]), body));
+            prop_assert!(admits(Criterion::Type(vec![RecordType::Fail, RecordType::Held]), body));
+            prop_assert!(!admits(Criterion::Type(vec![RecordType::Fail]), body));
+            prop_assert_eq!(admits(Criterion::Peer(all_peers()), body), lease.peer.get().is_some());
+            let pid = lease.owner.as_ref().map(|owner| owner.pid);
+            prop_assert_eq!(admits(Criterion::Pid(pid.into_iter().chain([7]).collect()), body), pid.is_some());
+            let filter = Filter::default()
+                .and(Criterion::Netns, vec![lease.netns])
+                .and(Criterion::Pid, vec![]);
+            prop_assert!(filter.admits_held(&lease, None));
+            prop_assert!(!filter.and(Criterion::Type, vec![RecordType::Fail]).admits_held(&lease, None));
+        }
+
+        #[test]
+        fn a_failed_call_has_the_port_that_it_asked_for(lease in leases(), call in calls()) {
+            let failure = call.failure(Instant::BOOT, &lease);
+            let body = Body::Fail { failure: &failure, cgroup: None, holder_cgroup: None };
+            prop_assert!(admits(Criterion::Type(vec![RecordType::Fail]), body));
+            prop_assert_eq!(admits(Criterion::Port(vec![ALL_PORTS]), body), failure.local_port != 0);
+        }
+
+        #[test]
+        fn pressure_has_a_destination_but_no_process(pressure in pressures()) {
+            let body = Body::Pressure(&pressure);
+            let is_range = pressure.destination.is_none();
+            prop_assert!(!admits(Criterion::Pid(vec![1]), body));
+            prop_assert!(!admits(Criterion::Port(vec![ALL_PORTS]), body));
+            prop_assert_eq!(admits(Criterion::Peer(all_peers()), body), !is_range);
+            prop_assert_eq!(admits(Criterion::Kind(vec![KindPattern::Bind]), body), is_range);
+            prop_assert_eq!(admits(Criterion::Kind(vec![KindPattern::Connect]), body), !is_range);
+            let families = [Family::Ipv4, Family::Ipv6]
+                .map(|family| admits(Criterion::Family(vec![family]), body));
+            prop_assert_eq!(families == [true, true], is_range);
+        }
+
+        #[test]
+        fn a_scan_has_ports_but_no_process_kind_or_peer(mut scan in scans()) {
+            scan.port_high = scan.port_high.max(scan.port_low);
+            let body = Body::Scan(&scan);
+            let PortRange(all) = ALL_PORTS;
+            prop_assert!(admits(Criterion::Port(vec![PortRange(all)]), body));
+            prop_assert!(!admits(Criterion::Pid(vec![1]), body));
+            prop_assert!(!admits(Criterion::Peer(all_peers()), body));
+            prop_assert!(!admits(Criterion::Kind(vec![KindPattern::Listen]), body));
+            prop_assert!(!admits(Criterion::Cgroup(vec!["/".to_owned()]), body));
         }
     }
 
     #[test]
-    fn port_ranges_are_read() {
-        assert_eq!(PortRange::from_str("80"), Ok(PortRange(80..=80)));
-        assert_eq!(PortRange::from_str("1-65535"), Ok(PortRange(1..=65535)));
-        for wrong in ["", "0", "65536", "9-8", "a-b", "-5"] {
-            assert!(PortRange::from_str(wrong).is_err(), "{wrong}");
-        }
+    fn settings_are_shown_with_whatever_depends_on_them() {
+        let settings = Settings::sample();
+        let body = Body::Namespace { netns: Netns(1), settings: &settings };
+        assert!(admits(Criterion::Pid(vec![1]), body));
+        assert!(admits(Criterion::Peer(all_peers()), body));
+        assert!(admits(Criterion::Netns(vec![Netns(1)]), body));
+        assert!(!admits(Criterion::Netns(vec![Netns(2)]), body));
+        assert!(!admits(Criterion::Type(vec![RecordType::Fail]), body));
+    }
+
+    #[test]
+    fn no_filter_hides_records_of_the_run() {
+        let loss = Loss { count: 1, place: Place::Ring, healed: false };
+        assert!(admits(Criterion::Netns(vec![Netns(1)]), Body::Loss(&loss)));
+        assert!(admits(Criterion::Type(vec![RecordType::Fail]), Body::Loss(&loss)));
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Recording {
         record.with(|record| {
             self.replay.advance(record.at);
             let mut pass_on = |replay: &Replay| {
-                if filter.admits_record(record) {
+                if filter.admits(record) {
                     take(record, replay.ledger());
                 }
             };

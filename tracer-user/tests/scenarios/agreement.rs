@@ -17,7 +17,10 @@ use tracer_user::{
     },
     ledger::Ledger,
     model::{Destination, Netns, Port},
-    record::{Body, Record, filter::Filter},
+    record::{
+        Body, Record,
+        filter::{Criterion, Filter},
+    },
     sources::replay::Recording,
     views::{
         Verbosity, View,
@@ -114,7 +117,7 @@ fn record_a_run() -> Option<(Vec<u8>, Vec<u8>)> {
         .collect();
     let (begun, has_begun) = channel();
     let tracing = thread::spawn(move || {
-        let filter = Filter { namespaces: namespaces.clone(), ..Filter::default() };
+        let filter = Filter::default().and(Criterion::Netns, namespaces.clone());
         let options = Options {
             load: LoadOptions {
                 ring_bytes: 4 << 20,

@@ -24,11 +24,7 @@ use crate::{
         Cause, Destination, Instant, Kind, Lease, Netns, Phase, PortClass, RangeUse, Rates, Scan,
         Settings, Side, Substate, seconds,
     },
-    record::{
-        RecordType,
-        filter::{Filter, Subject},
-        names,
-    },
+    record::{filter::Filter, names},
 };
 
 /// A lease that is held at the end, with what the report needs of it.
@@ -47,7 +43,7 @@ pub(super) fn held<'a>(tally: &mut Tally, ledger: &'a Ledger, filter: &Filter) -
     for lease in ledger.leases() {
         let owner = lease.owner.as_ref().map(|owner| tally.owners.place(at, owner, None));
         let cgroup = owner.and_then(|id| tally.owners.get(id)?.cgroup.as_ref());
-        if !filter.admits(&Subject::of(RecordType::Held, lease, cgroup)) {
+        if !filter.admits_held(lease, cgroup) {
             continue;
         }
         let settings = settings_of(tally, lease.netns);

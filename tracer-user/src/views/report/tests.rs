@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 use crate::{
     ledger::Ledger,
     model::Cause,
-    record::{Record, filter::Filter},
+    record::{
+        Record,
+        filter::{Criterion, Filter},
+    },
     sources::replay::Recording,
     views::{
         Verbosity, View as _,
@@ -181,7 +184,7 @@ fn the_filter_holds_for_recordings() {
     tape.range(50_000, 50_009, "");
     tape.connect(&CLIENT, 50_000);
     tape.connect(&Who { comm: "other", pid: 14, ..CLIENT }, 50_001);
-    let filter = Filter { comms: vec!["other".to_owned()], ..Filter::default() };
+    let filter = Filter::default().and(Criterion::Comm, vec!["other".to_owned()]);
     let (report, _) = read(tape.text().as_bytes(), &filter);
     let owners: Vec<_> =
         report.owners.iter().filter_map(|row| Some(row.owner.as_ref()?.comm.as_str())).collect();
