@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use crate::{
     capacity::Advice,
-    model::{Cause, Family, Kind, Operation, Phase, Reason, Side, Substate},
+    model::{Cause, Family, Kind, Operation, Phase, PortClass, Reason, Side, Substate},
     record::{Place, RecordType},
 };
 
@@ -169,6 +169,15 @@ named! {
 }
 
 named! {
+    /// The `class` of a port, IANA's.
+    port_class: PortClass in "class" {
+        WellKnown => "well_known",
+        Registered => "registered",
+        Dynamic => "dynamic",
+    }
+}
+
+named! {
     /// The `advice` on a failure, a sentence.
     advice: Advice in "advice" {
         BindWithoutPort =>
@@ -265,6 +274,7 @@ mod tests {
         assert_names_are_read_back::<Place>();
         assert_names_are_read_back::<Operation>();
         assert_names_are_read_back::<Cause>();
+        assert_names_are_read_back::<PortClass>();
         assert_names_are_read_back::<Advice>();
     }
 }

@@ -42,7 +42,7 @@ pub fn text(answer: &Answer<'_>) -> String {
         text,
         "port {} ({}): {} in {} network namespace{}",
         port.0,
-        class(PortClass::of(*port)).replace('_', "-"),
+        names::port_class(PortClass::of(*port)).replace('_', "-"),
         match holders {
             0 => "nobody holds it".to_owned(),
             1 => "1 holder".to_owned(),
@@ -152,7 +152,7 @@ impl Json {
         });
         let why = Why {
             port: answer.port.0,
-            class: class(PortClass::of(answer.port)),
+            class: names::port_class(PortClass::of(answer.port)),
             searched: answer.view.searched,
             namespaces: namespaces.collect(),
             problems: &answer.view.problems,
@@ -283,14 +283,6 @@ fn advice(namespace: &Occupancy, port: Port) -> Vec<String> {
 fn with_reserved(namespace: &Occupancy, port: Port) -> String {
     let settings = namespace.settings.as_ref();
     settings.map_or_else(|| port.0.to_string(), |settings| settings.reserved.with(port).to_string())
-}
-
-fn class(class: PortClass) -> &'static str {
-    match class {
-        PortClass::WellKnown => "well_known",
-        PortClass::Registered => "registered",
-        PortClass::Dynamic => "dynamic",
-    }
 }
 
 fn connect(answer: ConnectAnswer) -> &'static str {

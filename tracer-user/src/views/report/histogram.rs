@@ -96,8 +96,11 @@ impl Histogram {
 
 /// Upper edge of a bucket: 1 us, 2 us, 5 us, 10 us ...
 fn edge_s(bucket: usize) -> f64 {
-    let mantissa = [1.0, 2.0, 5.0].get(bucket % 3).copied().unwrap_or(1.0);
-    mantissa * 10_f64.powi(i32::try_from(bucket / 3).unwrap_or(0) - 6)
+    let edge = [1.0, 2.0, 5.0].get(bucket % 3).copied().unwrap_or(1.0);
+    let decade_us = 10_f64.powi(i32::try_from(bucket / 3).unwrap_or(0));
+    // Microseconds are whole numbers, and their quotient is the number nearest to the edge. A
+    // product with 0.000001, which is no binary number, may be the next one: 4.9999999999999996e-6.
+    edge * decade_us / 1e6
 }
 
 impl Serialize for Histogram {
@@ -135,6 +138,14 @@ mod tests {
         let histogram = Histogram::default();
         assert_eq!(histogram.buckets().count(), 0);
         assert_eq!((histogram.mean_s(), histogram.quantile_s(0.5)), (None, None));
+    }
+
+    #[test]
+    fn edges_are_decimal_numbers() {
+        for bucket in 0..BUCKETS - 1 {
+            let exact = format!("{}e{}", [1, 2, 5][bucket % 3], bucket as i32 / 3 - 6);
+            assert_eq!(exact.parse(), Ok(edge_s(bucket)));
+        }
     }
 
     proptest! {

@@ -432,11 +432,7 @@ pub(super) fn listeners(tally: &Tally, held: &[Held<'_>], services: &Services) -
                 netns: lease.netns.0,
                 local_addr: lease.local_addr.ip(),
                 local_port: port.0,
-                class: match PortClass::of(port) {
-                    PortClass::WellKnown => "well-known",
-                    PortClass::Registered => "registered",
-                    PortClass::Dynamic => "dynamic",
-                },
+                class: names::port_class(PortClass::of(port)),
                 service: services.name(port.0).map(std::borrow::Cow::into_owned),
                 is_wildcard: lease.local_addr.is_unspecified(),
                 owner: tally.owners.name(*owner),

@@ -320,7 +320,7 @@ impl Page {
                 if is_one { "-".to_owned() } else { row.netns.to_string() },
                 endpoint(row.local_addr, row.local_port),
                 row.service.clone().unwrap_or_else(|| "-".to_owned()),
-                row.class.to_owned(),
+                row.class.replace('_', "-"),
                 row.owner.as_ref().map_or_else(|| "not known".to_owned(), ToString::to_string),
                 number(row.accepted),
                 notes.join(", "),
