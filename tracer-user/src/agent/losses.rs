@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::record::{Loss, Place};
+use crate::record::{Loss, LostAt};
 
 /// Comparisons that may find a difference, or a further loss, before a loss is reported as not
 /// healed.
@@ -131,11 +131,12 @@ impl Losses {
     pub fn report(&mut self, healed: bool, mut tell: impl FnMut(&Loss)) {
         let Self { ring, recursion, unseen, doubted: _, doubts: _, rounds } = self;
         *rounds = 0;
-        let places = [(ring, Place::Ring), (recursion, Place::Recursion), (unseen, Place::Unseen)];
-        for (lost, place) in places {
+        let places =
+            [(ring, LostAt::Ring), (recursion, LostAt::Recursion), (unseen, LostAt::Unseen)];
+        for (lost, lost_at) in places {
             let count = lost.now - lost.reported;
             if count > 0 {
-                tell(&Loss { count, place, healed });
+                tell(&Loss { count, lost_at, healed });
                 lost.reported = lost.now;
             }
         }
@@ -150,10 +151,10 @@ mod tests {
         ProgramLosses { ring_full, unseen_firings, doubtful_firings }
     }
 
-    /// What is told, as `(count, place, healed)`.
-    fn told(losses: &mut Losses, healed: bool) -> Vec<(u64, Place, bool)> {
+    /// What is told, as `(count, lost_at, healed)`.
+    fn told(losses: &mut Losses, healed: bool) -> Vec<(u64, LostAt, bool)> {
         let mut told = Vec::new();
-        losses.report(healed, |loss| told.push((loss.count, loss.place, loss.healed)));
+        losses.report(healed, |loss| told.push((loss.count, loss.lost_at, loss.healed)));
         told
     }
 
@@ -171,7 +172,7 @@ mod tests {
         assert_eq!(losses.unhealed(), 9);
         assert_eq!(compare(&mut losses, 3), Verdict::CompareAgain);
         assert_eq!(compare(&mut losses, 0), Verdict::Report { healed: true });
-        let expected = [(7, Place::Ring, true), (2, Place::Recursion, true)];
+        let expected = [(7, LostAt::Ring, true), (2, LostAt::Recursion, true)];
         assert_eq!(told(&mut losses, true), expected);
         assert_eq!(losses.unhealed(), 0);
         // What is told is not told again, and what cannot be read is not taken back.
@@ -204,14 +205,14 @@ mod tests {
     fn what_a_doubt_explains_is_lost_to_recursion() {
         let mut losses = Losses::default();
         losses.count(&counted(0, 4, 1));
-        assert_eq!(told(&mut losses, true), [(4, Place::Recursion, true)]);
+        assert_eq!(told(&mut losses, true), [(4, LostAt::Recursion, true)]);
         assert!(losses.is_comparison_due(Instant::now()));
         assert_eq!(compare(&mut losses, 5), Verdict::CompareAgain);
         assert_eq!(compare(&mut losses, 0), Verdict::Report { healed: true });
-        assert_eq!(told(&mut losses, true), [(5, Place::Recursion, true)]);
+        assert_eq!(told(&mut losses, true), [(5, LostAt::Recursion, true)]);
         // Both counts go on from there.
         losses.count(&counted(0, 6, 1));
-        assert_eq!(told(&mut losses, true), [(2, Place::Recursion, true)]);
+        assert_eq!(told(&mut losses, true), [(2, LostAt::Recursion, true)]);
         // A difference without a doubt is another matter.
         assert!(!losses.is_comparison_due(Instant::now()));
         assert_eq!(compare(&mut losses, 1), Verdict::Report { healed: false });

@@ -7,7 +7,7 @@ use super::{namespaces::Namespaces, stdout::Stdout};
 use crate::{
     ledger::Ledger,
     model::Instant,
-    record::{Body, Loss, Place, Record, Totals, filter::Filter},
+    record::{Body, Loss, LostAt, Record, Totals, filter::Filter},
     views::{Delivery, View},
 };
 
@@ -168,7 +168,7 @@ impl<'a> Outlet<'a> {
     pub fn report_dropped_now(&mut self, at: Instant, ledger: &Ledger) {
         let count = std::mem::take(&mut self.dropped.unreported);
         if count > 0 {
-            let loss = Loss { count, place: Place::Reader, healed: false };
+            let loss = Loss { count, lost_at: LostAt::Reader, healed: false };
             self.pass_on(&Record { at, body: Body::Loss(&loss) }, ledger);
         }
     }

@@ -1,5 +1,7 @@
-//! Text of a few bytes, put together by copies of a known size: such a copy takes an instruction or
-//! two, another one a call.
+//! Fast formatting of numbers and addresses.
+//!
+//! Short texts are appended by copies whose size is known at compile time, which take an instruction
+//! or two; a copy of unknown size is a call.
 
 /// Appends the first `length` of these bytes, or all if there are fewer.
 #[inline(always)]
@@ -9,7 +11,7 @@ pub(crate) fn append_start<const N: usize>(text: &[u8; N], length: usize, bytes:
     bytes.truncate(end);
 }
 
-/// Appends a text that is most often of four to sixteen bytes.
+/// Appends a text that is usually four to sixteen bytes long.
 #[inline(always)]
 pub(crate) fn append_short(text: &[u8], bytes: &mut Vec<u8>) {
     match text.len() {
@@ -19,7 +21,7 @@ pub(crate) fn append_short(text: &[u8], bytes: &mut Vec<u8>) {
     }
 }
 
-/// Appends a text of `N` to `2 * N` bytes: its first `N`, and its last `N` over the end of these.
+/// Appends a text of `N` to `2 * N` bytes: the first `N`, then the last `N`, which overlap them.
 #[inline(always)]
 fn append_overlapping<const N: usize>(text: &[u8], bytes: &mut Vec<u8>) {
     if let (Some(first), Some(last)) = (text.first_chunk::<N>(), text.last_chunk::<N>()) {
@@ -28,7 +30,7 @@ fn append_overlapping<const N: usize>(text: &[u8], bytes: &mut Vec<u8>) {
     }
 }
 
-/// Appends a number.
+/// Appends a number in decimal.
 #[inline]
 pub(crate) fn append_decimal(number: u64, bytes: &mut Vec<u8>) {
     let (high, low) = (number / EIGHT_DIGITS, number % EIGHT_DIGITS);
@@ -46,24 +48,24 @@ pub(crate) fn append_decimal(number: u64, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(&text_of(digits_of(low)));
 }
 
-/// Appends a point and the nine digits of a number below 10^9.
+/// Appends a decimal point and nine digits, those of a number below 10^9.
 #[inline]
 pub(crate) fn append_fraction(billionths: u32, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(&fraction_of(billionths).0);
 }
 
-/// Appends `number / 10^9` as a fraction of at least one digit, without zeros at its end.
+/// Appends `number / 10^9` with one to nine digits after the point: no trailing zeros.
 #[inline]
 pub(crate) fn append_billionths(number: u64, bytes: &mut Vec<u8>) {
     const BILLION: u64 = 1_000_000_000;
     append_decimal(number / BILLION, bytes);
     // Less than a billion.
     let (text, digits) = fraction_of((number % BILLION) as u32);
-    // Behind the point and the first digit.
+    // After the point and the first digit.
     append_start(&text, 2 + significant(digits), bytes);
 }
 
-/// Appends `number / 1000` as a fraction of at least one digit, without zeros at its end.
+/// Appends `number / 1000` with one to three digits after the point: no trailing zeros.
 #[inline]
 pub(crate) fn append_thousandths(number: u64, bytes: &mut Vec<u8>) {
     append_decimal(number / 1000, bytes);
@@ -72,27 +74,28 @@ pub(crate) fn append_thousandths(number: u64, bytes: &mut Vec<u8>) {
     append_start(&text_of(digits), significant(digits).max(1), bytes);
 }
 
-/// Appends the four numbers of an IPv4 address, the bytes of this word.
+/// Appends an IPv4 address; `word` has its bytes in network order.
 #[inline]
 pub(crate) fn append_ipv4(word: u32, bytes: &mut Vec<u8>) {
     for octet in word.to_ne_bytes() {
         let (text, length) = OCTETS[usize::from(octet)];
         append_start(&text, usize::from(length), bytes);
     }
-    // The last point.
+    // The last dot.
     bytes.pop();
 }
 
-/// The number of numbers of eight digits.
+/// Eight digits can express the numbers below this.
 const EIGHT_DIGITS: u64 = 100_000_000;
 
 /// Eight digits, each in a byte, the first in the lowest.
 type Digits = u64;
 
-/// The digits of a number below [`EIGHT_DIGITS`], with zeros before it.
+/// The digits of a number below [`EIGHT_DIGITS`], with leading zeros.
 ///
-/// Halves the number three times, both, four and eight halves at once: the products with the
-/// reciprocals of 100 and 10 stay within their part of the word.
+/// Splits the number into halves of four digits, these into quarters of two, and these into single
+/// digits. All of a size are split at once: the products with the reciprocals of 100 and 10 do not
+/// overflow their lane of the word.
 #[inline(always)]
 const fn digits_of(number: u64) -> Digits {
     let fours = (number / 10_000) | ((number % 10_000) << 32);
@@ -107,22 +110,22 @@ const fn text_of(digits: Digits) -> [u8; 8] {
     (digits | 0x3030_3030_3030_3030).to_le_bytes()
 }
 
-/// How many of the digits there are up to the last one that is not zero.
+/// The number of digits without trailing zeros.
 #[inline(always)]
 const fn significant(digits: Digits) -> usize {
     8 - digits.leading_zeros() as usize / 8
 }
 
-/// Appends a number below [`EIGHT_DIGITS`] without zeros before it.
+/// Appends a number below [`EIGHT_DIGITS`] without leading zeros.
 #[inline(always)]
 fn append_significant(number: u64, bytes: &mut Vec<u8>) {
     let digits = digits_of(number);
-    // A zero has one.
+    // Zero has one digit.
     let zeros = (digits.trailing_zeros() / 8).min(7);
     append_start(&text_of(digits >> (8 * zeros)), 8 - zeros as usize, bytes);
 }
 
-/// A point and nine digits, and the last eight of these.
+/// A decimal point and nine digits, and the last eight of these as [`Digits`].
 #[inline(always)]
 fn fraction_of(billionths: u32) -> ([u8; 10], Digits) {
     let billionths = u64::from(billionths);
@@ -133,7 +136,7 @@ fn fraction_of(billionths: u32) -> ([u8; 10], Digits) {
     ([b'.', first, a, b, c, d, e, f, g, h], digits)
 }
 
-/// Each byte as a number with a point behind it, and how many bytes that is.
+/// The text of each byte with a dot after it, and its length.
 const OCTETS: [([u8; 4], u8); 256] = {
     let mut octets = [([0; 4], 0); 256];
     let mut octet = 0;

@@ -273,7 +273,7 @@ mod tests {
     use crate::{
         model::{Change, Instant, LeaseEvent, Settings},
         record::{
-            Loss, Place,
+            Loss, LostAt,
             samples::{calls, cgroups, leases, pressures, scans},
         },
     };
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn no_filter_hides_records_of_the_run() {
-        let loss = Loss { count: 1, place: Place::Ring, healed: false };
+        let loss = Loss { count: 1, lost_at: LostAt::Ring, healed: false };
         assert!(admits(Criterion::Netns(vec![Netns(1)]), Body::Loss(&loss)));
         assert!(admits(Criterion::Type(vec![RecordType::Fail]), Body::Loss(&loss)));
     }

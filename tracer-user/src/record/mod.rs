@@ -15,7 +15,7 @@ pub(crate) mod time_of_day;
 mod types;
 
 pub(crate) use notice::comm;
-pub use notice::{Cgroup, HookReport, Loss, Place, Start, Summary, Verify};
+pub use notice::{Cgroup, HookReport, Loss, LostAt, Start, Summary, Verify};
 pub(crate) use owned::OwnedRecord;
 pub use record_type::{RecordType, Totals};
 pub use types::{Body, Record};

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use crate::{
     capacity::Advice,
     model::{Cause, Family, Kind, Operation, Phase, PortClass, Reason, Side, Substate},
-    record::{Place, RecordType},
+    record::{LostAt, RecordType},
 };
 
 pub use super::named::Named;
@@ -138,7 +138,7 @@ named! {
 
 named! {
     /// The place where facts or records were lost, in `where`.
-    place: Place in "where" {
+    lost_at: LostAt in "where" {
         Ring => "ring",
         Recursion => "recursion",
         Unseen => "unseen",
@@ -271,7 +271,7 @@ mod tests {
         assert_names_are_read_back::<Substate>();
         assert_names_are_read_back::<Side>();
         assert_names_are_read_back::<Reason>();
-        assert_names_are_read_back::<Place>();
+        assert_names_are_read_back::<LostAt>();
         assert_names_are_read_back::<Operation>();
         assert_names_are_read_back::<Cause>();
         assert_names_are_read_back::<PortClass>();

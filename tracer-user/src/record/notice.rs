@@ -4,72 +4,73 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use crate::model::Instant;
 
-/// A hook, for the reader: how it is attached, or why it is not.
+/// Whether a hook is attached.
 #[derive(Clone, Debug)]
 pub struct HookReport {
-    /// The kernel's name of it.
+    /// The kernel's name of the tracepoint, function or operation.
     pub name: Cow<'static, str>,
-    /// How it is attached, or a sentence that says why it is not.
+    /// How the hook is attached, or the reason why it is not.
     pub outcome: Result<Cow<'static, str>, String>,
-    /// What is not reported without the hook.
+    /// The events that are not reported without this hook; `None` if it is attached or another one
+    /// replaces it, and for a hook of a recording.
     pub loss: Option<&'static str>,
 }
 
-/// The first record: what happens after it is seen.
+/// The first record of a run.
 #[derive(Clone, Debug)]
 pub struct Start {
-    /// When.
+    /// The instant from which on every event is seen.
     pub at: Instant,
-    /// The kernel's release.
+    /// The kernel's release, as `uname -r` prints it.
     pub kernel: String,
     /// Every hook.
     pub hooks: Vec<HookReport>,
     /// Number of `held` records that follow.
     pub held: usize,
-    /// What else is not seen, in sentences.
+    /// Events that are not seen for other reasons than a missing hook, one sentence each.
     pub warnings: Vec<String>,
 }
 
-/// The last record.
+/// The last record of a run.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// When.
+    /// The instant of the last event that was taken into account.
     pub at: Instant,
-    /// Number of records of each type that were shown.
+    /// Number of records that were shown, by type.
     pub totals: BTreeMap<&'static str, u64>,
-    /// Facts that the hooks had to report.
+    /// Facts that the programs had to report.
     pub facts_seen: u64,
     /// Those of them that the programs dropped because the filter excludes their namespace.
     pub facts_filtered: u64,
-    /// Facts that arrived.
+    /// Facts that the agent received.
     pub facts_received: u64,
-    /// Facts that were lost.
+    /// Facts that were lost between the programs and the agent.
     pub lost: u64,
     /// Records that were not shown because the reader of stdout was too slow.
     pub dropped: u64,
-    /// Since the start.
+    /// Seconds from the first record to this one.
     pub duration_s: f64,
 }
 
-/// Facts that did not arrive, or records that were not shown.
+/// Facts that did not reach the agent, or records that were not shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loss {
-    /// How many.
+    /// Number of facts, at least, or of records.
     pub count: u64,
-    /// Where.
-    pub place: Place,
-    /// The ledger agrees with the kernel again.
+    /// Where they were lost.
+    pub lost_at: LostAt,
+    /// The ledger has been compared with the kernel since, and agrees with it.
     pub healed: bool,
 }
 
 /// Where facts or records can be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// The ring buffer had no room.
+pub enum LostAt {
+    /// The ring buffer was full.
     Ring,
     /// The kernel skipped a program that had interrupted itself.
     Recursion,
-    /// Nobody knows: ledger and kernel differed, and no miss was counted.
+    /// Unknown: ledger and kernel differed although no loss was counted.
     Unseen,
     /// Records, because the reader of stdout was too slow. The ledger has everything; what the
     /// reader has seen lacks them.
@@ -81,12 +82,12 @@ pub enum Place {
 pub struct Cgroup {
     /// Path from the root of the v2 hierarchy.
     pub path: String,
-    /// The container that it belongs to, if it is a container runtime's.
+    /// The id of the container whose cgroup it is; `None` if no container runtime made it.
     pub container: Option<String>,
 }
 
 impl Start {
-    /// Everything that is not seen, and why, in sentences.
+    /// What is not seen, and why: one sentence each.
     pub fn shortcomings(&self) -> impl Iterator<Item = String> {
         let hooks = self.hooks.iter().filter_map(|hook| {
             let (reason, loss) = (hook.outcome.as_ref().err()?, hook.loss?);
@@ -96,24 +97,25 @@ impl Start {
     }
 }
 
-/// A comparison of the ledger with the kernel.
+/// The result of a comparison of the ledger with the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verify {
     /// Leases in the ledger.
     pub leases: u64,
-    /// Leases that the kernel's holds make.
+    /// Leases in the kernel.
     pub kernel: u64,
-    /// Holds that only the kernel has.
+    /// Holders that only the kernel has.
     pub missing: u64,
-    /// Holds that only the ledger has.
+    /// Holders that only the ledger has.
     pub extra: u64,
-    /// Bind buckets whose class the ledger has otherwise than the kernel.
+    /// Bind buckets of which the ledger and the kernel disagree whether connect() may share them.
     pub classes: u64,
-    /// Each difference in a sentence.
+    /// A sentence for each difference. Not part of the JSON.
     pub differences: Vec<String>,
 }
 
-/// The name of a process, without its padding.
+/// The name of a process (`comm` in `task_struct`), without the zeros after it; bytes that are not
+/// UTF-8 are replaced.
 pub(crate) fn comm(bytes: &[u8; 16]) -> Cow<'_, str> {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end])

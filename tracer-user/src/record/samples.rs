@@ -12,7 +12,7 @@ use crate::{
         Reuse, Scan, Settings, Side, Substate, TimeWaitReuse,
     },
     record::{
-        Cgroup, HookReport, Loss, Place, RecordType, Start, Summary, Verify, names::Named as _,
+        Cgroup, HookReport, Loss, LostAt, RecordType, Start, Summary, Verify, names::Named as _,
     },
 };
 
@@ -23,7 +23,7 @@ pub(crate) fn addrs() -> impl Strategy<Value = Addr> {
         prop::array::uniform4(select(vec![0, 9, 10, 99, 100, 255]))
             .prop_map(|octets| Addr::from(Ipv4Addr::from(octets))),
         any::<[u32; 4]>().prop_map(Addr),
-        // Like the mapped form, but for a bit or two.
+        // Differs from the mapped form in a bit or two.
         any::<(u32, u32)>().prop_map(|(v4, odd)| {
             let [first, second, third, fourth] = mapped(v4);
             Addr([first, second, third ^ (odd & 0x0101_0101), fourth])
@@ -46,7 +46,7 @@ pub(crate) fn owners() -> impl Strategy<Value = Owner> {
             [0; 16]
         ]),
     ];
-    // Few enough for some to be met again, and some to share a place.
+    // So few that some occur twice, and some share a slot of the writer.
     (select(vec![0, 1, 2, 257, 258, u32::MAX]), any::<u32>(), any::<u64>(), comm)
         .prop_map(|(pid, uid, cgroup_id, comm)| Owner { pid, uid, cgroup_id, comm })
 }
@@ -144,7 +144,7 @@ pub(crate) fn changes() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// What a failure has beside its lease-like part.
+/// The properties of a failed call that a lease does not have.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     operation: Operation,
@@ -305,9 +305,9 @@ pub(crate) fn starts() -> impl Strategy<Value = Start> {
 }
 
 pub(crate) fn losses() -> impl Strategy<Value = Loss> {
-    (any::<u64>(), select(Place::ALL), any::<bool>()).prop_map(|(count, place, healed)| Loss {
+    (any::<u64>(), select(LostAt::ALL), any::<bool>()).prop_map(|(count, lost_at, healed)| Loss {
         count,
-        place,
+        lost_at,
         healed,
     })
 }

@@ -1,57 +1,59 @@
-//! One typed record for the stream, for JSON both ways, for filters and for every view.
+//! The record: one typed enum for the stream, for JSON both ways, for filters and for every view.
 
 use super::{Cgroup, Loss, RecordType, Start, Summary, Verify};
 use crate::model::{Failure, Instant, LeaseEvent, Netns, Pressure, Scan, Settings};
 
-/// What the user is told: one line of the stream.
+/// One report to the user: a line of the stream.
 ///
-/// Live records borrow from the ledger, records that are read back borrow from an
-/// owned one. Views cannot tell the difference.
+/// It borrows what it is about, from the ledger while tracing and from the line that was read when
+/// a recording is replayed. A view cannot distinguish the two.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    /// When it happened. A record that had to wait for a decision is older than its predecessor.
+    /// The instant of the event, which may be earlier than that of the record before: some events
+    /// are reported only when a later one has shown what they mean.
     pub at: Instant,
-    /// What happened.
+    /// What the record reports.
     pub body: Body<'a>,
 }
 
-/// What a record says. A new kind must be visited by every view.
+/// The content of a record, by type. Views match it exhaustively, so that each must decide what to
+/// do with a new type.
 #[derive(Clone, Copy, Debug)]
 pub enum Body<'a> {
-    /// The first record: what happens after it is seen.
+    /// The first record of a run: every event after it is seen.
     Start(&'a Start),
-    /// The settings of a namespace, before its first record and when they change.
+    /// The settings of a namespace, before its first record and after each change.
     Namespace {
         /// The namespace.
         netns: Netns,
         /// Its settings from now on.
         settings: &'a Settings,
     },
-    /// A lease was found, or changed.
+    /// A lease was found or changed.
     Lease {
-        /// The lease after the change, and the change.
+        /// The change, and the lease after it.
         event: LeaseEvent<'a>,
-        /// The owner's cgroup, if it has a name.
+        /// The cgroup of the owner; `None` if there is no owner or its cgroup has no name.
         cgroup: Option<&'a Cgroup>,
     },
     /// A call got no port.
     Fail {
         /// The call.
         failure: &'a Failure<'a>,
-        /// The caller's cgroup.
+        /// The cgroup of the caller; `None` as in [`Body::Lease`].
         cgroup: Option<&'a Cgroup>,
-        /// The cgroup of the lease in the way.
+        /// The cgroup of the owner of the lease in the way; `None` also if there is no such lease.
         holder_cgroup: Option<&'a Cgroup>,
     },
     /// A destination or a range crossed a level of use.
     Pressure(&'a Pressure),
     /// A source tries closed ports.
     Scan(&'a Scan),
-    /// Facts or records were lost.
+    /// Facts were lost.
     Loss(&'a Loss),
     /// The ledger was compared with the kernel.
     Verify(&'a Verify),
-    /// The last record.
+    /// The last record of a run.
     Summary(&'a Summary),
 }
 
@@ -72,8 +74,8 @@ impl Record<'_> {
         }
     }
 
-    /// The namespace whose settings a reader must know by then; `None` for records that say
-    /// everything themselves.
+    /// The namespace whose settings must be shown before this record; `None` for a record that
+    /// makes sense without them.
     #[must_use]
     pub fn netns(&self) -> Option<Netns> {
         match self.body {

@@ -10,7 +10,7 @@ use crate::{
         Destination, Instant, LocalRange, Netns, Port, PortSet, Pressure, RangeUse, Rates, Scan,
         Settings, TimeWaitReuse, seconds,
     },
-    record::{HookReport, Loss, Place, RecordType, Start, Summary, Verify, names::Named},
+    record::{HookReport, Loss, LostAt, RecordType, Start, Summary, Verify, names::Named},
 };
 
 /// The fields of `start`.
@@ -317,22 +317,23 @@ impl ScanFields {
 pub(super) struct LossFields<'a> {
     count: u64,
     #[serde(rename = "where", borrow, default)]
-    place: Cow<'a, str>,
+    lost_at: Cow<'a, str>,
     healed: bool,
 }
 
 impl From<&Loss> for LossFields<'_> {
     fn from(loss: &Loss) -> Self {
-        let Loss { count, place, healed } = *loss;
-        Self { count, place: place.name().into(), healed }
+        let Loss { count, lost_at, healed } = *loss;
+        Self { count, lost_at: lost_at.name().into(), healed }
     }
 }
 
 impl LossFields<'_> {
     pub(super) fn into_loss(self) -> Loss {
-        let Self { count, place, healed } = self;
+        let Self { count, lost_at, healed } = self;
         // A later version may know further places.
-        Loss { count, place: Place::from_name(&place).unwrap_or(Place::Unseen), healed }
+        let lost_at = LostAt::from_name(&lost_at).unwrap_or(LostAt::Unseen);
+        Loss { count, lost_at, healed }
     }
 }
 

@@ -161,13 +161,13 @@ mod tests {
     }
 
     #[test]
-    fn types_that_are_not_known_are_passed_over() {
+    fn unknown_types_are_skipped() {
         let line = r#"{"v":1,"type":"weather","time":"x","mono_ns":7}"#;
         assert!(Line::parse(line.as_bytes()).unwrap().record.is_none());
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn errors_say_what_is_wrong() {
         let half = &CONNECT[..CONNECT.len() / 2];
         assert!(error(half).starts_with("expected a record, a JSON object"), "{}", error(half));
         assert_eq!(

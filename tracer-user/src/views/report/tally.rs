@@ -17,7 +17,7 @@ use crate::{
         Cause, Change, Destination, Failure, Instant, Kind, Lease, LeaseEvent, LocalRange, Netns,
         Operation, Phase, Port, Reason, Reuse, Scan, Settings, Side, seconds,
     },
-    record::{Body, Cgroup, Loss, Place, Record, names},
+    record::{Body, Cgroup, Loss, LostAt, Record, names},
 };
 
 /// Destinations remembered before those that use no port and never failed are forgotten.
@@ -206,8 +206,8 @@ impl Tally {
                     self.scans.insert(key, *scan);
                 }
             }
-            Body::Loss(Loss { count, place: Place::Reader, healed: _ }) => self.dropped += count,
-            Body::Loss(Loss { count, place: _, healed }) => {
+            Body::Loss(Loss { count, lost_at: LostAt::Reader, healed: _ }) => self.dropped += count,
+            Body::Loss(Loss { count, lost_at: _, healed }) => {
                 self.lost += count;
                 self.lost_for_good += if *healed { 0 } else { *count };
             }

@@ -1,4 +1,4 @@
-//! Text for people: one line a record, fixed columns.
+//! The stream as text: one line a record, in columns of fixed width.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use crate::{
         Reuse, Scan, Settings, Side,
     },
     record::{
-        Body, Cgroup, Loss, Place, Record, RecordType, Start, Summary, Verify, comm,
+        Body, Cgroup, Loss, LostAt, Record, RecordType, Start, Summary, Verify, comm,
         digits::{append_decimal, append_ipv4},
         durations::Durations,
         names::{self, Named as _},
@@ -29,15 +29,16 @@ pub struct Text {
     zone: TimeZone,
     colour: bool,
     verbosity: Verbosity,
-    /// The present second, in that zone.
+    /// The second of the latest line, in that zone.
     second: Second,
-    /// Advice that was given: the same with every failure would hide them.
+    /// Advice that was printed. It is not repeated, so that the failures remain readable.
     given: HashSet<Advice>,
     buffer: Vec<u8>,
 }
 
 impl Text {
-    /// `realtime_offset_ns` turns monotonic times into the time of day.
+    /// `realtime_offset_ns` is the time of day minus the monotonic time. Times are printed in the
+    /// system's time zone.
     #[must_use]
     pub fn new(realtime_offset_ns: i128, colour: bool, verbosity: Verbosity) -> Self {
         let zone = TimeZone::system();
@@ -52,7 +53,7 @@ impl Text {
         }
     }
 
-    /// Writes a line. `detail` appends what the columns do not show.
+    /// Writes a line, whose last column `detail` fills.
     fn line(&mut self, line: &Line<'_>, detail: impl FnOnce(&mut Details<'_>)) {
         let Self { realtime_offset_ns, zone, second, colour, buffer, .. } = self;
         let Line { at, event, netns, owner, local, peer, held_ns } = *line;
@@ -60,7 +61,7 @@ impl Text {
             began.to_zoned(zone.clone()).strftime("%H:%M:%S").to_string()
         });
         buffer.extend_from_slice(clock.as_bytes());
-        // The first digit makes room for the point.
+        // The leading 1 is where the decimal point goes.
         let point = buffer.len();
         append_decimal(u64::from(1000 + fraction_ns / 1_000_000), buffer);
         buffer[point] = b'.';
@@ -108,7 +109,7 @@ impl Text {
     }
 }
 
-/// The columns of a line.
+/// The columns of a line, without the details.
 #[derive(Clone, Copy)]
 struct Line<'a> {
     at: Instant,
@@ -120,7 +121,7 @@ struct Line<'a> {
     held_ns: Option<u64>,
 }
 
-/// An end of a connection, or what stands in its place.
+/// An end of a connection, or a text in its column.
 #[derive(Clone, Copy)]
 enum End<'a> {
     At(Addr, Option<Port>),
@@ -156,49 +157,53 @@ impl End<'_> {
     }
 }
 
-/// What the columns of a line do not show, a part after the other.
+/// The last column of a line: what the others do not show, separated by commas.
 struct Details<'a> {
     buffer: &'a mut Vec<u8>,
     is_first: bool,
 }
 
 impl Details<'_> {
-    fn part(&mut self, text: impl AsRef<str>) {
+    /// Adds a detail; nothing if the text is empty.
+    fn add(&mut self, text: impl AsRef<str>) {
         if !text.as_ref().is_empty() {
             self.begin().extend_from_slice(text.as_ref().as_bytes());
         }
     }
 
-    /// A name of records, as words.
+    /// Adds a name from [`names`] with blanks for underscores.
     fn words(&mut self, name: &str) {
         let letters = name.bytes().map(|letter| if letter == b'_' { b' ' } else { letter });
         self.begin().extend(letters);
     }
 
-    /// A duration, and what it is of.
-    fn duration(&mut self, of: &str, ns: Option<u64>) {
+    /// Adds a duration after the name of what took it; nothing if it is not known.
+    fn duration(&mut self, name: &str, ns: Option<u64>) {
         if let Some(ns) = ns {
             let buffer = self.begin();
-            buffer.extend_from_slice(of.as_bytes());
+            buffer.extend_from_slice(name.as_bytes());
             buffer.push(b' ');
             append_duration(ns, buffer);
         }
     }
 
+    /// Adds how the port was used before.
     fn reuse(&mut self, reuse: Option<Reuse>) {
         match reuse {
             None => {}
-            Some(Reuse { from_time_wait: true, .. }) => self.part("reuses a TIME-WAIT"),
+            Some(Reuse { from_time_wait: true, .. }) => self.add("reuses a TIME-WAIT"),
             Some(Reuse { idle_ns, .. }) => self.duration("idle", Some(idle_ns)),
         }
     }
 
+    /// Adds a note if the peer of a TIME_WAIT sent no timestamps.
     fn timestamps(&mut self, lease: &Lease) {
         if lease.has_timestamps == Some(false) {
-            self.part("no timestamps");
+            self.add("no timestamps");
         }
     }
 
+    /// Begins a detail, whose text the caller appends to the buffer that is returned.
     fn begin(&mut self) -> &mut Vec<u8> {
         let separator: &[u8] = if std::mem::take(&mut self.is_first) { b" " } else { b", " };
         self.buffer.extend_from_slice(separator);
@@ -262,8 +267,8 @@ impl Text {
             held_ns: None,
         };
         self.line(&line, |details| {
-            details.part(format!("{} ports", settings.capacity()));
-            details.part(reserved.unwrap_or_default());
+            details.add(format!("{} ports", settings.capacity()));
+            details.add(reserved.unwrap_or_default());
         });
     }
 
@@ -272,13 +277,13 @@ impl Text {
         self.line(&Self::of_lease(lease, at, RecordType::of(&change).name()), |details| {
             match change {
                 Change::Held => {
-                    details.part(names::ss_state(lease.phase, lease.closed_by));
+                    details.add(names::ss_state(lease.phase, lease.closed_by));
                     if let Phase::TimeWait(_) = lease.phase {
                         details.timestamps(lease);
                     }
                 }
                 Change::Bind { requested_port, reuse } => {
-                    details.part(if requested_port == 0 { "any port" } else { "" });
+                    details.add(if requested_port == 0 { "any port" } else { "" });
                     details.reuse(reuse);
                 }
                 Change::Connect { search_ns, reuse } => {
@@ -289,12 +294,12 @@ impl Text {
                     details.duration("handshake", handshake_ns);
                 }
                 Change::Accept { .. } | Change::Listen => {}
-                Change::Closing { by } => details.part(match by {
+                Change::Closing { by } => details.add(match by {
                     Side::Local => "by local",
                     Side::Peer => "by peer",
                 }),
                 Change::TimeWait(substate) => {
-                    details.part(names::ss_state(Phase::TimeWait(substate), None));
+                    details.add(names::ss_state(Phase::TimeWait(substate), None));
                     details.timestamps(lease);
                 }
                 Change::Release { reason } => {
@@ -335,7 +340,7 @@ impl Text {
         let advice = advice.map(names::advice);
         let holder = failure.holder.map(|holder| {
             let who = holder.owner.as_ref().map_or_else(
-                || "nobody's".to_owned(),
+                || "unknown".to_owned(),
                 |owner| format!("{}/{}", owner.pid, comm(&owner.comm)),
             );
             let ports =
@@ -359,11 +364,11 @@ impl Text {
         self.line(&line, |details| {
             let (operation, errno) =
                 (names::operation(failure.operation), names::errno(failure.errno));
-            details.part(format!("{operation} {errno}"));
-            details.part(cause.unwrap_or_default());
-            details.part(range.unwrap_or_default());
-            details.part(holder.unwrap_or_default());
-            details.part(advice.unwrap_or_default());
+            details.add(format!("{operation} {errno}"));
+            details.add(cause.unwrap_or_default());
+            details.add(range.unwrap_or_default());
+            details.add(holder.unwrap_or_default());
+            details.add(advice.unwrap_or_default());
         });
     }
 
@@ -385,12 +390,12 @@ impl Text {
             held_ns: None,
         };
         self.line(&line, |details| {
-            details.part(level);
-            details.part(format!("{} of {} ports used", range.used, range.capacity));
-            details.part(format!("{} left", range.headroom()));
-            details.part(format!("{:.1}/s", rates.taken_per_s));
+            details.add(level);
+            details.add(format!("{} of {} ports used", range.used, range.capacity));
+            details.add(format!("{} left", range.headroom()));
+            details.add(format!("{:.1}/s", rates.taken_per_s));
             if let Some(eta_s) = forecast.eta_s.filter(|eta_s| *eta_s > 0.0) {
-                details.part(format!("none left in {}", duration(eta_s)));
+                details.add(format!("none left in {}", duration(eta_s)));
             }
         });
     }
@@ -407,19 +412,19 @@ impl Text {
             held_ns: None,
         };
         self.line(&line, |details| {
-            details.part(format!("{ports} closed ports ({}-{})", port_low.0, port_high.0));
+            details.add(format!("{ports} closed ports ({}-{})", port_low.0, port_high.0));
             details.duration(&format!("{tries} tries in"), Some(last.since(first)));
-            details.part(scan.rate_per_s().map(|rate| format!("{rate:.1}/s")).unwrap_or_default());
+            details.add(scan.rate_per_s().map(|rate| format!("{rate:.1}/s")).unwrap_or_default());
         });
     }
 
     fn loss(&mut self, _at: Instant, loss: &Loss) {
-        let Loss { count, place, healed } = *loss;
-        let reason = match place {
-            Place::Ring => "the ring buffer was full (a larger --ring-bytes helps)",
-            Place::Recursion => "the kernel skipped programs that interrupted themselves",
-            Place::Unseen => "the kernel ran no program for them, and counted no miss",
-            Place::Reader => {
+        let Loss { count, lost_at, healed } = *loss;
+        let reason = match lost_at {
+            LostAt::Ring => "the ring buffer was full (a larger --ring-bytes helps)",
+            LostAt::Recursion => "the kernel skipped programs that interrupted themselves",
+            LostAt::Unseen => "the kernel ran no program for them, and counted no miss",
+            LostAt::Reader => {
                 crate::tell!(
                     "portlife: {count} records were dropped because the reader of stdout is slow; \
                      failures are dropped last"
@@ -481,28 +486,27 @@ pub(crate) fn peer(peer: Option<(Addr, Port)>) -> String {
     peer.map_or_else(|| "-".to_owned(), |(addr, port)| endpoint(addr, Some(port)))
 }
 
-/// A duration in the unit that shows it best, in at most eight characters.
+/// A duration in the largest unit that keeps three digits, at most eight characters long.
 pub(crate) fn duration(seconds: f64) -> String {
     let mut bytes = Vec::new();
-    // What is negative is none, and what is longer than centuries is that.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "the cast stops at both ends"
+        reason = "as casts saturate: below at 0, above at centuries"
     )]
     append_duration((seconds * 1e9).round() as u64, &mut bytes);
     String::from_utf8(bytes).unwrap_or_default()
 }
 
 fn append_duration(ns: u64, bytes: &mut Vec<u8>) {
-    /// So many of the unit, rounded, to so many digits after the point.
+    /// Appends the duration in this unit, rounded to `digits` after the decimal point.
     fn append(ns: u64, unit_ns: u64, digits: u32, unit: &str, bytes: &mut Vec<u8>) {
         let parts = 10_u64.pow(digits);
         let step_ns = unit_ns / parts;
         let rounded = ns.saturating_add(step_ns / 2) / step_ns;
         append_decimal(rounded / parts, bytes);
         if digits > 0 {
-            // The first digit makes room for the point.
+            // The leading 1 is where the decimal point goes.
             let point = bytes.len();
             append_decimal(parts + rounded % parts, bytes);
             bytes[point] = b'.';
@@ -519,7 +523,7 @@ fn append_duration(ns: u64, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Appends a process's name. What would not stay in its column or its line is replaced.
+/// Appends the name of a process, with control characters replaced, which could leave the column.
 fn append_name(owner: &Owner, bytes: &mut Vec<u8>) {
     let name = comm(&owner.comm);
     if name.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
@@ -529,7 +533,7 @@ fn append_name(owner: &Owner, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(shown.collect::<String>().as_bytes());
 }
 
-/// Writes a column of at least this width, its text to the left.
+/// Writes a column of at least this width, aligned to the left.
 fn left(bytes: &mut Vec<u8>, width: usize, write: impl FnOnce(&mut Vec<u8>)) {
     let start = bytes.len();
     write(bytes);
@@ -537,7 +541,7 @@ fn left(bytes: &mut Vec<u8>, width: usize, write: impl FnOnce(&mut Vec<u8>)) {
     bytes.resize(bytes.len() + missing, b' ');
 }
 
-/// Writes a column of at least this width, its text, which is ASCII, to the right.
+/// Writes a column of at least this width, aligned to the right. The text must be ASCII.
 fn right(bytes: &mut Vec<u8>, width: usize, write: impl FnOnce(&mut Vec<u8>)) {
     let start = bytes.len();
     write(bytes);
@@ -548,7 +552,7 @@ fn right(bytes: &mut Vec<u8>, width: usize, write: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
-/// Characters of UTF-8: all bytes but those that go on with one.
+/// The number of characters of a UTF-8 text: its bytes without continuation bytes.
 fn characters(text: &[u8]) -> usize {
     text.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
 }

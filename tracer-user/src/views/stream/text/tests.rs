@@ -149,7 +149,7 @@ fn a_line_is_coloured_by_its_event_alone() {
         held_ns: None,
     };
     let mut text = Text { colour: true, ..text() };
-    text.line(&line, |details| details.part(""));
+    text.line(&line, |details| details.add(""));
     let expected = "00:00:00.000 \x1b[32mlisten     \x1b[0m 7                - -               \
                     *:*                   -                            -\n";
     assert_eq!(String::from_utf8_lossy(text.buffer()), expected);
