@@ -6,11 +6,13 @@ use std::{
     time::Duration,
 };
 
-use clap::ValueEnum;
+use clap::{
+    ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 
 use crate::{
     agent::{self, Options},
-    cli::Form,
     kernel::{
         hooks::loader::{HookFamily, LoadOptions},
         host::clock,
@@ -40,8 +42,8 @@ pub struct Args {
     #[command(flatten)]
     filter: FilterArgs,
     /// Form of the records on stdout
-    #[arg(short, long, value_enum, default_value_t = Form::Text)]
-    output: Form,
+    #[arg(short, long, value_parser = form_parser(), default_value = FORMS[0].name)]
+    output: &'static Form,
     /// End after this many seconds
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     duration: Option<Duration>,
@@ -67,6 +69,38 @@ pub struct Args {
     /// Say more on stderr
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// A form of the stream.
+#[derive(Debug)]
+struct Form {
+    name: &'static str,
+    help: &'static str,
+    /// Creates the view that writes it, with the time of day minus the monotonic time.
+    view: fn(i128, Verbosity) -> Box<dyn View>,
+}
+
+/// The forms of the stream. The first is the default.
+static FORMS: [Form; 2] = [
+    Form {
+        name: "text",
+        help: "Columns for people",
+        view: |offset_ns, verbosity| {
+            Box::new(Text::new(offset_ns, stdout().is_terminal(), verbosity))
+        },
+    },
+    Form {
+        name: "json",
+        help: "One object a line, with everything that is known",
+        view: |offset_ns, verbosity| Box::new(Json::new(offset_ns, verbosity)),
+    },
+];
+
+fn form_parser() -> impl TypedValueParser<Value = &'static Form> {
+    let names = FORMS.iter().map(|form| PossibleValue::new(form.name).help(form.help));
+    PossibleValuesParser::new(names).try_map(|name| {
+        FORMS.iter().find(|form| form.name == name).ok_or_else(|| format!("no form `{name}`"))
+    })
 }
 
 /// Conditions; each may be given several times, and then any of its values will do.
@@ -142,12 +176,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         filter,
         queue_bytes,
     };
-    let offset = clock::realtime_offset_ns();
-    let mut output: Box<dyn View> = match output {
-        Form::Text => Box::new(Text::new(offset, stdout().is_terminal(), verbosity)),
-        Form::Json => Box::new(Json::new(offset, verbosity)),
-    };
-    observe(options, output.as_mut())
+    let mut view = (output.view)(clock::realtime_offset_ns(), verbosity);
+    observe(options, view.as_mut())
 }
 
 /// Runs the agent to its end.

@@ -2,7 +2,7 @@
 
 use tracer_ebpf::Owner;
 
-use super::{Addr, Cookie, Family, Instant, Lease, Netns, Port, RangeUse};
+use super::{Addr, Cookie, Family, Instant, Kind, Lease, Netns, Port, RangeUse};
 
 /// The call that got no port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,4 +71,17 @@ pub struct Failure<'a> {
     pub is_of_range: bool,
     /// How long connect() searched.
     pub search_ns: Option<u64>,
+}
+
+impl Failure<'_> {
+    /// The kind that the lease would have had if the call had got a port.
+    #[must_use]
+    pub fn wanted_kind(&self) -> Kind {
+        match self.operation {
+            Operation::Bind if self.local_port == 0 => Kind::BindAuto,
+            Operation::Bind => Kind::Bind,
+            Operation::Connect => Kind::Connect,
+            Operation::Listen => Kind::Listen,
+        }
+    }
 }

@@ -8,7 +8,7 @@ use tracer_ebpf::Owner;
 
 pub use self::patterns::{KindPattern, PeerPattern, PortRange};
 use crate::{
-    model::{Addr, Failure, Family, Kind, Lease, Netns, Operation, Port, Pressure, Scan},
+    model::{Addr, Failure, Family, Kind, Lease, Netns, Port, Pressure, Scan},
     record::{Body, Cgroup, Record, RecordType},
 };
 
@@ -202,11 +202,7 @@ impl<'a> Subject<'a> {
             record: RecordType::Fail,
             netns: failure.netns,
             family: Property::Is(failure.family),
-            kind: Property::Is(match failure.operation {
-                Operation::Bind => Kind::Bind,
-                Operation::Connect => Kind::Connect,
-                Operation::Listen => Kind::Listen,
-            }),
+            kind: Property::Is(failure.wanted_kind()),
             local_ports: (port != 0).then_some(port..=port).into(),
             peer: failure.peer.into(),
             owner: failure.owner.as_ref().into(),

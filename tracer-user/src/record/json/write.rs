@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     capacity::{advice_on, free_in_s},
-    model::{Change, Failure, Instant, Kind, LeaseEvent, LeaseId, Netns, Operation, Phase, Reuse},
+    model::{Change, Failure, Instant, LeaseEvent, LeaseId, Netns, Phase, Reuse},
     record::{
         Body, Cgroup, Record, RecordType,
         digits::append_decimal,
@@ -199,12 +199,7 @@ impl Writer {
         let identity = Identity {
             lease: None,
             cookie: cookie.0,
-            kind: match operation {
-                Operation::Bind if local_port == 0 => Kind::BindAuto,
-                Operation::Bind => Kind::Bind,
-                Operation::Connect => Kind::Connect,
-                Operation::Listen => Kind::Listen,
-            },
+            kind: failure.wanted_kind(),
             family,
             local_addr,
             local_port: (local_port != 0).then_some(local_port),
