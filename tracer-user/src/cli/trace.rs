@@ -28,7 +28,7 @@ use crate::{
     },
     views::{
         Verbosity, View,
-        stream::{json::Json, text::Text},
+        stream::{csv::Csv, json::Json, text::Text},
     },
 };
 
@@ -81,7 +81,7 @@ struct Form {
 }
 
 /// The forms of the stream. The first is the default.
-static FORMS: [Form; 2] = [
+static FORMS: [Form; 3] = [
     Form {
         name: "text",
         help: "Columns for people",
@@ -93,6 +93,11 @@ static FORMS: [Form; 2] = [
         name: "json",
         help: "One object a line, with everything that is known",
         view: |offset_ns, verbosity| Box::new(Json::new(offset_ns, verbosity)),
+    },
+    Form {
+        name: "csv",
+        help: "A row a record, for spreadsheets",
+        view: |offset_ns, verbosity| Box::new(Csv::new(offset_ns, verbosity)),
     },
 ];
 
