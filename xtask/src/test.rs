@@ -26,27 +26,13 @@ pub fn run(args: &Args) -> Result<()> {
             "not root: the tests that trace the kernel are skipped (with root one takes over a minute)"
         );
     }
-    let mut command = Command::new(cargo());
-    command
-        .current_dir(root())
-        .env("RUST_TEST_THREADS", TEST_THREADS)
-        .args(["test", "--workspace", "--release", "--lib", "--bins", "--tests", "--examples"])
-        .args(&args.arguments)
-        .stdout(Stdio::piped());
-    if !args.arguments.iter().any(|argument| argument == "--") {
-        command.arg("--");
-    }
-    // A skipped test prints the reason, which the runner would otherwise capture.
-    command.arg("--show-output");
-    let mut child = command.spawn().context("cannot run cargo test")?;
-    let output = child.stdout.take().context("stdout is not piped")?;
     let mut totals = Totals::default();
-    for line in BufReader::new(output).lines() {
-        let line = line?;
-        println!("{line}");
-        totals.count(&line);
+    let targets = ["--lib", "--bins", "--tests", "--examples"];
+    let mut all_passed = run_and_count(&targets, &args.arguments, &mut totals)?;
+    // Arguments select targets or tests, and cargo runs doctests on their own only.
+    if args.arguments.is_empty() {
+        all_passed &= run_and_count(&["--doc"], &[], &mut totals)?;
     }
-    let status = child.wait()?;
     println!();
     for reason in &totals.skipped {
         println!("{reason}");
@@ -57,10 +43,35 @@ pub fn run(args: &Args) -> Result<()> {
         totals.failed,
         totals.skipped.len()
     );
-    if !status.success() {
-        bail!("the tests failed: {status}");
+    if !all_passed {
+        bail!("the tests failed");
     }
     Ok(())
+}
+
+/// Runs the tests of some targets, and returns whether all passed.
+fn run_and_count(targets: &[&str], arguments: &[OsString], totals: &mut Totals) -> Result<bool> {
+    let mut command = Command::new(cargo());
+    command
+        .current_dir(root())
+        .env("RUST_TEST_THREADS", TEST_THREADS)
+        .args(["test", "--workspace", "--release"])
+        .args(targets)
+        .args(arguments)
+        .stdout(Stdio::piped());
+    if !arguments.iter().any(|argument| argument == "--") {
+        command.arg("--");
+    }
+    // A skipped test prints the reason, which the runner would otherwise capture.
+    command.arg("--show-output");
+    let mut child = command.spawn().context("cannot run cargo test")?;
+    let output = child.stdout.take().context("stdout is not piped")?;
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        totals.count(&line);
+    }
+    Ok(child.wait()?.success())
 }
 
 #[derive(Default)]
