@@ -67,6 +67,7 @@ pub trait View {
     /// What was written and is not yet on stdout. The agent takes it out from time to time, and
     /// once more after the last record.
     fn buffer(&mut self) -> &mut Vec<u8>;
+
     /// What to do for a reader that is slow.
     fn delivery(&self) -> Delivery {
         Delivery::Stream
