@@ -94,6 +94,8 @@ struct Known {
     is_active: bool,
     /// The ledger counts its ports.
     is_counted: bool,
+    /// The ledger has counted its ports before.
+    was_counted: bool,
     shown: Shown,
 }
 
@@ -199,14 +201,22 @@ impl Namespaces {
                 }
             }
         }
+        for (netns, _) in seen {
+            self.count(*netns, ledger);
+        }
     }
 
-    /// Before a record about a namespace: its settings, if no record has shown them.
-    pub fn unshown(&mut self, netns: Netns) -> Option<Settings> {
+    /// Before a record about a namespace: its settings, if no record has shown them, and whether no
+    /// record has shown any settings of it.
+    pub fn unshown(&mut self, netns: Netns) -> Option<(Settings, bool)> {
         let known = self.known.get_mut(&netns).filter(|known| known.shown != Shown::TheSame)?;
+        // Those of a namespace that has ended are not those of the next one with its inode.
+        if known.shown == Shown::Nothing && !known.is_current {
+            return None;
+        }
         let settings = known.settings.clone()?;
-        known.shown = Shown::TheSame;
-        Some(settings)
+        let before = std::mem::replace(&mut known.shown, Shown::TheSame);
+        Some((settings, before == Shown::Nothing))
     }
 
     /// Looks again where something has happened. Returns the settings that have changed since they
@@ -220,7 +230,7 @@ impl Namespaces {
         }
         let changed = self.known.iter().filter(|(_, known)| known.shown == Shown::Others);
         let changed: Vec<_> = changed.map(|(netns, _)| *netns).collect();
-        changed.into_iter().filter_map(|netns| Some((netns, self.unshown(netns)?))).collect()
+        changed.into_iter().filter_map(|netns| Some((netns, self.unshown(netns)?.0))).collect()
     }
 
     /// Reads the settings, for the sake of a fact of that time; `searches` if all threads of the
@@ -290,6 +300,11 @@ impl Namespaces {
         {
             ledger.set_settings(netns, Arc::new(settings.clone()));
             known.is_counted = true;
+            if known.was_counted {
+                // Counted anew, without what an earlier namespace with this inode left behind.
+                known.shown = Shown::Nothing;
+            }
+            known.was_counted = true;
             self.counted += 1;
             self.forget_some(netns, ledger);
         }

@@ -140,9 +140,9 @@ impl<'a> Outlet<'a> {
         }
         if let Some(netns) = record.netns()
             && self.admits(Priority::Important)
-            && let Some(settings) = self.namespaces.unshown(netns)
+            && let Some((settings, is_new)) = self.namespaces.unshown(netns)
         {
-            let body = Body::Namespace { netns, settings: &settings };
+            let body = Body::Namespace { netns, settings: &settings, is_new };
             let settings = Record { at: record.at, body };
             if self.filter.admits(&settings) {
                 self.pass_on(&settings, ledger);

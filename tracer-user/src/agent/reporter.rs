@@ -55,8 +55,8 @@ impl<'a> Reporter<'a> {
         };
         self.show(&Record { at, body: Body::Start(&start) }, ledger);
         for (netns, _) in seen {
-            if let Some(settings) = self.outlet.namespaces.unshown(netns) {
-                let body = Body::Namespace { netns, settings: &settings };
+            if let Some((settings, is_new)) = self.outlet.namespaces.unshown(netns) {
+                let body = Body::Namespace { netns, settings: &settings, is_new };
                 self.show(&Record { at, body }, ledger);
             }
         }
@@ -82,7 +82,7 @@ impl<'a> Reporter<'a> {
     /// Shows which settings have changed.
     pub fn follow_settings(&mut self, at: Instant, ledger: &mut Ledger) {
         for (netns, settings) in self.outlet.namespaces.changes(ledger) {
-            let body = Body::Namespace { netns, settings: &settings };
+            let body = Body::Namespace { netns, settings: &settings, is_new: false };
             self.show(&Record { at, body }, ledger);
         }
     }

@@ -67,9 +67,12 @@ impl DecayingSum {
     }
 
     fn add(&mut self, at: Instant, value: f64) {
-        // An event that was decided late is older than the latest: it counts as if it were now.
-        self.sum = self.at(at) + value;
-        self.at = self.at.max(at);
+        if at >= self.at {
+            (self.sum, self.at) = (self.at(at) + value, at);
+        } else {
+            // It was decided late, and counts as if it had come in time.
+            self.sum += Self { sum: value, at }.at(self.at);
+        }
     }
 }
 

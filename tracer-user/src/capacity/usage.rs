@@ -44,6 +44,8 @@ pub(crate) struct Usage {
     now: Instant,
     /// The time of the event that is being counted: not later than `now`.
     event_at: Instant,
+    /// What is entered was taken at an unknown time, and says nothing of the present rate.
+    is_adopting: bool,
 }
 
 #[derive(Debug)]
@@ -132,6 +134,11 @@ impl Usage {
         self.now = self.now.max(at);
     }
 
+    /// What is entered from now on was taken at an unknown time, or is taken as it is entered.
+    pub(crate) fn set_adopting(&mut self, is_adopting: bool) {
+        self.is_adopting = is_adopting;
+    }
+
     /// The settings that the namespace's ports are counted by; `None` if they are not known.
     pub(crate) fn settings(&self, netns: Netns) -> Option<&Arc<Settings>> {
         self.namespaces.get(&netns).map(|namespace| &namespace.settings)
@@ -215,7 +222,9 @@ impl Usage {
         if namespace.choosable.get(port) && namespace.held.set(port, true) {
             namespace.held_ports += 1;
             if !namespace.is_recounting {
-                namespace.rates.take(at);
+                if !self.is_adopting {
+                    namespace.rates.take(at);
+                }
                 self.range_changed(netns);
             }
         }
@@ -296,7 +305,7 @@ impl Usage {
         destination: Destination,
         port: Port,
     ) -> Option<DestinationIndex> {
-        let Self { namespaces, places, destinations, event_at, .. } = self;
+        let Self { namespaces, places, destinations, event_at, is_adopting, .. } = self;
         let namespace = namespaces.get(&destination.netns)?;
         if !namespace.choosable.get(port) {
             return None;
@@ -320,7 +329,9 @@ impl Usage {
         counted.used_locked += u32::from(namespace.locked.get(port));
         counted.was_used = true;
         if !namespace.is_recounting {
-            counted.rates.take(*event_at);
+            if !*is_adopting {
+                counted.rates.take(*event_at);
+            }
             self.destination_changed(index);
         }
         Some(index)

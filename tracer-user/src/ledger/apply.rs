@@ -39,6 +39,7 @@ impl Ledger {
         }
         self.settle_timers(now, sink);
         self.settle_unaccepted(now, sink);
+        self.settle_shut_down(now, sink);
         self.emit_pressure(sink);
     }
 }

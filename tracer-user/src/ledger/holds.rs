@@ -80,10 +80,14 @@ impl Ledger {
         });
         if entry.holders.has_socket() && entry.lease.kind == Kind::Bind {
             // The socket is still open, and bound to the port.
+            let event_time = self.table.usage().event_time();
+            self.table.set_time(at);
             self.table.change(index, |entry| {
                 entry.holders = Holders::Socket;
                 entry.lease.phase = Phase::Bound;
             });
+            self.table.set_time(event_time);
+            self.emit(index, at, Change::Update, sink);
         } else {
             // Any other socket released the port when its TIME_WAIT began, even if that observation
             // was lost. The end of a cancelled TIME_WAIT is known late: its socket may have been the

@@ -22,6 +22,9 @@ pub struct Ledger {
     /// New connections of listeners, whose `accept` record waits for the accepting process, oldest
     /// first.
     pub(super) unaccepted: VecDeque<DueLease>,
+    /// Sockets that were shut down and kept their port, oldest first: until it shows whether they
+    /// are being closed.
+    pub(super) shut_down: VecDeque<DueLease>,
     pub(super) window: SnapshotWindow,
     pub(super) culprits: Culprits,
 }
@@ -40,6 +43,7 @@ impl Ledger {
             calls: Calls::default(),
             timers: CancelledTimers::default(),
             unaccepted: VecDeque::new(),
+            shut_down: VecDeque::new(),
             window: SnapshotWindow::default(),
             culprits: Culprits::default(),
         }
@@ -86,6 +90,6 @@ impl Ledger {
     /// True if [`settle`](Self::settle) will have something to decide.
     #[must_use]
     pub fn is_unsettled(&self) -> bool {
-        !(self.timers.is_empty() && self.unaccepted.is_empty())
+        !(self.timers.is_empty() && self.unaccepted.is_empty() && self.shut_down.is_empty())
     }
 }

@@ -6,7 +6,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     Ledger, Sink,
-    tables::{ConnectionKey, LeaseIndex, NewLease},
+    tables::{ConnectionKey, Holders, LeaseIndex, NewLease},
 };
 use crate::model::{
     Change, Failure, Instant, Lease, LeaseEvent, LeaseId, Netns, Phase, Pressure, Settings, Sight,
@@ -50,6 +50,11 @@ impl Replay {
     /// A new run begins, which numbers its leases anew.
     pub(crate) fn restart(&mut self) {
         *self = Self::default();
+    }
+
+    /// Another namespace had this inode until now.
+    pub(crate) fn forget_settings(&mut self, netns: Netns) {
+        self.ledger.forget_settings(netns);
     }
 
     /// The settings of a namespace from now on.
@@ -151,6 +156,7 @@ impl Ledger {
                 });
             }
             Change::Listen => self.listens(index, at, unheard),
+            Change::Update => self.update(index, at, recorded),
             Change::Closing { by } => {
                 let lease = &mut self.table[index].lease;
                 lease.phase = Phase::Closing;
@@ -170,6 +176,39 @@ impl Ledger {
                     });
                 }
             }
+        }
+    }
+}
+
+impl Ledger {
+    /// Makes a lease what the record of an [`Update`](Change::Update) shows.
+    fn update(&mut self, index: LeaseIndex, at: Instant, recorded: &Lease) {
+        let before = self.table[index].lease.phase;
+        self.table.set_address(index, recorded.local_addr);
+        if before == Phase::Listen && recorded.phase != Phase::Listen {
+            self.table.leases_mut().remove_listener(index);
+        }
+        self.table.change(index, |entry| {
+            let lease = &mut entry.lease;
+            lease.peer = recorded.peer;
+            lease.phase = recorded.phase;
+            lease.closed_by = recorded.closed_by;
+            match (before, recorded.phase) {
+                (_, Phase::Connecting) => {
+                    (lease.established, lease.closing) = (None, None);
+                    lease.timer_armed = Some(at);
+                }
+                // The socket outlives its TIME_WAIT.
+                (Phase::TimeWait(_), Phase::Bound) => entry.holders = Holders::Socket,
+                (_, Phase::Bound) => {
+                    lease.closing = lease.closing.or(lease.established.map(|_| at));
+                }
+                _ => {}
+            }
+        });
+        if before != Phase::Listen && recorded.phase == Phase::Listen {
+            self.table.leases_mut().add_listener(index);
+            self.table.bind_bucket(index);
         }
     }
 }

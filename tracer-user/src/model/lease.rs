@@ -217,6 +217,10 @@ pub enum Change {
     },
     /// The socket listens.
     Listen,
+    /// The phase, an address, the peer or the owner changed in a way that no other change says: a
+    /// bound socket calls connect(), a socket keeps its port after its connection or outlives its
+    /// TIME_WAIT, or a comparison with the kernel showed it.
+    Update,
     /// The first FIN.
     Closing {
         /// Who sent it.

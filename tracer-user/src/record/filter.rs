@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn settings_are_shown_with_whatever_depends_on_them() {
         let settings = Settings::sample();
-        let body = Body::Namespace { netns: Netns(1), settings: &settings };
+        let body = Body::Namespace { netns: Netns(1), settings: &settings, is_new: true };
         assert!(admits(Criterion::Pid(vec![1]), body));
         assert!(admits(Criterion::Peer(all_peers()), body));
         assert!(admits(Criterion::Netns(vec![Netns(1)]), body));

@@ -56,6 +56,7 @@ named! {
         Established => "established",
         Accept => "accept",
         Listen => "listen",
+        Update => "update",
         Closing => "closing",
         TimeWait => "time_wait",
         Release => "release",

@@ -18,7 +18,7 @@ pub(crate) enum OwnedBody {
     /// See [`Body::Start`].
     Start(Start),
     /// See [`Body::Namespace`].
-    Namespace { netns: Netns, settings: Box<Settings> },
+    Namespace { netns: Netns, settings: Box<Settings>, is_new: bool },
     /// See [`Body::Lease`].
     Lease { lease: Box<Lease>, change: Change, cgroup: Option<Cgroup> },
     /// See [`Body::Fail`].
@@ -54,7 +54,9 @@ impl OwnedRecord {
         let at = self.at;
         let body = match &self.body {
             OwnedBody::Start(start) => Body::Start(start),
-            OwnedBody::Namespace { netns, settings } => Body::Namespace { netns: *netns, settings },
+            OwnedBody::Namespace { netns, settings, is_new } => {
+                Body::Namespace { netns: *netns, settings, is_new: *is_new }
+            }
             OwnedBody::Lease { lease, change, cgroup } => Body::Lease {
                 event: LeaseEvent { at, lease, change: *change },
                 cgroup: cgroup.as_ref(),

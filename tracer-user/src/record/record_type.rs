@@ -24,6 +24,8 @@ pub enum RecordType {
     Accept,
     /// A socket entered LISTEN.
     Listen,
+    /// A lease changed in another way.
+    Update,
     /// The first FIN of a connection.
     Closing,
     /// A TIME_WAIT took over a port.
@@ -55,6 +57,7 @@ impl RecordType {
             Change::Established { .. } => Self::Established,
             Change::Accept { .. } => Self::Accept,
             Change::Listen => Self::Listen,
+            Change::Update => Self::Update,
             Change::Closing { .. } => Self::Closing,
             Change::TimeWait(_) => Self::TimeWait,
             Change::Release { .. } => Self::Release,
@@ -74,6 +77,7 @@ impl RecordType {
             | Self::Established
             | Self::Accept
             | Self::Listen
+            | Self::Update
             | Self::Closing
             | Self::TimeWait
             | Self::Release

@@ -138,6 +138,7 @@ pub(crate) fn changes() -> impl Strategy<Value = Change> {
         durations().prop_map(|handshake_ns| Change::Established { handshake_ns }),
         option::of(any::<u64>().prop_map(Cookie)).prop_map(|listener| Change::Accept { listener }),
         Just(Change::Listen),
+        Just(Change::Update),
         sides().prop_map(|by| Change::Closing { by }),
         substates().prop_map(Change::TimeWait),
         reasons.prop_map(|reason| Change::Release { reason }),

@@ -28,6 +28,9 @@ pub enum Body<'a> {
         netns: Netns,
         /// Its settings from now on.
         settings: &'a Settings,
+        /// True if its ports are counted anew from here: in the first record about it, and when it
+        /// is another namespace with the same inode.
+        is_new: bool,
     },
     /// A lease was found or changed.
     Lease {

@@ -124,7 +124,10 @@ impl Recording {
             };
             match record.body {
                 Body::Start(_) => self.replay.restart(),
-                Body::Namespace { netns, settings } => {
+                Body::Namespace { netns, settings, is_new } => {
+                    if is_new {
+                        self.replay.forget_settings(netns);
+                    }
                     self.replay.set_settings(netns, settings.clone());
                 }
                 Body::Lease { event, .. } if matches!(event.change, Change::Release { .. }) => {

@@ -60,8 +60,8 @@ fn a_refused_connection_releases_a_port_chosen_by_bind_but_not_an_explicit_one()
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
         let rival_cookie = cookie(&rival);
         let recording = tracer.finish();
-        assert_eq!(recording.of(chosen_cookie), ["bind", "release:refused"]);
-        assert_eq!(recording.of(explicit_cookie), ["bind"]);
+        assert_eq!(recording.of(chosen_cookie), ["bind", "update:connecting", "release:refused"]);
+        assert_eq!(recording.of(explicit_cookie), ["bind", "update:connecting", "update:bound"]);
         assert_eq!(recording.of(successor_cookie), ["bind"]);
         assert_eq!(recording.of(rival_cookie), ["fail:EADDRINUSE"]);
     });
@@ -168,7 +168,10 @@ fn a_bound_port_stays_one_lease_through_the_connection() {
         crate::support::reset_on_close(&pair.client);
         drop(pair);
         let recording = tracer.finish_after_release(&[client_cookie]);
-        assert_eq!(recording.of(client_cookie), ["bind", "established", "release:reset_out"]);
+        assert_eq!(
+            recording.of(client_cookie),
+            ["bind", "update:connecting", "established", "release:reset_out"]
+        );
         let leases: std::collections::BTreeSet<_> =
             recording.records_of(client_cookie).map(|record| record["lease"].as_u64()).collect();
         assert_eq!(leases.len(), 1);

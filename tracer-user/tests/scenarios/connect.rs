@@ -154,8 +154,14 @@ fn disconnecting_releases_a_chosen_port_but_keeps_an_explicit_one() {
         let recording = tracer.finish();
         assert_eq!(recording.of(chosen_cookie), ["connect", "established", "release:disconnected"]);
         // bind() to port 0 does not lock the port (SOCK_BINDPORT_LOCK).
-        assert_eq!(recording.of(bound_cookie), ["bind", "established", "release:disconnected"]);
-        assert_eq!(recording.of(locked_cookie), ["bind", "established"]);
+        assert_eq!(
+            recording.of(bound_cookie),
+            ["bind", "update:connecting", "established", "release:disconnected"]
+        );
+        assert_eq!(
+            recording.of(locked_cookie),
+            ["bind", "update:connecting", "established", "update:bound"]
+        );
     });
 }
 
@@ -222,7 +228,7 @@ fn a_socket_that_connects_to_itself_is_one_lease() {
         socket.connect(&itself.into()).expect("a simultaneous open");
         let own_cookie = cookie(&socket);
         let recording = tracer.finish();
-        assert_eq!(recording.of(own_cookie), ["bind", "established"]);
+        assert_eq!(recording.of(own_cookie), ["bind", "update:connecting", "established"]);
         let established = recording.only(own_cookie, "established");
         assert_eq!(established["local_port"], established["peer_port"]);
     });

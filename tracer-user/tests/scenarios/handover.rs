@@ -29,7 +29,7 @@ fn a_socket_kept_by_a_child_is_held_until_the_child_exits() {
         tracer.wait_for("release", is(own_cookie, "release:closed"));
         tracer.verify();
         let recording = tracer.finish();
-        assert_eq!(recording.of(own_cookie), ["bind", "listen", "release:closed"]);
+        assert_eq!(recording.of(own_cookie), ["bind", "listen", "update:listen", "release:closed"]);
         assert_eq!(recording.only(own_cookie, "bind")["pid"], std::process::id());
         assert_eq!(recording.only(own_cookie, "release")["pid"], child_pid);
         drop(net.bound(20_000));
@@ -63,7 +63,10 @@ fn a_socket_sent_to_another_process_is_held_until_that_process_exits() {
         tracer.wait_for("release", is(client_cookie, "release:reset_out"));
         tracer.verify();
         let recording = tracer.finish();
-        assert_eq!(recording.of(client_cookie), ["connect", "established", "release:reset_out"]);
+        assert_eq!(
+            recording.of(client_cookie),
+            ["connect", "established", "update:established", "release:reset_out"]
+        );
         assert_eq!(recording.of(server_cookie), ["accept", "release:reset_in"]);
         assert_eq!(recording.only(client_cookie, "connect")["pid"], std::process::id());
         assert_eq!(recording.only(client_cookie, "release")["pid"], receiver_pid);

@@ -333,7 +333,7 @@ pub fn brief(record: &Value) -> String {
         "release" => &record["reason"],
         "closing" => &record["by"],
         "time_wait" => &record["substate"],
-        "held" => &record["phase"],
+        "held" | "update" => &record["phase"],
         "fail" => &record["error"],
         _ => return kind.to_owned(),
     };

@@ -68,6 +68,7 @@ fn an_explicit_port_is_held_by_both_socket_and_time_wait() {
         if !destroy(addr(&client), addr(&listener)) {
             return;
         }
+        tracer.wait_for("the end of the TIME_WAIT", is(client_cookie, "update:bound"));
         let rival = net.socket();
         let error = rival.bind(&net.at(20_000).into()).expect_err("the socket is open");
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
@@ -78,7 +79,15 @@ fn an_explicit_port_is_held_by_both_socket_and_time_wait() {
         let recording = tracer.finish();
         assert_eq!(
             recording.of(client_cookie),
-            ["bind", "established", "closing:local", "time_wait:time_wait", "release:closed"]
+            [
+                "bind",
+                "update:connecting",
+                "established",
+                "closing:local",
+                "time_wait:time_wait",
+                "update:bound",
+                "release:closed"
+            ]
         );
         drop(heir);
     });
@@ -205,7 +214,7 @@ fn a_socket_bound_to_the_port_of_its_time_wait_reuses_it_at_once() {
         tracer.wait_for("connection", is(new, "established"));
         let recording = tracer.finish();
         assert_eq!(recording.only(old, "release")["reason"], "time_wait_reused");
-        assert_eq!(recording.of(new), ["bind", "established"]);
+        assert_eq!(recording.of(new), ["bind", "update:connecting", "established"]);
     });
 }
 

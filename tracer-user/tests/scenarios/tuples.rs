@@ -48,10 +48,17 @@ fn equal_connections_in_two_namespaces_are_two() {
     let recording = tracer.finish();
     assert_eq!(
         recording.of(first[0]),
-        ["bind", "established", "closing:local", "time_wait:fin_wait2", "time_wait:time_wait"]
+        [
+            "bind",
+            "update:connecting",
+            "established",
+            "closing:local",
+            "time_wait:fin_wait2",
+            "time_wait:time_wait"
+        ]
     );
     assert_eq!(recording.of(first[1]), ["accept", "closing:peer", "release:closed"]);
-    assert_eq!(recording.of(second[0]), ["bind", "established"]);
+    assert_eq!(recording.of(second[0]), ["bind", "update:connecting", "established"]);
     assert_eq!(recording.of(second[1]), ["accept"]);
     assert!(recording.only(second[0], "bind")["reuse"].is_null(), "the port was never used there");
     for (cookies, sandbox, listener) in
@@ -91,7 +98,10 @@ fn sockets_in_the_same_memory_are_told_apart() {
         let mut previous = None;
         for (own_cookie, [client, server]) in bound.into_iter().zip(connected) {
             assert_eq!(recording.of(own_cookie), ["bind", "release:closed"]);
-            assert_eq!(recording.of(client), ["bind", "established", "release:reset_out"]);
+            assert_eq!(
+                recording.of(client),
+                ["bind", "update:connecting", "established", "release:reset_out"]
+            );
             assert_eq!(recording.of(server), ["accept", "release:reset_in"]);
             for holder in [own_cookie, client] {
                 let bind = recording.only(holder, "bind");

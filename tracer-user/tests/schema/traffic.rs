@@ -79,6 +79,12 @@ pub fn cause_trouble(sandbox: &Sandbox, tracer: &mut Tracer, held: &Held) {
             tracer.wait_for("TIME_WAIT", is(cookies[0], "time_wait:time_wait"));
         }
     }
+    // A bound socket connects.
+    let bound = Net::V4.bound(20_001);
+    bound.connect(&addr(listener).into()).expect("the listener accepts");
+    tracer.wait_for("update", is(cookie(&bound), "update:connecting"));
+    reset_on_close(&bound);
+    drop((bound, listener.accept().expect("it is connected")));
     // IPv6, and a handshake that goes on.
     let Pair { client, server } = Pair::connect(Net::V6.socket(), &Net::V6.listener_on(SERVER));
     reset_on_close(&client);

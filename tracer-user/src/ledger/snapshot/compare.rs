@@ -42,11 +42,11 @@ impl Ledger {
     /// Compares with a snapshot that was taken since [`begin_snapshot`](Self::begin_snapshot),
     /// after every observation of its time was applied.
     ///
-    /// Owners are corrected at once: a lease whose owner was not seen gains one, and one whose
-    /// owner has handed its socket on (to a child that outlives it, or by `SCM_RIGHTS`) gets the
-    /// process that has it.
+    /// Owners are no differences. [`heal`](Self::heal) corrects them: a lease whose owner was not
+    /// seen gains one, and one whose owner has handed its socket on (to a child that outlives it, or
+    /// by `SCM_RIGHTS`) gets the process that has it.
     #[must_use]
-    pub fn compare(&mut self, held: &[Held], of: &Coverage, unknown: Unknown) -> Differences {
+    pub fn compare(&self, held: &[Held], of: &Coverage, unknown: Unknown) -> Differences {
         let mut comparison = Comparison {
             differences: Differences { leases: self.len(), ..Differences::default() },
             shown: vec![Shown::default(); self.table.leases().slots()],
@@ -60,8 +60,7 @@ impl Ledger {
         differences.kernel = matched + differences.missing.len() - differences.extra.len();
         for (index, SocketHolders { first, has_owner }) in holders {
             if !has_owner {
-                let owner = self.owners.share(&first);
-                self.table[index].lease.owner = Some(owner);
+                differences.owners.push(((index, self.table[index].lease.id), first));
             }
         }
         for (index, entry) in self.table.leases().iter() {

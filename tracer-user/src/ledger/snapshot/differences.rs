@@ -1,10 +1,11 @@
 //! Where ledger and kernel differ.
 
 use rustc_hash::FxHashMap;
+use tracer_ebpf::Owner;
 
 use crate::{
-    ledger::tables::Hold,
-    model::{BucketClass, Held, Lease, Netns, Port},
+    ledger::tables::{Hold, LeaseIndex},
+    model::{BucketClass, Held, Lease, LeaseId, Netns, Port},
 };
 
 /// The differences that a comparison found.
@@ -18,6 +19,9 @@ pub struct Differences {
     pub(super) missing: FxHashMap<Hold, Held>,
     /// Holds of the ledger that the kernel lacks, or has otherwise.
     pub(super) extra: FxHashMap<Hold, Lease>,
+    /// Leases of which the owner is not among the processes that have the socket open, with one of
+    /// these. Not a difference: no event shows that a socket is handed on.
+    pub(super) owners: Vec<((LeaseIndex, LeaseId), Owner)>,
     /// Buckets whose class the ledger has otherwise, with the kernel's.
     pub(super) classes: FxHashMap<(Netns, Port), BucketClass>,
 }

@@ -15,6 +15,7 @@ impl Ledger {
     /// Makes the ledger agree with the kernel, and emits what that changes.
     pub fn heal(&mut self, differences: &Differences, at: Instant, sink: &mut impl Sink) {
         self.calls.forget_lost(at);
+        self.correct_owners(differences, at, sink);
         let turned = self.turn_into_time_waits(differences, at, sink);
         for (hold, Lease { id, .. }) in &differences.extra {
             let Some(index) = self.of_hold(hold).filter(|index| self.table[*index].lease.id == *id)
@@ -25,6 +26,7 @@ impl Ledger {
                 && self.table[index].lease.local_port == held.local_port
             {
                 self.correct(index, held);
+                self.emit(index, at, Change::Update, sink);
                 continue;
             }
             match hold {
@@ -45,6 +47,17 @@ impl Ledger {
             self.table.correct_bucket_class(*netns, *port, *class);
         }
         self.emit_pressure(sink);
+    }
+
+    /// Gives each lease whose owner was not seen, or has handed its socket on, the process that has
+    /// the socket open.
+    fn correct_owners(&mut self, differences: &Differences, at: Instant, sink: &mut impl Sink) {
+        for ((index, id), owner) in &differences.owners {
+            if self.table.leases().live(*index, *id).is_some() {
+                self.table[*index].lease.owner = Some(self.owners.share(owner));
+                self.emit(*index, at, Change::Update, sink);
+            }
+        }
     }
 
     /// Where the kernel has a TIME_WAIT and only the ledger has the socket that it replaced, the

@@ -89,12 +89,14 @@ impl PortTable {
         changed: SnapshotNumber,
     ) -> LeaseIndex {
         let (netns, port) = (new.netns, new.local_port);
+        self.usage.set_adopting(new.acquired.is_none());
         let index = self.leases.insert(new, holders, changed);
         if self.leases[index].next_of_port.is_none() {
             self.usage.hold_port(netns, port);
         }
         self.join_bucket(index);
         self.recount(index);
+        self.usage.set_adopting(false);
         index
     }
 

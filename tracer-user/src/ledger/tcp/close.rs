@@ -6,12 +6,16 @@ use crate::{
     ledger::{
         Ledger, Sink,
         tables::{Awaited, Hold},
+        timers::DueLease,
     },
     model::{
-        Addr, Change, Phase, Reason,
+        Addr, Change, Instant, Phase, Reason,
         observation::{Closed, Closing, Destroyed, NoTimeWait, SocketId},
     },
 };
+
+/// close() shuts a socket down microseconds before it destroys it; shutdown() does not destroy it.
+const CLOSE_SETTLES_NS: u64 = 40_000_000;
 
 impl Ledger {
     pub(in crate::ledger) fn closing(&mut self, closing: &Closing, sink: &mut impl Sink) {
@@ -43,7 +47,9 @@ impl Ledger {
         let Some(index) = self.table.leases().of_socket(cookie) else {
             self.window.end(|| Some(Hold::Socket(cookie)));
             // If it holds a port, it is a socket from before the tracer's time.
-            self.discover(socket, endpoints, userlocks, Phase::Bound);
+            if let Some(index) = self.discover(socket, endpoints, userlocks, Phase::Bound) {
+                self.emit(index, at, Change::Held, sink);
+            }
             return;
         };
         let reason = close_reason(closed);
@@ -67,6 +73,7 @@ impl Ledger {
             return;
         }
         entry.close_reason = Some(reason);
+        let before = (entry.lease.phase, entry.lease.local_addr);
         if !userlocks.has_bound_addr() {
             // The address was connect()'s (tcp_disconnect, net/ipv4/tcp.c).
             let unspecified = Addr::unspecified(entry.lease.family);
@@ -77,6 +84,28 @@ impl Ledger {
             lease.phase = Phase::Bound;
             lease.closing = lease.closing.or(lease.established.map(|_| at));
         });
+        let lease = &self.table[index].lease;
+        if (lease.phase, lease.local_addr) == before {
+            return;
+        }
+        if is_shut_down {
+            let id = lease.id;
+            self.shut_down.push_back(DueLease { since: at, index, id });
+        } else {
+            self.emit(index, at, Change::Update, sink);
+        }
+    }
+
+    /// Emits that a socket is merely bound, if it was shut down and no release has followed.
+    pub(in crate::ledger) fn settle_shut_down(&mut self, now: Instant, sink: &mut impl Sink) {
+        while let Some(DueLease { since, index, id }) =
+            self.shut_down.pop_front_if(|due| now.since(due.since) >= CLOSE_SETTLES_NS)
+        {
+            let entry = self.table.leases().live(index, id);
+            if entry.is_some_and(|entry| entry.lease.phase == Phase::Bound) {
+                self.emit(index, since, Change::Update, sink);
+            }
+        }
     }
 
     pub(in crate::ledger) fn destroyed(&mut self, destroyed: &Destroyed, sink: &mut impl Sink) {

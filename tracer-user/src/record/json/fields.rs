@@ -79,6 +79,8 @@ impl StartFields<'_> {
 /// The fields of `namespace`.
 #[derive(Serialize, Deserialize)]
 pub(super) struct NamespaceFields<'a> {
+    #[serde(default)]
+    pub(super) new: bool,
     range_low: u16,
     range_high: u16,
     #[serde(borrow)]
@@ -97,8 +99,8 @@ pub(super) struct NamespaceFields<'a> {
     somaxconn: u32,
 }
 
-impl From<&Settings> for NamespaceFields<'_> {
-    fn from(settings: &Settings) -> Self {
+impl NamespaceFields<'_> {
+    pub(super) fn of(settings: &Settings, is_new: bool) -> Self {
         let Settings {
             range,
             reserved,
@@ -113,6 +115,7 @@ impl From<&Settings> for NamespaceFields<'_> {
             max_listen_backlog,
         } = settings;
         Self {
+            new: is_new,
             range_low: range.low().0,
             range_high: range.high().0,
             reserved: reserved.to_string().into(),
@@ -133,6 +136,7 @@ impl From<&Settings> for NamespaceFields<'_> {
 impl NamespaceFields<'_> {
     pub(super) fn into_settings(self) -> Result<Settings, String> {
         let Self {
+            new: _,
             range_low,
             range_high,
             reserved,

@@ -116,6 +116,7 @@ impl LeaseFields<'_> {
             }
             RecordType::Accept => Change::Accept { listener: self.listener.map(Cookie) },
             RecordType::Listen => Change::Listen,
+            RecordType::Update => Change::Update,
             RecordType::Closing => {
                 Change::Closing { by: named(needed("by", self.by.as_deref())?)? }
             }
@@ -133,7 +134,7 @@ impl LeaseFields<'_> {
     pub(super) fn lease(&self, at: Instant, netns: Netns, change: Change) -> Result<Lease, String> {
         let id = LeaseId(needed("lease", self.lease)?);
         let phase = match change {
-            Change::Held => self.phase()?,
+            Change::Held | Change::Update => self.phase()?,
             Change::Bind { .. } => Phase::Bound,
             Change::Connect { .. } => Phase::Connecting,
             Change::Established { .. } | Change::Accept { .. } => Phase::Established,
@@ -148,7 +149,7 @@ impl LeaseFields<'_> {
             Change::Bind { .. } | Change::Connect { .. } => Lease { acquired: Some(at), ..lease },
             Change::Established { .. } => Lease { established: Some(at), ..lease },
             Change::Accept { .. } => Lease { acquired: Some(at), established: Some(at), ..lease },
-            Change::Listen => lease,
+            Change::Listen | Change::Update => lease,
             Change::Closing { by } => Lease { closing: Some(at), closed_by: Some(by), ..lease },
             Change::TimeWait(_) => Lease { time_wait: Some(at), ..lease },
             Change::Release { .. } => {

@@ -92,16 +92,19 @@ fn body(
     let netns = || needed("netns", netns);
     Ok(match record {
         RecordType::Start => OwnedBody::Start(read::<StartFields<'_>>(line)?.into_start(at)),
-        RecordType::Namespace => OwnedBody::Namespace {
-            netns: netns()?,
-            settings: Box::new(read::<NamespaceFields<'_>>(line)?.into_settings()?),
-        },
+        RecordType::Namespace => {
+            let fields: NamespaceFields<'_> = read(line)?;
+            let is_new = fields.new;
+            let settings = Box::new(fields.into_settings()?);
+            OwnedBody::Namespace { netns: netns()?, settings, is_new }
+        }
         RecordType::Held
         | RecordType::Bind
         | RecordType::Connect
         | RecordType::Established
         | RecordType::Accept
         | RecordType::Listen
+        | RecordType::Update
         | RecordType::Closing
         | RecordType::TimeWait
         | RecordType::Release => {

@@ -102,7 +102,7 @@ proptest! {
         pressure in pressures(),
         scan in scans(),
     ) {
-        assert_survives(at, Body::Namespace { netns: scan.netns, settings: &settings })?;
+        assert_survives(at, Body::Namespace { netns: scan.netns, settings: &settings, is_new: scan.tries % 2 == 0 })?;
         assert_survives(pressure.at, Body::Pressure(&pressure))?;
         assert_survives(scan.last, Body::Scan(&scan))?;
     }

@@ -111,6 +111,11 @@ enum Details {
         listener: Option<u64>,
     },
     Listen {},
+    Update {
+        phase: &'static str,
+        substate: Option<&'static str>,
+        closed_by: Option<&'static str>,
+    },
     Closing {
         by: &'static str,
     },
@@ -145,6 +150,14 @@ impl Details {
                 Self::Accept { listener: listener.map(|cookie| cookie.0) }
             }
             Change::Listen => Self::Listen {},
+            Change::Update => Self::Update {
+                phase: names::phase(lease.phase),
+                substate: match lease.phase {
+                    Phase::TimeWait(substate) => Some(names::substate(substate)),
+                    _ => None,
+                },
+                closed_by: lease.closed_by.map(names::side),
+            },
             Change::Closing { by } => Self::Closing { by: names::side(by) },
             Change::TimeWait(substate) => Self::TimeWait {
                 substate: names::substate(substate),

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     capacity::{advice_on, free_in_s},
-    model::{Change, Failure, Instant, LeaseEvent, LeaseId, Netns, Phase, Reuse},
+    model::{Change, Failure, Instant, LeaseEvent, LeaseId, Netns, Phase, Reuse, Substate},
     record::{
         Body, Cgroup, Record, RecordType,
         digits::append_decimal,
@@ -64,8 +64,8 @@ impl Writer {
             Body::Start(start) => {
                 self.write(RecordType::Start.name(), at, None, StartFields::from(start));
             }
-            Body::Namespace { netns, settings } => {
-                let fields = NamespaceFields::from(settings);
+            Body::Namespace { netns, settings, is_new } => {
+                let fields = NamespaceFields::of(settings, is_new);
                 self.write(RecordType::Namespace.name(), at, Some(netns), fields);
             }
             Body::Pressure(pressure) => {
@@ -117,22 +117,16 @@ impl Writer {
         let record = RecordType::of(&change);
         let identity = Identity::of(lease, cgroup);
         self.write_by_hand(record, at, lease.netns, &identity, |buffer| match change {
-            Change::Held => {
-                let substate = match lease.phase {
-                    Phase::TimeWait(substate) => Some(substate),
-                    _ => None,
-                };
-                append!(
-                    buffer,
-                    LeaseFields<'_> {
-                        phase: Name(lease.phase),
-                        substate: substate.map(Name),
-                        closed_by: lease.closed_by.map(Name),
-                        age_s: lease.acquired.map(|acquired| Seconds(at.since(acquired))),
-                        timestamps: lease.has_timestamps,
-                    }
-                );
-            }
+            Change::Held => append!(
+                buffer,
+                LeaseFields<'_> {
+                    phase: Name(lease.phase),
+                    substate: substate(lease.phase).map(Name),
+                    closed_by: lease.closed_by.map(Name),
+                    age_s: lease.acquired.map(|acquired| Seconds(at.since(acquired))),
+                    timestamps: lease.has_timestamps,
+                }
+            ),
             Change::Bind { requested_port, reuse } => {
                 append!(buffer, LeaseFields<'_> { requested_port: requested_port, reuse: reuse });
             }
@@ -149,6 +143,14 @@ impl Writer {
                 LeaseFields<'_> { listener: listener.map(|cookie| cookie.0) }
             ),
             Change::Listen => {}
+            Change::Update => append!(
+                buffer,
+                LeaseFields<'_> {
+                    phase: Name(lease.phase),
+                    substate: substate(lease.phase).map(Name),
+                    closed_by: lease.closed_by.map(Name),
+                }
+            ),
             Change::Closing { by } => append!(buffer, LeaseFields<'_> { by: Name(by) }),
             Change::TimeWait(substate) => append!(
                 buffer,
@@ -276,6 +278,13 @@ impl Writer {
         owners.append(owner, cgroup, buffer);
         rest(buffer);
         buffer.extend_from_slice(b"}\n");
+    }
+}
+
+fn substate(phase: Phase) -> Option<Substate> {
+    match phase {
+        Phase::TimeWait(substate) => Some(substate),
+        _ => None,
     }
 }
 

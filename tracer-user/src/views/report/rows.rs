@@ -242,18 +242,23 @@ fn destination_row(
         without_timestamps: connections.without_timestamps,
         reusable: range.map_or(0, |range| range.reusable),
         headroom: range.map(|range| range.headroom()),
-        rate_per_s: taken_per_s,
-        release_per_s: released_per_s,
-        mean_hold_s: hold_s,
+        rate_per_s: significant(taken_per_s),
+        release_per_s: significant(released_per_s),
+        mean_hold_s: hold_s.map(significant),
         is_hold_estimated: connections.time_wait > 0,
-        ceiling_per_s: forecast.ceiling_per_s,
-        eta_s: forecast.eta_s,
+        ceiling_per_s: forecast.ceiling_per_s.map(significant),
+        eta_s: forecast.eta_s.map(significant),
         taken: traffic.map_or(0, |traffic| traffic.taken),
         failed: traffic.map_or(0, |traffic| traffic.failed),
         owner: owner.and_then(|(id, _)| tally.owners.name(*id)),
         owner_ports: owner.map_or(0, |(_, ports)| *ports),
         search: traffic.map(|traffic| traffic.searches.clone()).unwrap_or_default(),
     }
+}
+
+/// A measured number in six significant digits: the others would only be noise.
+fn significant(number: f64) -> f64 {
+    format!("{number:.5e}").parse().unwrap_or(number)
 }
 
 /// Owners, those that hold most first.

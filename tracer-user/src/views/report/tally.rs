@@ -189,7 +189,7 @@ impl Tally {
                 self.warnings.clone_from(&start.warnings);
                 (self.is_begun, self.is_ended) = (true, false);
             }
-            Body::Namespace { netns, settings } => {
+            Body::Namespace { netns, settings, is_new: _ } => {
                 let namespace = self.namespace(netns, ledger);
                 if namespace.settings.as_ref().is_some_and(|before| before != settings) {
                     namespace.changes += 1;
@@ -248,7 +248,7 @@ impl Tally {
         // A change that is the first of its lease makes the namespace known.
         self.namespace(lease.netns, ledger);
         match change {
-            Change::Held | Change::Listen | Change::TimeWait(_) => {}
+            Change::Held | Change::Listen | Change::Update | Change::TimeWait(_) => {}
             Change::Bind { reuse, .. } => {
                 self.note_reuse(reuse);
                 self.acquired(at, lease, owner, ledger);

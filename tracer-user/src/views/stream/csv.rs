@@ -126,7 +126,7 @@ impl View for Csv {
         match body {
             // The header stands for it.
             Body::Start(start) => self.verbosity.warn(start),
-            Body::Namespace { netns, settings } => write(Row {
+            Body::Namespace { netns, settings, is_new: _ } => write(Row {
                 netns: Some(netns),
                 capacity: Some(settings.capacity()),
                 ..Row::default()
@@ -167,7 +167,7 @@ impl<'a> Row<'a> {
         let Durations { held_ns, established_ns, time_wait_ns } = Durations::of(lease, at);
         let row = Self { held_ns, ..Self::of_lease(lease, cgroup) };
         match change {
-            Change::Held => Self { detail: Some(phase(lease.phase)), ..row },
+            Change::Held | Change::Update => Self { detail: Some(phase(lease.phase)), ..row },
             Change::Bind { .. }
             | Change::Connect { .. }
             | Change::Established { .. }

@@ -216,7 +216,7 @@ impl View for Text {
         let Record { at, body } = *record;
         match body {
             Body::Start(start) => self.start(start),
-            Body::Namespace { netns, settings } => self.namespace(at, netns, settings),
+            Body::Namespace { netns, settings, is_new: _ } => self.namespace(at, netns, settings),
             Body::Lease { event, cgroup } => self.lease(&event, cgroup),
             Body::Fail { failure, cgroup, holder_cgroup } => {
                 self.failure(failure, cgroup, holder_cgroup);
@@ -294,6 +294,7 @@ impl Text {
                     details.duration("handshake", handshake_ns);
                 }
                 Change::Accept { .. } | Change::Listen => {}
+                Change::Update => details.add(names::ss_state(lease.phase, lease.closed_by)),
                 Change::Closing { by } => details.add(match by {
                     Side::Local => "by local",
                     Side::Peer => "by peer",
