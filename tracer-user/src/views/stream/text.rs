@@ -1,20 +1,25 @@
 //! The stream as text: one line a record, in columns of fixed width.
 
+mod format;
+
 use std::collections::HashSet;
 
 use jiff::tz::TimeZone;
-use tracer_ebpf::{Owner, mapped};
+use tracer_ebpf::Owner;
+
+use self::format::{End, append_duration, append_name, duration, join, left, right};
+pub(crate) use self::format::{endpoint, peer};
 
 use crate::{
     capacity::{Advice, Forecast, advice_on, free_in_s},
     ledger::Ledger,
     model::{
-        Addr, Change, Failure, Instant, Lease, LeaseEvent, Netns, Phase, Port, Pressure, RangeUse,
-        Reuse, Scan, Settings, Side,
+        Change, Failure, Instant, Lease, LeaseEvent, Netns, Phase, Port, Pressure, RangeUse, Reuse,
+        Scan, Settings, Side,
     },
     record::{
         Body, Cgroup, Loss, LostAt, Record, RecordType, Start, Summary, Verify, comm,
-        digits::{append_decimal, append_ipv4},
+        digits::append_decimal,
         durations::Durations,
         names::{self, Named as _},
         time_of_day::Second,
@@ -119,42 +124,6 @@ struct Line<'a> {
     local: End<'a>,
     peer: End<'a>,
     held_ns: Option<u64>,
-}
-
-/// An end of a connection, or a text in its column.
-#[derive(Clone, Copy)]
-enum End<'a> {
-    At(Addr, Option<Port>),
-    Text(&'a str),
-}
-
-impl End<'_> {
-    const NONE: Self = Self::Text("-");
-    const ANY: Self = Self::Text("*:*");
-
-    fn of_peer(peer: Option<(Addr, Port)>) -> Self {
-        peer.map_or(Self::NONE, |(addr, port)| Self::At(addr, Some(port)))
-    }
-
-    fn append(self, bytes: &mut Vec<u8>) {
-        let (addr, port) = match self {
-            Self::At(addr, port) => (addr, port),
-            Self::Text(text) => return bytes.extend_from_slice(text.as_bytes()),
-        };
-        let [.., v4] = addr.0;
-        if addr.is_unspecified() {
-            bytes.push(b'*');
-        } else if addr.0 == mapped(v4) {
-            append_ipv4(v4, bytes);
-        } else {
-            bytes.extend_from_slice(format!("[{addr}]").as_bytes());
-        }
-        bytes.push(b':');
-        match port {
-            Some(port) => append_decimal(port.0.into(), bytes),
-            None => bytes.push(b'*'),
-        }
-    }
 }
 
 /// The last column of a line: what the others do not show, separated by commas.
@@ -475,92 +444,6 @@ fn colour_of(event: &str) -> Option<&'static str> {
         "time_wait" | "pressure" | "scan" => "\x1b[33m",
         _ => return None,
     })
-}
-
-pub(crate) fn endpoint(addr: Addr, port: Option<Port>) -> String {
-    let mut bytes = Vec::new();
-    End::At(addr, port).append(&mut bytes);
-    String::from_utf8(bytes).unwrap_or_default()
-}
-
-pub(crate) fn peer(peer: Option<(Addr, Port)>) -> String {
-    peer.map_or_else(|| "-".to_owned(), |(addr, port)| endpoint(addr, Some(port)))
-}
-
-/// A duration in the largest unit that keeps three digits, at most eight characters long.
-pub(crate) fn duration(seconds: f64) -> String {
-    let mut bytes = Vec::new();
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "as casts saturate: below at 0, above at centuries"
-    )]
-    append_duration((seconds * 1e9).round() as u64, &mut bytes);
-    String::from_utf8(bytes).unwrap_or_default()
-}
-
-fn append_duration(ns: u64, bytes: &mut Vec<u8>) {
-    /// Appends the duration in this unit, rounded to `digits` after the decimal point.
-    fn append(ns: u64, unit_ns: u64, digits: u32, unit: &str, bytes: &mut Vec<u8>) {
-        let parts = 10_u64.pow(digits);
-        let step_ns = unit_ns / parts;
-        let rounded = ns.saturating_add(step_ns / 2) / step_ns;
-        append_decimal(rounded / parts, bytes);
-        if digits > 0 {
-            // The leading 1 is where the decimal point goes.
-            let point = bytes.len();
-            append_decimal(parts + rounded % parts, bytes);
-            bytes[point] = b'.';
-        }
-        bytes.extend_from_slice(unit.as_bytes());
-    }
-    const SECOND_NS: u64 = 1_000_000_000;
-    match ns {
-        ns if ns < 1_000_000 => append(ns, 1000, 0, "us", bytes),
-        ns if ns < SECOND_NS => append(ns, 1_000_000, 1, "ms", bytes),
-        ns if ns < 100 * SECOND_NS => append(ns, SECOND_NS, 2, "s", bytes),
-        ns if ns < 6000 * SECOND_NS => append(ns, SECOND_NS, 0, "s", bytes),
-        ns => append(ns, 60 * SECOND_NS, 0, "min", bytes),
-    }
-}
-
-/// Appends the name of a process, with control characters replaced, which could leave the column.
-fn append_name(owner: &Owner, bytes: &mut Vec<u8>) {
-    let name = comm(&owner.comm);
-    if name.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        return bytes.extend_from_slice(name.as_bytes());
-    }
-    let shown = name.chars().map(|letter| if letter.is_control() { '?' } else { letter });
-    bytes.extend_from_slice(shown.collect::<String>().as_bytes());
-}
-
-/// Writes a column of at least this width, aligned to the left.
-fn left(bytes: &mut Vec<u8>, width: usize, write: impl FnOnce(&mut Vec<u8>)) {
-    let start = bytes.len();
-    write(bytes);
-    let missing = width.saturating_sub(characters(&bytes[start..]));
-    bytes.resize(bytes.len() + missing, b' ');
-}
-
-/// Writes a column of at least this width, aligned to the right. The text must be ASCII.
-fn right(bytes: &mut Vec<u8>, width: usize, write: impl FnOnce(&mut Vec<u8>)) {
-    let start = bytes.len();
-    write(bytes);
-    let length = bytes.len() - start;
-    if length < width {
-        bytes.resize(start + width, b' ');
-        bytes[start..].rotate_right(width - length);
-    }
-}
-
-/// The number of characters of a UTF-8 text: its bytes without continuation bytes.
-fn characters(text: &[u8]) -> usize {
-    text.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
-}
-
-pub(crate) fn join(parts: &[String]) -> String {
-    let parts: Vec<_> = parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
-    parts.join(", ")
 }
 
 #[cfg(test)]

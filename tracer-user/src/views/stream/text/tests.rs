@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use proptest::{option, prelude::*};
 
 use crate::{
+    model::Addr,
     record::samples::{cgroups, changes, instants, leases},
     views::stream::text::*,
 };
