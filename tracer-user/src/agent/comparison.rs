@@ -1,6 +1,6 @@
 //! Comparisons of the ledger with the kernel: when they are due, and the two snapshots of each.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use tokio::{
     task::{JoinHandle, spawn_blocking},
@@ -11,7 +11,10 @@ use super::losses::Losses;
 use crate::{
     kernel::{
         hooks::loader::Probes,
-        lists::snapshot::{self, Snapshot},
+        lists::{
+            holders::HolderLists,
+            snapshot::{self, Snapshot},
+        },
         namespace::scope::Scope,
     },
     ledger::{Differences, Ledger},
@@ -155,10 +158,11 @@ impl Comparisons {
         lost: u64,
         earlier: Option<Differences>,
     ) {
-        let (files, scope) = (probes.open_files(), self.scope);
-        let lists = probes.holders.as_ref().map(Arc::clone);
+        let (open_files, scope) = (probes.open_files.clone(), self.scope);
+        let holders = probes.holders.clone().map(HolderLists::new);
         ledger.begin_snapshot();
-        let snapshot = spawn_blocking(move || snapshot::take(files, lists.as_deref(), scope));
+        let snapshot =
+            spawn_blocking(move || snapshot::take(open_files.as_ref(), holders.as_ref(), scope));
         self.under_way = Some(UnderWay { snapshot, earlier, lost });
     }
 }

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     agent::{intake::NamespaceSink, namespaces::Namespaces, outlet::Outlet},
     kernel::{
-        hooks::loader::{HookStatus, Outcome},
+        hooks::status::{HookStatus, Outcome},
         host::cgroup::{CgroupRoot, container_of},
     },
     ledger::{Ledger, Sink},

@@ -12,7 +12,10 @@ use aya::sys::{Stats, enable_stats};
 
 use crate::{
     kernel::{
-        hooks::loader::{self, LoadError, LoadOptions, Probes, ProgramCost},
+        hooks::{
+            error::LoadError,
+            loader::{self, LoadOptions, Probes, ProgramCost},
+        },
         namespace::{sandbox::Sandbox, scope::Scope},
         wire::decode_with,
     },

@@ -17,9 +17,12 @@ use super::{
 };
 use crate::{
     kernel::{
-        hooks::loader::{self, LoadError, LoadOptions, Probes},
+        hooks::{
+            error::LoadError,
+            loader::{self, LoadOptions, Probes},
+        },
         host::{clock, memory},
-        lists::snapshot,
+        lists::{holders::HolderLists, snapshot},
         namespace::scope::Scope,
         wire::DecodeError,
     },
@@ -386,12 +389,13 @@ async fn take_snapshot(
     ledger: &mut Ledger,
     discard: &mut Discard,
 ) -> Result<Vec<String>, AgentError> {
-    let files = probes.open_files();
+    let open_files = probes.open_files.clone();
     let mut foreign = None;
-    let lists = probes.holders.clone();
+    let holders = probes.holders.clone().map(HolderLists::new);
     ledger.begin_snapshot();
-    let mut taking =
-        tokio::task::spawn_blocking(move || snapshot::take(files, lists.as_deref(), scope));
+    let mut taking = tokio::task::spawn_blocking(move || {
+        snapshot::take(open_files.as_ref(), holders.as_ref(), scope)
+    });
     let taken = loop {
         // A host that is faster than this process never leaves the ring empty.
         probes.ring.drain(DRAIN_LIMIT, |record| apply(record, ledger, discard, &mut foreign));

@@ -10,7 +10,7 @@ use crate::{
     capacity as exhaustion,
     cli::{Form, Question, print},
     kernel::{
-        hooks::loader::{HookFamily, LoadOptions},
+        hooks::{loader::LoadOptions, status::HookFamily},
         host::clock,
         lists::snapshot::{self, Snapshot},
         namespace::{netns, scope::Scope, settings::SettingsFiles},
@@ -47,8 +47,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let options =
         LoadOptions { ring_bytes: 4 << 20, hooks: HookFamily::Auto, scope: Scope::default() };
     let mut tested = self_test::run(&options);
-    let files = tested.as_ref().ok().and_then(|tested| tested.probes.open_files());
-    let snapshot = snapshot::take(files, None, Scope::of(&wanted));
+    let open_files = tested.as_ref().ok().and_then(|tested| tested.probes.open_files.as_ref());
+    let snapshot = snapshot::take(open_files, None, Scope::of(&wanted));
     let check = Check {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
             .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),

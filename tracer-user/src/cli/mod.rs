@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{agent::AgentError, kernel::hooks::loader::LoadError, model::Netns};
+use crate::{agent::AgentError, kernel::hooks::error::LoadError, model::Netns};
 
 /// Everything went as asked.
 const DONE: u8 = 0;

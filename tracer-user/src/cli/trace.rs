@@ -14,7 +14,7 @@ use clap::{
 use crate::{
     agent::{self, Options},
     kernel::{
-        hooks::loader::{HookFamily, LoadOptions},
+        hooks::{loader::LoadOptions, status::HookFamily},
         host::clock,
         namespace::{
             netns::{self, Namespaces},

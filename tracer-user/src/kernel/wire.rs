@@ -2,7 +2,7 @@
 //! iterator over open files into [`OpenFile`]s. Nothing else in the agent knows the wire format.
 
 use tracer_ebpf::{
-    Fact, FactKind, IPPROTO_TCP, OwnedFact, Owner, TcpState, bind_failed, bound, closed, socket,
+    Fact, FactKind, IPPROTO_TCP, Owner, TcpState, bind_failed, bound, closed, socket,
     time_wait_cancel, time_wait_start,
 };
 use zerocopy::{CastError, FromBytes as _};
@@ -35,9 +35,6 @@ pub enum DecodeError {
     #[error("a fact of the unknown protocol {0}")]
     Protocol(u8),
 }
-
-/// Size in bytes of every record of the iterator over open files.
-pub const OPEN_FILE_BYTES: usize = size_of::<OwnedFact>();
 
 /// A file that a process has open, from the snapshot of open files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

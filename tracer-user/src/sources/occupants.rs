@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io,
-    os::fd::AsFd as _,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -16,11 +15,12 @@ use crate::{
     capacity::{Occupancy, Occupant, PortView},
     kernel::{
         hooks::{
-            loader::LoadError,
-            programs::{IDLE_HOLDERS, Programs, TASK_FILE, TCP_HOLDERS, at_once, open_iterator},
+            error::LoadError,
+            iterators::{HolderIterators, IteratorObject, IteratorPrograms},
         },
+        host::parallel::in_parallel,
         lists::{
-            holders::{HolderLists, Iterators},
+            holders::HolderLists,
             snapshot::{self, Found},
             sock_diag::{self, Timed},
         },
@@ -40,22 +40,20 @@ use crate::{
 /// # Errors
 /// If this kernel cannot list them, or does not let this process.
 pub fn look_for(port: Port, scope: Scope) -> Result<PortView, LoadError> {
-    let Iterators { mut ebpf, btf, features, marks_connect } = Iterators::prepare(Some(port))?;
-    let mut programs = Programs::of(&mut ebpf);
-    let [task_file, tcp, idle] =
-        [TASK_FILE, TCP_HOLDERS, IDLE_HOLDERS].map(|name| programs.take(name));
+    let mut object = IteratorObject::load(Some(port))?;
+    let (features, marks_connect) = (object.features, object.marks_connect);
+    let IteratorPrograms { open_files, tcp_holders, idle_holders } = object.programs();
     let (mut owned, mut found) = (Vec::new(), Found::default());
-    // Either goes through a table of the host, and the verifier takes its time over each program.
-    let (files, tables) = at_once(
+    // Each goes through a table of the whole host, and the verifier takes its time over each
+    // program.
+    let (files, tables) = in_parallel(
         || {
-            let files = task_file.load(&btf)?;
-            Ok::<_, ProgramError>(
-                open_iterator(files.as_fd())
-                    .and_then(|files| snapshot::read_files(files, scope, &mut owned, &mut found)),
-            )
+            let open_files = open_files.load()?;
+            Ok::<_, ProgramError>(snapshot::read_files(&open_files, scope, &mut owned, &mut found))
         },
         || {
-            let lists = HolderLists::of_programs(tcp.load(&btf)?, None, features);
+            let iterators = HolderIterators { tcp: tcp_holders.load()?, idle: None, features };
+            let lists = HolderLists::new(iterators);
             let tables = look_into(&lists, port, &Found::default().namespaces(scope));
             Ok::<_, ProgramError>((lists, tables))
         },
@@ -70,13 +68,11 @@ pub fn look_for(port: Port, scope: Scope) -> Result<PortView, LoadError> {
     others.retain(|inode| !tables.contains_key(&inode));
     tables.extend(look_into(&lists, port, &others));
     owned.retain(|held| held.local_port == port);
-    // Only for these it takes one more walk through all open files.
+    // Only these sockets are worth one more walk through all open files.
     let is_idle = |held: &Held| held.by == HeldBy::Socket(TcpState::Close);
     let idle = if owned.iter().any(is_idle) {
-        idle.load(&btf)
-            .map_err(io::Error::other)
-            .and_then(|idle| lists.with_idle(idle).idle())
-            .unwrap_or_default()
+        let iterator = idle_holders.load().map_err(io::Error::other);
+        iterator.and_then(|iterator| lists.idle_of(&iterator)).unwrap_or_default()
     } else {
         Vec::new()
     };

@@ -11,7 +11,7 @@ use socket2::Socket;
 use tracer_user::{
     agent::{self, Options},
     kernel::{
-        hooks::loader::{HookFamily, LoadOptions},
+        hooks::{loader::LoadOptions, status::HookFamily},
         host::clock,
         namespace::scope::Scope,
     },

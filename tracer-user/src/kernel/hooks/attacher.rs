@@ -12,8 +12,9 @@ use aya::{
 
 use crate::kernel::{
     hooks::{
-        loader::{HookFamily, HookStatus, LoadError, Outcome},
+        error::LoadError,
         programs::{Programs, reason},
+        status::{HookFamily, HookStatus, Outcome},
     },
     host::cgroup::CgroupRoot,
 };

@@ -4,11 +4,8 @@
 //! reason and with what is lost, and the others go on.
 
 use std::{
-    error::Error as StdError,
-    fs::{self, File},
-    io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-    sync::Arc,
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     time::Duration,
 };
 
@@ -17,7 +14,6 @@ use aya::{
     maps::{Array, HashMap, Map, MapError, PerCpuArray, RingBuf},
     programs::ProgramError,
 };
-use rustix::process::{Resource, getrlimit, setrlimit};
 use zerocopy::IntoBytes;
 
 use crate::{
@@ -26,20 +22,17 @@ use crate::{
             attacher::{
                 ACCEPT, AGAIN, Attacher, FUNCTIONS_TWICE, Function, Needs, RESET, programs_of,
             },
+            error::LoadError,
+            iterators::{HolderIterators, IteratorPrograms, LoadedIterator},
             kallsyms,
             object::Object,
-            programs::{
-                IDLE_HOLDERS, Programs, TASK_FILE, TCP_HOLDERS, at_once, open_iterator, reason,
-            },
+            privileges,
+            programs::{Programs, reason},
             ring::Ring,
+            status::{HookFamily, HookStatus, Outcome},
             tries::TriedPorts,
         },
-        host::{
-            capability::{Capabilities, Capability},
-            cgroup::CgroupRoot,
-            clock, memory,
-        },
-        lists::holders::HolderLists,
+        host::{capability::Capability, cgroup::CgroupRoot, clock, memory, parallel::in_parallel},
         namespace::scope::Scope,
         types::{
             btf::{self, Btf, BtfError},
@@ -48,78 +41,6 @@ use crate::{
     },
     model::{Instant, Sight},
 };
-
-/// Why the tracer cannot run here.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// A privilege is missing without which no program can be loaded.
-    #[error(
-        "tracing needs {}, which this process does not have: run it as root (sudo portlife ...), \
-         or in a container with these capabilities added",
-        names(.0)
-    )]
-    Privilege(Vec<Capability>),
-    /// The kernel tells nothing about its types.
-    #[error(
-        "this kernel has no usable type information: portlife needs Linux 5.10 or newer, built \
-         with CONFIG_DEBUG_INFO_BTF (as the kernels of all large distributions are)"
-    )]
-    Btf(#[source] BtfError),
-    /// The kernel's TCP is not one that the programs can read.
-    #[error("this kernel's TCP sockets are not understood")]
-    Layout(#[source] BtfError),
-    /// The hook without which there is nothing to see.
-    #[error(
-        "the kernel refuses the tracepoint inet_sock_set_state, without which there is nothing to trace: {0}"
-    )]
-    Refused(String),
-    /// Function hooks were asked for.
-    #[error(
-        "the kernel refuses the function hooks that --hooks functions asks for ({0}): without the \
-         option, tracepoints do their work"
-    )]
-    NoFunctions(String),
-    /// The object or a map.
-    #[error("the kernel refuses the eBPF object")]
-    Object(#[source] Box<dyn StdError + Send + Sync>),
-    /// The ring cannot be waited for.
-    #[error("the ring buffer cannot be polled")]
-    Ring(#[source] io::Error),
-}
-
-impl From<ProgramError> for LoadError {
-    fn from(error: ProgramError) -> Self {
-        Self::Object(reason(&error).into())
-    }
-}
-
-/// One hook: how it is attached, or why it is not and what that costs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HookStatus {
-    /// The kernel's name of the hook.
-    pub name: &'static str,
-    /// What cannot be told without this hook, or what tells it instead.
-    pub without: &'static str,
-    /// How it is attached, or why it is not.
-    pub outcome: Outcome,
-}
-
-/// What became of a hook.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is attached, by this kind of program.
-    Attached(&'static str),
-    /// It is not, and others tell the same.
-    Replaced {
-        /// The reason, the kernel's where it gave one.
-        reason: String,
-    },
-    /// It is not, and something goes untold.
-    Missing {
-        /// The reason, the kernel's where it gave one.
-        reason: String,
-    },
-}
 
 /// What a program cost while the kernel kept statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,21 +51,6 @@ pub struct ProgramCost {
     pub runs: u64,
     /// Nanoseconds of all runs, without what it takes to get there.
     pub ns: u64,
-}
-
-impl Outcome {
-    /// `kind` is the kind of the program that was attached, or was not for this reason.
-    pub(crate) fn of(attached: Result<(), String>, kind: &'static str) -> Self {
-        attached.map_or_else(|reason| Self::Missing { reason }, |()| Self::Attached(kind))
-    }
-}
-
-impl HookStatus {
-    /// True if the hook is attached.
-    #[must_use]
-    pub fn is_attached(&self) -> bool {
-        matches!(self.outcome, Outcome::Attached(_))
-    }
 }
 
 /// Attached programs. Dropping this detaches them all; so does the end of the process.
@@ -162,10 +68,10 @@ pub struct Probes {
     pub log: Option<super::debug_log::ProgramLog>,
     /// Keeps the programs attached.
     ebpf: Ebpf,
-    /// Lists the files that processes have open.
-    file_list: Option<OwnedFd>,
-    /// Lists who is in which bind bucket, if this kernel lets us.
-    pub holders: Option<Arc<HolderLists>>,
+    /// Lists the files that processes have open, if this kernel can.
+    pub(crate) open_files: Option<LoadedIterator>,
+    /// Lists who is in which bind bucket, if this kernel can.
+    pub(crate) holders: Option<HolderIterators>,
     /// Who tried closed ports, if this kernel tells of it.
     pub tried_ports: Option<TriedPorts>,
     /// Sockets whose port connect() chose are marked by this kernel.
@@ -187,25 +93,12 @@ pub struct LoadOptions {
     pub scope: Scope,
 }
 
-/// Where a function hook and a tracepoint tell the same, the tracepoint is the dearer one: it fires
-/// for every timer or every system call of the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HookFamily {
-    /// Function hooks where the kernel permits them, else tracepoints.
-    #[default]
-    Auto,
-    /// Tracepoints, even where function hooks would do.
-    Tracepoints,
-    /// Function hooks, or nothing.
-    Functions,
-}
-
 /// Loads and attaches everything that this kernel permits.
 ///
 /// # Errors
 /// If nothing can be traced at all: see [`LoadError`].
 pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
-    let capabilities = check_privileges()?;
+    let capabilities = privileges::check()?;
     let warnings = capabilities
         .missing(&Capability::OPTIONAL)
         .into_iter()
@@ -213,9 +106,9 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         .collect();
     let types = btf::read().map_err(LoadError::Btf)?;
     // Three slow lookups that need not wait for each other.
-    let ((resolved, aya_btf), handler) = at_once(
+    let ((resolved, aya_btf), handler) = in_parallel(
         || {
-            at_once(
+            in_parallel(
                 || Btf::parse(&types).map(|btf| layout::resolve(&btf)),
                 || AyaBtf::parse(&types, Endianness::default()),
             )
@@ -232,19 +125,19 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         files,
         syscall,
         segment,
-        holders,
+        bind_buckets,
         has_cookie_helper,
         marks_connect,
         has_preemptible_tracepoints,
-        calls,
+        kfuncs,
         accept_parameters,
     } = resolved;
     sock.map_err(LoadError::Layout)?;
     let aya_btf = aya_btf.map_err(|error| LoadError::Object(error.into()))?;
 
-    let holder_layout = holders.as_ref().map(|(layout, _)| *layout).unwrap_or_default();
+    let holder_layout = bind_buckets.as_ref().map(|(layout, _)| *layout).unwrap_or_default();
     let cgroups = CgroupRoot::open();
-    let object = Object::for_kernel(calls, has_preemptible_tracepoints);
+    let object = Object::for_kernel(kfuncs, has_preemptible_tracepoints);
     let mut ebpf = EbpfLoader::new()
         .btf(Some(&aya_btf))
         .override_global("LAYOUT", layout.as_bytes(), true)
@@ -282,22 +175,22 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         has_cookie_helper,
         has_preemptible_tracepoints,
     };
-    let features = holders.map(|(_, features)| features).map_err(|error| error.to_string());
+    let features = bind_buckets.map(|(_, features)| features).map_err(|error| error.to_string());
     let features = files.clone().and(time_wait).and(features);
     let mut programs = Programs::of(&mut ebpf);
-    let [task_file, tcp, idle] =
-        [TASK_FILE, TCP_HOLDERS, IDLE_HOLDERS].map(|name| programs.take(name));
+    let IteratorPrograms { open_files, tcp_holders, idle_holders } =
+        IteratorPrograms::take(&mut programs, &aya_btf);
     let mut attacher = Attacher::new(programs, &aya_btf, options.hooks);
     // The verifier takes its time over the lists, too.
-    let (attached, (file_list, lists)) = at_once(
+    let (attached, (open_files, holders)) = in_parallel(
         || attacher.attach(&needs, &cgroups),
         || {
             let refused = |error: ProgramError| reason(&error);
-            let file_list = files.and_then(|()| task_file.load(&aya_btf).map_err(refused));
-            let lists = features.and_then(|features| {
-                HolderLists::of_iterators(tcp, idle, &aya_btf, features).map_err(refused)
+            let open_files = files.and_then(|()| open_files.load().map_err(refused));
+            let holders = features.and_then(|features| {
+                HolderIterators::load(tcp_holders, idle_holders, features).map_err(refused)
             });
-            (file_list, lists)
+            (open_files, holders)
         },
     );
     attached?;
@@ -308,13 +201,13 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
     list(
         "task_file",
         "sockets that are bound but idle are not in the snapshot",
-        file_list.as_ref().map(|_| ()).map_err(Clone::clone),
+        open_files.as_ref().map(|_| ()).map_err(Clone::clone),
     );
     list(
         "tcp_holders",
         "that somebody bound a port is known only if that was seen, and TIME_WAITs from before are \
          believed to have had timestamps",
-        lists.as_ref().map(|_| ()).map_err(Clone::clone),
+        holders.as_ref().map(|_| ()).map_err(Clone::clone),
     );
     if let Some(HookStatus { outcome: Outcome::Missing { reason, .. }, .. }) =
         hooks.iter().find(|hook| hook.name == "inet_sock_set_state")
@@ -335,24 +228,13 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
         cgroups: cgroups.ok(),
         warnings,
         ebpf,
-        file_list: file_list.ok(),
-        holders: lists.ok().map(Arc::new),
+        open_files: open_files.ok(),
+        holders: holders.ok(),
         tried_ports,
         marks_connect,
         has_preemptible_tracepoints,
         attached: Instant::from_ns(clock::monotonic_ns()),
     })
-}
-
-impl Probes {
-    /// Starts the list of all open files, if this kernel has one. Reading the file to its end
-    /// yields the sockets held now, as records of the wire.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn open_files(&self) -> Option<io::Result<File>> {
-        self.file_list.as_ref().map(|list| open_iterator(list.as_fd()))
-    }
 }
 
 impl Probes {
@@ -363,7 +245,7 @@ impl Probes {
             ports_chosen: self.is_attached("sockops"),
             accepts: self.is_attached("sys_exit") || self.is_attached(ACCEPT.name),
             marks_connect: self.marks_connect,
-            bound_idle: self.file_list.is_some(),
+            bound_idle: self.open_files.is_some(),
             since: self.attached,
         }
     }
@@ -439,17 +321,6 @@ fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
     misses.trim().parse().ok()
 }
 
-/// Checks that programs can be loaded at all, and lifts the limit that old kernels put on them.
-pub(crate) fn check_privileges() -> Result<Capabilities, LoadError> {
-    let capabilities = Capabilities::of_this_process();
-    let missing = capabilities.missing(&[Capability::Bpf, Capability::Perfmon]);
-    if !missing.is_empty() {
-        return Err(LoadError::Privilege(missing));
-    }
-    raise_limits();
-    Ok(capabilities)
-}
-
 fn take_ring(ebpf: &mut Ebpf) -> Result<Ring, LoadError> {
     let events = take_map::<RingBuf<_>>(ebpf, "EVENTS")?;
     let asleep = take_map::<Array<_, _>>(ebpf, "ASLEEP")?;
@@ -469,22 +340,4 @@ fn take_map<M: TryFrom<Map, Error = MapError>>(
         .take_map(name)
         .ok_or_else(|| LoadError::Object(format!("the object has no map {name}").into()))?;
     M::try_from(map).map_err(|error| LoadError::Object(error.into()))
-}
-
-/// Before 5.11 maps count against the first limit; later that call changes nothing that matters.
-/// The second is by custom far below what a process may have, for the sake of select().
-fn raise_limits() {
-    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the structure is valid for the duration of the call. Failure is of no consequence
-    // where the limit does not apply, and is reported by the map's creation where it does.
-    let _ = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
-    let mut files = getrlimit(Resource::Nofile);
-    files.current = files.maximum;
-    // What is kept open goes by the limit as it then is.
-    let _ = setrlimit(Resource::Nofile, files);
-}
-
-fn names(capabilities: &[Capability]) -> String {
-    let names: Vec<_> = capabilities.iter().map(|capability| capability.name()).collect();
-    names.join(" and ")
 }

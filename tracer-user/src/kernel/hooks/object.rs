@@ -3,37 +3,11 @@
 use tracer_ebpf::{NOP, NonPreemptible, kfunc_call};
 use zerocopy::IntoBytes as _;
 
-use crate::kernel::types::btf::Btf;
+use crate::kernel::types::kfuncs::Kfuncs;
 
 /// The object that `cargo xtask build-ebpf` made. Only programs without placeholders can be loaded
 /// from it as it is: those of lists.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portlife.bpf.o"));
-
-/// The kernel's functions by which a program keeps its CPU, as numbers of their types.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KernelCalls {
-    /// `bpf_preempt_disable` and `bpf_preempt_enable` (6.10).
-    preempt: Option<(u32, u32)>,
-    /// `bpf_local_irq_save` and `bpf_local_irq_restore` (6.14).
-    irq: Option<(u32, u32)>,
-}
-
-impl KernelCalls {
-    /// Those that this kernel has.
-    #[must_use]
-    pub fn of(btf: &Btf) -> Self {
-        let both = |first, second| Some((btf.function(first).ok()?, btf.function(second).ok()?));
-        let preempt = both("bpf_preempt_disable", "bpf_preempt_enable");
-        // The later ones are of no use without the earlier.
-        let irq = preempt.and_then(|_| both("bpf_local_irq_save", "bpf_local_irq_restore"));
-        Self { preempt, irq }
-    }
-
-    /// Both or none.
-    fn complete(self) -> Self {
-        if self.irq.is_some() { self } else { Self::default() }
-    }
-}
 
 /// The object for a kernel.
 pub struct Object {
@@ -44,14 +18,13 @@ pub struct Object {
 impl Object {
     /// The object with its placeholders replaced: at tracepoints only where these can be preempted.
     #[must_use]
-    pub fn for_kernel(calls: KernelCalls, has_preemptible_tracepoints: bool) -> Self {
+    pub fn for_kernel(calls: Kfuncs, has_preemptible_tracepoints: bool) -> Self {
         let mut words = vec![0; OBJECT.len().div_ceil(size_of::<u64>())];
         if let Some(object) = words.as_mut_bytes().get_mut(..OBJECT.len()) {
             object.copy_from_slice(OBJECT);
         }
-        let complete = calls.complete();
-        let at_tracepoints =
-            if has_preemptible_tracepoints { complete } else { KernelCalls::default() };
+        let complete = calls.all_or_none();
+        let at_tracepoints = if has_preemptible_tracepoints { complete } else { Kfuncs::default() };
         let replacements = [
             replacements(NonPreemptible::TRACEPOINT, at_tracepoints),
             replacements(NonPreemptible::FUNCTION, complete),
@@ -77,9 +50,9 @@ impl Object {
 }
 
 /// Each instruction to be replaced, and by what.
-fn replacements(section: NonPreemptible, calls: KernelCalls) -> [(u64, u64); 4] {
+fn replacements(section: NonPreemptible, calls: Kfuncs) -> [(u64, u64); 4] {
     let NonPreemptible { preempt_disable, irq_save, preempt_enable, irq_restore } = section;
-    let KernelCalls { preempt, irq } = calls;
+    let Kfuncs { preempt, irq } = calls;
     [
         (preempt_disable, preempt.map(|(disable, _)| disable)),
         (irq_save, irq.map(|(save, _)| save)),
@@ -120,10 +93,10 @@ mod tests {
             assert_eq!(saves, if section == NonPreemptible::CGROUP { 0 } else { disables });
             disables
         });
-        let full = KernelCalls { preempt: Some(PREEMPT), irq: Some(IRQ) };
-        let half = KernelCalls { irq: None, ..full };
+        let full = Kfuncs { preempt: Some(PREEMPT), irq: Some(IRQ) };
+        let half = Kfuncs { irq: None, ..full };
         let cases = [
-            (KernelCalls::default(), true, 0, 0),
+            (Kfuncs::default(), true, 0, 0),
             (half, true, in_cgroups, 0),
             (full, false, of_functions + in_cgroups, of_functions),
             (full, true, at_tracepoints + of_functions + in_cgroups, at_tracepoints + of_functions),

@@ -2,23 +2,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{self, Read as _},
-    thread,
+    io, thread,
 };
 
 use rustc_hash::FxHashMap;
+use tracer_ebpf::OwnedFact;
 use zerocopy::IntoBytes as _;
 
 use crate::{
     kernel::{
-        hooks::programs::is_to_be_continued,
+        hooks::iterators::LoadedIterator,
         lists::{holders::HolderLists, sock_diag},
         namespace::{
             netns::{self, NamespaceFile, Namespaces, SocketFile},
             scope::Scope,
         },
-        wire::{OPEN_FILE_BYTES, OpenFile, OpenFileContent, decode_open_file},
+        wire::{OpenFile, OpenFileContent, decode_open_file},
     },
     model::{BucketClass, Cookie, Coverage, Held, HeldBy, Holder, HolderBy, Netns, Port},
 };
@@ -37,20 +36,20 @@ pub struct Snapshot {
     pub problems: Vec<String>,
 }
 
-/// Takes a snapshot of these namespaces. `files` is the iterator over all open files, where the
-/// kernel has one; without it what processes hold is still found, but for bound sockets.
+/// Takes a snapshot of the namespaces in `scope`. Without the iterator over `open_files`, bound
+/// sockets are missing, and the others have no owner.
 ///
 /// Sockets that processes hold come from the iterator, with their owners, whatever their
 /// namespace, and even if they are bound but idle; orphans and TIME_WAITs come from sock_diag.
 #[must_use]
-pub fn take(
-    files: Option<io::Result<File>>,
+pub(crate) fn take(
+    open_files: Option<&LoadedIterator>,
     lists: Option<&HolderLists>,
     scope: Scope,
 ) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let mut found = Found::default();
-    let read = files.map(|files| read_files(files?, scope, &mut snapshot.held, &mut found));
+    let read = open_files.map(|files| read_files(files, scope, &mut snapshot.held, &mut found));
     if let Some(Err(error)) = read {
         snapshot.coverage.lacks_files = true;
         snapshot.problems.push(format!("open files cannot be listed: {error}"));
@@ -135,39 +134,23 @@ impl Found {
 
 /// Reads the list of open files to its end.
 pub(crate) fn read_files(
-    mut files: File,
+    open_files: &LoadedIterator,
     scope: Scope,
     held: &mut Vec<Held>,
     found: &mut Found,
 ) -> io::Result<()> {
-    // Words, because a record must be aligned to eight bytes.
-    let mut buffer = vec![0_u64; 512 * OPEN_FILE_BYTES / size_of::<u64>()];
-    let buffer = buffer.as_mut_bytes();
-    let mut filled = 0;
-    loop {
-        let read = match files.read(&mut buffer[filled..]) {
-            Err(error) if is_to_be_continued(&error) => continue,
-            other => other?,
-        };
-        filled += read;
-        let whole = filled - filled % OPEN_FILE_BYTES;
-        for record in buffer[..whole].chunks_exact(OPEN_FILE_BYTES) {
-            let OpenFile { owner, fd, netns, content } =
-                decode_open_file(record).map_err(io::Error::other)?;
-            let (pid, inode) = (owner.pid, netns.0);
-            match content {
-                OpenFileContent::Namespace => found.files.push(NamespaceFile { pid, fd, inode }),
-                OpenFileContent::Socket(hold) if scope.contains(netns) => {
-                    found.sockets.entry(inode).or_insert(SocketFile { pid, fd });
-                    held.extend(hold);
-                }
-                OpenFileContent::Socket(_) => {}
+    open_files.for_each_record(|record: &OwnedFact| {
+        let OpenFile { owner, fd, netns, content } =
+            decode_open_file(record.as_bytes()).map_err(io::Error::other)?;
+        let (pid, inode) = (owner.pid, netns.0);
+        match content {
+            OpenFileContent::Namespace => found.files.push(NamespaceFile { pid, fd, inode }),
+            OpenFileContent::Socket(hold) if scope.contains(netns) => {
+                found.sockets.entry(inode).or_insert(SocketFile { pid, fd });
+                held.extend(hold);
             }
+            OpenFileContent::Socket(_) => {}
         }
-        buffer.copy_within(whole..filled, 0);
-        filled -= whole;
-        if read == 0 {
-            return Ok(());
-        }
-    }
+        Ok(())
+    })
 }

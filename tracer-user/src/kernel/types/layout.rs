@@ -3,17 +3,18 @@
 //! Fields come in groups, by the hooks that need them. A missing field costs the hooks of its
 //! group, not the tracer.
 
-use tracer_ebpf::{ABSENT, BitField, COMMON_BYTES, HolderLayout, Layout};
+use tracer_ebpf::{ABSENT, COMMON_BYTES, HolderLayout, Layout};
 
-use crate::kernel::{
-    hooks::object::KernelCalls,
-    lists::holders,
-    types::btf::{Btf, BtfError, Field, Struct},
+use crate::kernel::types::{
+    bind_buckets::{self, BucketFeatures},
+    btf::{Btf, BtfError, Struct},
+    fields::{bitfield, pointed, scalar},
+    kfuncs::Kfuncs,
 };
 
 /// The resolved offsets, and for each group whether all of its fields were found.
 #[derive(Debug)]
-pub struct Resolved {
+pub(crate) struct Resolved {
     /// Offsets of the groups that were found; the others are [`ABSENT`] or 0.
     pub layout: Layout,
     /// Sockets and network namespaces: without these nothing can be traced.
@@ -29,7 +30,7 @@ pub struct Resolved {
     /// A segment that is answered by a reset.
     pub segment: Result<(), BtfError>,
     /// Bind buckets and what they hold.
-    pub holders: Result<(HolderLayout, holders::Features), BtfError>,
+    pub bind_buckets: Result<(HolderLayout, BucketFeatures), BtfError>,
     /// Tracing programs may ask for a socket's cookie (5.12).
     pub has_cookie_helper: bool,
     /// Sockets whose port connect() chose are marked (`SOCK_CONNECT_BIND`, 6.18 and where it was
@@ -38,7 +39,7 @@ pub struct Resolved {
     /// Programs at tracepoints can be preempted: these run under SRCU (7.0).
     pub has_preemptible_tracepoints: bool,
     /// What a program that keeps its CPU to itself calls.
-    pub calls: KernelCalls,
+    pub kfuncs: Kfuncs,
     /// Number of parameters of `inet_csk_accept`, if the kernel has it: behind them stands what it
     /// returned.
     pub accept_parameters: Option<u32>,
@@ -46,7 +47,7 @@ pub struct Resolved {
 
 /// Looks every field up.
 #[must_use]
-pub fn resolve(btf: &Btf) -> Resolved {
+pub(crate) fn resolve(btf: &Btf) -> Resolved {
     let mut layout = Layout::default();
     let sock = resolve_sock(btf, &mut layout);
     let time_wait = resolve_time_wait(btf, &mut layout);
@@ -62,7 +63,7 @@ pub fn resolve(btf: &Btf) -> Resolved {
         files,
         syscall,
         segment,
-        holders: holders::resolve(btf),
+        bind_buckets: bind_buckets::resolve(btf),
         has_cookie_helper: btf.has_function("bpf_get_socket_ptr_cookie"),
         // The flag itself has no type; the bit that hands it to the TIME_WAIT came with it.
         marks_connect: btf
@@ -70,7 +71,7 @@ pub fn resolve(btf: &Btf) -> Resolved {
             .is_ok_and(|tw| tw.field("tw_connect_bind").is_ok()),
         // The guard of `__DO_TRACE_CALL` (include/linux/tracepoint.h).
         has_preemptible_tracepoints: btf.has_typedef("class_srcu_fast_notrace_t"),
-        calls: KernelCalls::of(btf),
+        kfuncs: Kfuncs::of(btf),
         accept_parameters: btf.function_parameters("inet_csk_accept").ok(),
     }
 }
@@ -242,39 +243,4 @@ fn resolve_syscall(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
         layout.regs_arg1 = regs.field("regs")?.offset() + 8;
     }
     Ok(())
-}
-
-/// Offset of a field that must have this width, because the programs read it so.
-pub(crate) fn scalar(container: &Struct<'_>, path: &str, bits: u32) -> Result<u32, BtfError> {
-    let field = container.field(path)?;
-    if field.bits() != bits || field.shift() != 0 {
-        return Err(BtfError::NoField {
-            container: container.name(),
-            field: format!("{path} of {bits} bits (it has {})", field.bits()),
-        });
-    }
-    Ok(field.offset())
-}
-
-pub(crate) fn bitfield(container: &Struct<'_>, path: &str) -> Result<BitField, BtfError> {
-    let field = container.field(path)?;
-    let (offset, shift, bits) = (field.offset(), field.shift(), field.bits());
-    if bits == 0 || shift + bits > 8 {
-        return Err(BtfError::NoField {
-            container: container.name(),
-            field: format!("{path} within one byte"),
-        });
-    }
-    Ok(BitField { offset, shift, mask: (1 << bits) - 1 })
-}
-
-pub(crate) fn pointed<'a>(
-    container: &Struct<'a>,
-    field: Field<'a>,
-    path: &str,
-) -> Result<Struct<'a>, BtfError> {
-    field.structure().ok_or_else(|| BtfError::NoField {
-        container: container.name(),
-        field: format!("{path} that leads to a structure"),
-    })
 }
