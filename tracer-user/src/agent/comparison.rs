@@ -10,7 +10,7 @@ use tokio::{
 use super::losses::Losses;
 use crate::{
     kernel::{
-        hooks::loader::Probes,
+        hooks::probes::Probes,
         lists::{
             holders::HolderLists,
             snapshot::{self, Snapshot},

@@ -13,8 +13,10 @@ use aya::sys::{Stats, enable_stats};
 use crate::{
     kernel::{
         hooks::{
+            attached::ProgramCost,
             error::LoadError,
-            loader::{self, LoadOptions, Probes, ProgramCost},
+            loader::{self, LoadOptions},
+            probes::Probes,
         },
         namespace::{sandbox::Sandbox, scope::Scope},
         wire::decode_with,
@@ -27,13 +29,13 @@ use crate::{
 pub const CONNECTIONS: u32 = 200;
 
 /// The loaded programs, and what the test showed.
-pub struct Tested {
+pub(crate) struct Tested {
     /// The programs, attached.
-    pub probes: Probes,
+    pub(crate) probes: Probes,
     /// What they told of the connections, or why none could be made.
-    pub told: io::Result<Told>,
+    pub(crate) told: io::Result<Told>,
     /// What each program cost on average; empty where the kernel keeps no statistics.
-    pub costs: Vec<ProgramCost>,
+    pub(crate) costs: Vec<ProgramCost>,
 }
 
 /// How many records of each kind there were; [`CONNECTIONS`] of each are due.
@@ -69,7 +71,7 @@ impl Told {
 ///
 /// # Errors
 /// If nothing can be traced here.
-pub fn run(options: &LoadOptions) -> Result<Tested, LoadError> {
+pub(crate) fn run(options: &LoadOptions) -> Result<Tested, LoadError> {
     let (entered, enters) = sync_channel(1);
     let (go, goes) = channel();
     // The namespace ends with the thread, and the TIME_WAITs in it.
@@ -89,7 +91,7 @@ pub fn run(options: &LoadOptions) -> Result<Tested, LoadError> {
     let statistics = enable_stats(Stats::RunTime);
     let _ = go.send(());
     let outcome = traffic.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    let costs = statistics.map_or_else(|_| Vec::new(), |_enabled| probes.costs());
+    let costs = statistics.map_or_else(|_| Vec::new(), |_enabled| probes.hooks.costs());
     let told = outcome.and_then(|()| count(&mut probes));
     Ok(Tested { probes, told, costs })
 }

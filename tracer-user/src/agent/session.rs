@@ -19,7 +19,8 @@ use crate::{
     kernel::{
         hooks::{
             error::LoadError,
-            loader::{self, LoadOptions, Probes},
+            loader::{self, LoadOptions},
+            probes::{Counters, Probes},
         },
         host::{clock, memory},
         lists::{holders::HolderLists, snapshot},
@@ -163,7 +164,7 @@ impl<'a> Session<'a> {
         let outlet = Outlet::new(view, filter, discard.namespaces, queue_bytes)
             .map_err(AgentError::Write)?;
         let mut reporter = Reporter::new(outlet, probes.cgroups.take());
-        reporter.begin(begins, &probes.hooks, warnings, &mut ledger, snapshot);
+        reporter.begin(begins, &probes.hooks.statuses(), warnings, &mut ledger, snapshot);
         Ok(Self {
             probes,
             ledger,
@@ -249,12 +250,10 @@ impl<'a> Session<'a> {
     fn count_losses(&mut self) -> Result<(), AgentError> {
         self.counted = Deadline::now();
         self.is_uncounted = false;
-        let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
-        self.losses.count(&ProgramLosses {
-            ring_full: counters.ring_full,
-            unseen_firings: self.probes.unseen_firings(),
-            doubtful_firings: self.probes.doubtful_firings(),
-        });
+        let Counters { facts, unseen_firings, doubtful_firings } =
+            self.probes.counters().map_err(AgentError::Ring)?;
+        let ring_full = facts.ring_full;
+        self.losses.count(&ProgramLosses { ring_full, unseen_firings, doubtful_firings });
         self.reporter.follow_settings(Instant::from_ns(clock::monotonic_ns()), &mut self.ledger);
         Ok(())
     }
@@ -262,11 +261,11 @@ impl<'a> Session<'a> {
     /// Reports scans. They leave no facts: they are looked for by the clock.
     fn look_for_scans(&mut self) {
         self.looked_for_scans = Deadline::now();
-        let Some(tried_ports) = &mut self.probes.tried_ports else { return };
+        let Some(probers) = &mut self.probes.probers else { return };
         let (scans, over) =
-            self.scans.look(Instant::from_ns(clock::monotonic_ns()), tried_ports.all());
+            self.scans.look(Instant::from_ns(clock::monotonic_ns()), probers.iter());
         for prober in &over {
-            tried_ports.forget(prober);
+            probers.remove(prober);
         }
         self.show_scans(&scans);
     }
@@ -341,11 +340,11 @@ impl<'a> Session<'a> {
         // Nothing more will come that could decide what is undecided.
         self.ledger.settle(Instant::from_ns(u64::MAX), &mut self.reporter);
         self.count_losses()?;
-        if let Some(tried_ports) = &self.probes.tried_ports {
-            let scans = self.scans.rest(tried_ports.all());
+        if let Some(probers) = &self.probes.probers {
+            let scans = self.scans.rest(probers.iter());
             self.show_scans(&scans);
         }
-        let counters = self.probes.ring.counters().map_err(AgentError::Ring)?;
+        let counters = self.probes.counters().map_err(AgentError::Ring)?.facts;
         let at = Instant::from_ns(clock::monotonic_ns());
         self.report_losses(at, false);
         self.ledger.advance(at);

@@ -10,7 +10,7 @@ use crate::{
     capacity as exhaustion,
     cli::{Form, Question, print},
     kernel::{
-        hooks::{loader::LoadOptions, status::HookFamily},
+        hooks::{loader::LoadOptions, table::HookFamily},
         host::clock,
         lists::snapshot::{self, Snapshot},
         namespace::{netns, scope::Scope, settings::SettingsFiles},
@@ -69,8 +69,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 fn tracer(tested: &mut Tested) -> Tracer {
     let Tested { probes, told, costs } = tested;
-    let hooks = probes.hooks.iter().map(|hook| Hook {
-        report: HookReport::from(hook),
+    let hooks = probes.hooks.statuses().into_iter().map(|hook| Hook {
+        report: HookReport::from(&hook),
         without: hook.without,
         run_ns: costs.iter().find(|cost| cost.hook == hook.name).map(|cost| cost.ns / cost.runs),
     });

@@ -141,7 +141,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             LoadError::Privilege(_)
             | LoadError::Btf(_)
             | LoadError::Layout(_)
-            | LoadError::Refused(_)
+            | LoadError::Refused { .. }
             | LoadError::NoFunctions(_)
             | LoadError::Object(_),
         ) => CANNOT_RUN,

@@ -14,7 +14,7 @@ use clap::{
 use crate::{
     agent::{self, Options},
     kernel::{
-        hooks::{loader::LoadOptions, status::HookFamily},
+        hooks::{loader::LoadOptions, table::HookFamily},
         host::clock,
         namespace::{
             netns::{self, Namespaces},

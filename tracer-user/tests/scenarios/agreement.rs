@@ -11,7 +11,7 @@ use socket2::Socket;
 use tracer_user::{
     agent::{self, Options},
     kernel::{
-        hooks::{loader::LoadOptions, status::HookFamily},
+        hooks::{loader::LoadOptions, table::HookFamily},
         host::clock,
         namespace::scope::Scope,
     },

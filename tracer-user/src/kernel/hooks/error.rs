@@ -27,9 +27,14 @@ pub enum LoadError {
     Layout(#[source] BtfError),
     /// The kernel refuses the hook without which there is nothing to see.
     #[error(
-        "the kernel refuses the tracepoint inet_sock_set_state, without which there is nothing to trace: {0}"
+        "the kernel refuses the tracepoint {hook}, without which there is nothing to trace: {reason}"
     )]
-    Refused(String),
+    Refused {
+        /// The kernel's name of the hook.
+        hook: &'static str,
+        /// The kernel's reason.
+        reason: String,
+    },
     /// The user asked for function hooks, and the kernel refuses them.
     #[error(
         "the kernel refuses the function hooks that --hooks functions asks for ({0}): without the \

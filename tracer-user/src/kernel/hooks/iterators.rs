@@ -16,27 +16,22 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     kernel::{
-        hooks::{error::LoadError, object::OBJECT, privileges, programs::Programs},
+        hooks::{
+            error::LoadError,
+            object::OBJECT,
+            privileges,
+            programs::Programs,
+            table::{IDLE_HOLDERS, IteratorSpec, OPEN_FILES, TCP_HOLDERS},
+        },
         host::parallel::in_parallel,
         types::{
             bind_buckets::BucketFeatures,
             btf::{self, Btf},
-            layout,
+            layout::{self, FieldGroups, Resolved},
         },
     },
     model::Port,
 };
-
-/// An iterator program and the kernel's iterator that runs it.
-#[derive(Clone, Copy)]
-struct IteratorSpec {
-    program: &'static str,
-    target: &'static str,
-}
-
-const TASK_FILE: IteratorSpec = IteratorSpec { program: "task_file", target: "task_file" };
-const TCP_HOLDERS: IteratorSpec = IteratorSpec { program: "tcp_holders", target: "tcp" };
-const IDLE_HOLDERS: IteratorSpec = IteratorSpec { program: "idle_holders", target: "task_file" };
 
 /// The iterator programs of an object, none of them loaded yet.
 pub(crate) struct IteratorPrograms<'a> {
@@ -56,13 +51,13 @@ pub(crate) struct IteratorPrograms<'a> {
 impl<'a> IteratorPrograms<'a> {
     /// Takes the iterator programs out.
     pub(crate) fn take(programs: &mut Programs<'a>, btf: &'a AyaBtf) -> Self {
-        let mut take = |IteratorSpec { program, target }| IteratorProgram {
-            program: programs.take(program),
-            target,
+        let mut take = |spec: IteratorSpec| IteratorProgram {
+            program: programs.take(spec.program),
+            spec,
             btf,
         };
         Self {
-            open_files: take(TASK_FILE),
+            open_files: take(OPEN_FILES),
             tcp_holders: take(TCP_HOLDERS),
             idle_holders: take(IDLE_HOLDERS),
         }
@@ -72,7 +67,7 @@ impl<'a> IteratorPrograms<'a> {
 /// An iterator program that is not loaded yet.
 pub(crate) struct IteratorProgram<'a> {
     program: Option<&'a mut Program>,
-    target: &'static str,
+    spec: IteratorSpec,
     btf: &'a AyaBtf,
 }
 
@@ -83,7 +78,7 @@ impl IteratorProgram<'_> {
     /// If this kernel has no such iterator, or does not let this process load the program.
     pub(crate) fn load(self) -> Result<LoadedIterator, ProgramError> {
         let program: &mut Iter = self.program.ok_or(ProgramError::NotLoaded)?.try_into()?;
-        program.load(self.target, self.btf)?;
+        program.load(self.spec.target, self.btf)?;
         Ok(LoadedIterator(Arc::new(program.fd()?.as_fd().try_clone_to_owned()?)))
     }
 }
@@ -213,30 +208,22 @@ impl IteratorObject {
             || Btf::parse(&types).map(|btf| layout::resolve(&btf)),
             || AyaBtf::parse(&types, Endianness::default()),
         );
-        let layout::Resolved {
-            layout,
-            sock,
-            time_wait,
-            task,
-            files,
-            bind_buckets,
-            has_cookie_helper,
-            marks_connect,
-            ..
-        } = resolved.map_err(LoadError::Btf)?;
+        let Resolved { layout, sock, groups, bind_buckets, kfuncs: _, features: kernel } =
+            resolved.map_err(LoadError::Btf)?;
+        let FieldGroups { time_wait, task, files, syscall: _, segment: _ } = groups;
         sock.and(time_wait).and(task).and(files).map_err(LoadError::Layout)?;
         let (holder_layout, features) = bind_buckets.map_err(LoadError::Layout)?;
         let btf = btf.map_err(|error| LoadError::Object(error.into()))?;
         let ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("LAYOUT", layout.as_bytes(), true)
-            .override_global("COOKIE_HELPER", &u32::from(has_cookie_helper), true)
+            .override_global("COOKIE_HELPER", &u32::from(kernel.has_cookie_helper), true)
             .override_global("HOLDER_LAYOUT", holder_layout.as_bytes(), true)
             .override_global("PORT_WANTED", &port.map_or(0, |port| u32::from(port.0)), true)
             .override_global("AYA_LOG_LEVEL", &0_u8, false)
             .load(OBJECT)
             .map_err(|error| LoadError::Object(error.into()))?;
-        Ok(Self { ebpf, btf, features, marks_connect })
+        Ok(Self { ebpf, btf, features, marks_connect: kernel.marks_connect })
     }
 
     /// Its iterator programs.

@@ -1,86 +1,41 @@
-//! Loads the eBPF object and attaches each program by trying it.
-//!
-//! No kernel version is asked for: a hook that the kernel refuses is reported with the kernel's
-//! reason and with what is lost, and the others go on.
-
-use std::{
-    fs,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-    time::Duration,
-};
+//! Loads the eBPF object for the running kernel and attaches its programs.
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Endianness,
-    maps::{Array, HashMap, Map, MapError, PerCpuArray, RingBuf},
-    programs::ProgramError,
+    maps::{Array, Map, MapError, PerCpuArray, RingBuf},
 };
+use tracer_ebpf::HolderLayout;
 use zerocopy::IntoBytes;
 
 use crate::{
     kernel::{
         hooks::{
-            attacher::{
-                ACCEPT, AGAIN, Attacher, FUNCTIONS_TWICE, Function, Needs, RESET, programs_of,
-            },
+            attached::AttachedHooks,
+            attacher,
             error::LoadError,
             iterators::{HolderIterators, IteratorPrograms, LoadedIterator},
             kallsyms,
             object::Object,
             privileges,
+            probers::ProberMap,
+            probes::Probes,
             programs::{Programs, reason},
             ring::Ring,
-            status::{HookFamily, HookStatus, Outcome},
-            tries::TriedPorts,
+            status::{HookStatus, Outcome},
+            support::KernelSupport,
+            table::{
+                HookFamily, IteratorSpec, OPEN_FILES, Reports, TCP_HOLDERS, TIME_WAIT_TIMER_HANDLER,
+            },
         },
         host::{capability::Capability, cgroup::CgroupRoot, clock, memory, parallel::in_parallel},
         namespace::scope::Scope,
         types::{
-            btf::{self, Btf, BtfError},
-            layout,
+            btf::{self, Btf},
+            layout::{self, Resolved},
         },
     },
-    model::{Instant, Sight},
+    model::Instant,
 };
-
-/// What a program cost while the kernel kept statistics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProgramCost {
-    /// The hook that it runs at.
-    pub hook: &'static str,
-    /// How often it ran.
-    pub runs: u64,
-    /// Nanoseconds of all runs, without what it takes to get there.
-    pub ns: u64,
-}
-
-/// Attached programs. Dropping this detaches them all; so does the end of the process.
-pub struct Probes {
-    /// The ring that the programs write to.
-    pub ring: Ring,
-    /// Every hook, tried in this order.
-    pub hooks: Vec<HookStatus>,
-    /// The cgroup v2 root, if it can be opened.
-    pub cgroups: Option<CgroupRoot>,
-    /// What else is missing, in sentences.
-    pub warnings: Vec<String>,
-    /// What the programs log.
-    #[cfg(feature = "debug-log")]
-    pub log: Option<super::debug_log::ProgramLog>,
-    /// Keeps the programs attached.
-    ebpf: Ebpf,
-    /// Lists the files that processes have open, if this kernel can.
-    pub(crate) open_files: Option<LoadedIterator>,
-    /// Lists who is in which bind bucket, if this kernel can.
-    pub(crate) holders: Option<HolderIterators>,
-    /// Who tried closed ports, if this kernel tells of it.
-    pub tried_ports: Option<TriedPorts>,
-    /// Sockets whose port connect() chose are marked by this kernel.
-    marks_connect: bool,
-    /// A tracepoint's program can lose its CPU to another task.
-    has_preemptible_tracepoints: bool,
-    /// When the last hook was attached.
-    attached: Instant,
-}
 
 /// What the user decides about loading.
 #[derive(Clone, Debug)]
@@ -97,7 +52,8 @@ pub struct LoadOptions {
 ///
 /// # Errors
 /// If nothing can be traced at all: see [`LoadError`].
-pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
+pub(crate) fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
+    let LoadOptions { ring_bytes, hooks: family, scope } = *options;
     let capabilities = privileges::check()?;
     let warnings = capabilities
         .missing(&Capability::OPTIONAL)
@@ -113,39 +69,28 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
                 || AyaBtf::parse(&types, Endianness::default()),
             )
         },
-        || kallsyms::address_of("tw_timer_handler"),
+        || kallsyms::address_of(TIME_WAIT_TIMER_HANDLER),
     );
     drop(types);
-    let resolved = resolved.map_err(LoadError::Btf)?;
-    let layout::Resolved {
-        layout,
-        sock,
-        time_wait,
-        task,
-        files,
-        syscall,
-        segment,
-        bind_buckets,
-        has_cookie_helper,
-        marks_connect,
-        has_preemptible_tracepoints,
-        kfuncs,
-        accept_parameters,
-    } = resolved;
+    let Resolved { layout, sock, groups, bind_buckets, kfuncs, features } =
+        resolved.map_err(LoadError::Btf)?;
     sock.map_err(LoadError::Layout)?;
     let aya_btf = aya_btf.map_err(|error| LoadError::Object(error.into()))?;
+    let (holder_layout, bucket_features) = match bind_buckets {
+        Ok((layout, features)) => (layout, Ok(features)),
+        Err(error) => (HolderLayout::default(), Err(error)),
+    };
 
-    let holder_layout = bind_buckets.as_ref().map(|(layout, _)| *layout).unwrap_or_default();
     let cgroups = CgroupRoot::open();
-    let object = Object::for_kernel(kfuncs, has_preemptible_tracepoints);
+    let object = Object::for_kernel(kfuncs, features.has_preemptible_tracepoints);
     let mut ebpf = EbpfLoader::new()
         .btf(Some(&aya_btf))
         .override_global("LAYOUT", layout.as_bytes(), true)
         .override_global("HOLDER_LAYOUT", holder_layout.as_bytes(), true)
-        .override_global("COOKIE_HELPER", &u32::from(has_cookie_helper), true)
+        .override_global("COOKIE_HELPER", &u32::from(features.has_cookie_helper), true)
         .override_global("TW_TIMER_HANDLER", handler.as_ref().unwrap_or(&0), true)
-        .override_global("WAKE_BYTES", &u64::from(options.ring_bytes / 4), true)
-        .override_global("NETNS_WANTED", &options.scope.inodes(), true)
+        .override_global("WAKE_BYTES", &u64::from(ring_bytes / 4), true)
+        .override_global("NETNS_WANTED", &scope.inodes(), true)
         .override_global("NR_BIND", &(libc::SYS_bind as u64), true)
         .override_global("NR_ACCEPT", &(libc::SYS_accept as u64), true)
         .override_global("NR_ACCEPT4", &(libc::SYS_accept4 as u64), true)
@@ -155,170 +100,80 @@ pub fn load(options: &LoadOptions) -> Result<Probes, LoadError> {
             &u8::from(cfg!(feature = "debug-log")).wrapping_mul(5),
             false,
         )
-        .map_max_entries("EVENTS", options.ring_bytes)
+        .map_max_entries("EVENTS", ring_bytes)
         .load(object.bytes())
         .map_err(|error| LoadError::Object(error.into()))?;
     let ring = take_ring(&mut ebpf)?;
 
-    // What each hook needs, as the sentence that says why it is not there.
-    let sentence = |need: Result<(), BtfError>| need.map_err(|error| error.to_string());
-    let (task, time_wait) = (sentence(task), sentence(time_wait));
-    let files = task.clone().and(sentence(files));
-    let needs = Needs {
-        timers: time_wait.clone().and(handler.map(|_| ()).map_err(|error| error.to_string())),
-        syscall: files.clone().and(sentence(syscall)),
-        segment: sentence(segment),
-        task,
-        time_wait: time_wait.clone(),
-        files: files.clone(),
-        accept_parameters,
-        has_cookie_helper,
-        has_preemptible_tracepoints,
-    };
-    let features = bind_buckets.map(|(_, features)| features).map_err(|error| error.to_string());
-    let features = files.clone().and(time_wait).and(features);
+    let handler = handler.map(|_| ());
+    let support = KernelSupport::new(groups, bucket_features, features, handler, &cgroups);
     let mut programs = Programs::of(&mut ebpf);
-    let IteratorPrograms { open_files, tcp_holders, idle_holders } =
-        IteratorPrograms::take(&mut programs, &aya_btf);
-    let mut attacher = Attacher::new(programs, &aya_btf, options.hooks);
-    // The verifier takes its time over the lists, too.
-    let (attached, (open_files, holders)) = in_parallel(
-        || attacher.attach(&needs, &cgroups),
-        || {
-            let refused = |error: ProgramError| reason(&error);
-            let open_files = files.and_then(|()| open_files.load().map_err(refused));
-            let holders = features.and_then(|features| {
-                HolderIterators::load(tcp_holders, idle_holders, features).map_err(refused)
-            });
-            (open_files, holders)
-        },
+    let iterators = IteratorPrograms::take(&mut programs, &aya_btf);
+    // The verifier takes its time over the iterators, too.
+    let (hooks, iterators) = in_parallel(
+        || attacher::attach_all(programs, &aya_btf, &cgroups, &support, family),
+        || load_iterators(iterators, &support),
     );
-    attached?;
-    let mut hooks = attacher.into_hooks();
-    let mut list = |name, without, outcome: Result<(), String>| {
-        hooks.push(HookStatus { name, without, outcome: Outcome::of(outcome, "iter") });
-    };
-    list(
-        "task_file",
-        "sockets that are bound but idle are not in the snapshot",
-        open_files.as_ref().map(|_| ()).map_err(Clone::clone),
-    );
-    list(
-        "tcp_holders",
-        "that somebody bound a port is known only if that was seen, and TIME_WAITs from before are \
-         believed to have had timestamps",
-        holders.as_ref().map(|_| ()).map_err(Clone::clone),
-    );
-    if let Some(HookStatus { outcome: Outcome::Missing { reason, .. }, .. }) =
-        hooks.iter().find(|hook| hook.name == "inet_sock_set_state")
+    let hooks = hooks?;
+    if let Some(hook) = hooks.iter().find(|hook| hook.spec.reports == Reports::SocketStates)
+        && let Outcome::Missing { reason } = &hook.outcome
     {
-        return Err(LoadError::Refused(reason.clone()));
+        return Err(LoadError::Refused { hook: hook.spec.name, reason: reason.clone() });
     }
-    let is_attached = |name: &str| hooks.iter().any(|hook| hook.name == name && hook.is_attached());
-    let tried_ports = if is_attached(RESET) { Some(take_tried_ports(&mut ebpf)?) } else { None };
+    let probers = if hooks.iter().any(|hook| hook.reports(Reports::ProbedPorts)) {
+        Some(ProberMap::new(take_map(&mut ebpf, "TRIES")?))
+    } else {
+        None
+    };
     drop(aya_btf);
     memory::trim();
     #[cfg(feature = "debug-log")]
     let log = super::debug_log::start(&mut ebpf);
+    let Iterators { open_files, holders, statuses } = iterators;
     Ok(Probes {
         #[cfg(feature = "debug-log")]
         log,
         ring,
-        hooks,
+        hooks: AttachedHooks::new(ebpf, hooks, statuses, features.has_preemptible_tracepoints),
         cgroups: cgroups.ok(),
         warnings,
-        ebpf,
-        open_files: open_files.ok(),
-        holders: holders.ok(),
-        tried_ports,
-        marks_connect,
-        has_preemptible_tracepoints,
-        attached: Instant::from_ns(clock::monotonic_ns()),
+        open_files,
+        holders,
+        probers,
+        marks_connect: features.marks_connect,
+        attached_at: Instant::from_ns(clock::monotonic_ns()),
     })
 }
 
-impl Probes {
-    /// What the ledger can rely on, by the hooks that are attached.
-    #[must_use]
-    pub fn sight(&self) -> Sight {
-        Sight {
-            ports_chosen: self.is_attached("sockops"),
-            accepts: self.is_attached("sys_exit") || self.is_attached(ACCEPT.name),
-            marks_connect: self.marks_connect,
-            bound_idle: self.open_files.is_some(),
-            since: self.attached,
-        }
-    }
-
-    /// What the attached programs cost since the kernel began to keep statistics, which it does
-    /// while somebody asks it to.
-    #[must_use]
-    pub fn costs(&self) -> Vec<ProgramCost> {
-        self.hooks
-            .iter()
-            .filter(|hook| hook.is_attached())
-            .filter_map(|hook| {
-                let infos = programs_of(hook.name)
-                    .filter_map(|program| self.ebpf.program(program)?.info().ok());
-                // Of two at a function, either runs whenever the function does.
-                let (runs, time) = infos.fold((0, Duration::ZERO), |(runs, time), info| {
-                    (info.run_count().max(runs), time + info.run_time())
-                });
-                let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-                (runs > 0).then_some(ProgramCost { hook: hook.name, runs, ns })
-            })
-            .collect()
-    }
-
-    fn is_attached(&self, name: &str) -> bool {
-        self.hooks.iter().any(|hook| hook.name == name && hook.is_attached())
-    }
-
-    /// True for either copy of a program of which two are attached.
-    fn has_both_copies(&self, program: &str) -> bool {
-        FUNCTIONS_TWICE.iter().any(|function| {
-            function.programs().any(|of_function| of_function == program)
-                && self.is_attached(function.name)
-        }) || AGAIN.iter().any(|(first, again)| {
-            (*first == program || *again == program)
-                && self.is_attached(first)
-                && self.is_attached(again)
-        })
-    }
-
-    /// Firings of hooks that no program saw: the kernel skips a program that would interrupt
-    /// itself on its CPU (`recursion_misses`, since 5.12). Where a second copy is attached one of
-    /// the two sees every firing.
-    #[must_use]
-    pub fn unseen_firings(&self) -> u64 {
-        self.ebpf
-            .programs()
-            // This one reports no facts, and says at least how much there was.
-            .filter(|(name, _)| *name != RESET && !self.has_both_copies(name))
-            .filter_map(|(_, program)| recursion_misses(program.fd().ok()?.as_fd()))
-            .sum()
-    }
-
-    /// At most so many firings of hooks at which two programs are attached were seen by neither:
-    /// where another task can take the CPU from both, a third finds both running. Only so many as
-    /// each of them missed can be those that both missed.
-    #[must_use]
-    pub fn doubtful_firings(&self) -> u64 {
-        let at_tracepoints = AGAIN.iter().copied().filter(|_| self.has_preemptible_tracepoints);
-        let at_functions = FUNCTIONS_TWICE.iter().filter_map(Function::both_programs);
-        let misses = |name| recursion_misses(self.ebpf.program(name)?.fd().ok()?.as_fd());
-        at_tracepoints
-            .chain(at_functions)
-            .filter_map(|(first, again)| Some(misses(first)?.min(misses(again)?)))
-            .sum()
-    }
+/// The iterators that could be loaded, and what became of each.
+struct Iterators {
+    open_files: Option<LoadedIterator>,
+    holders: Option<HolderIterators>,
+    statuses: Vec<HookStatus>,
 }
 
-fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
-    let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", program.as_raw_fd()));
-    let info = info.ok()?;
-    let misses = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
-    misses.trim().parse().ok()
+fn load_iterators(programs: IteratorPrograms<'_>, support: &KernelSupport) -> Iterators {
+    let IteratorPrograms { open_files, tcp_holders, idle_holders } = programs;
+    let open_files = support
+        .check(OPEN_FILES.needs)
+        .and_then(|()| open_files.load().map_err(|error| reason(&error)));
+    let holders = support.check(TCP_HOLDERS.needs).and_then(|()| {
+        HolderIterators::load(tcp_holders, idle_holders, support.bucket_features()?)
+            .map_err(|error| reason(&error))
+    });
+    let status = |spec: IteratorSpec, loaded: Result<(), String>| HookStatus {
+        name: spec.program,
+        without: spec.without,
+        outcome: Outcome::of(loaded, IteratorSpec::LABEL),
+    };
+    Iterators {
+        statuses: vec![
+            status(OPEN_FILES, open_files.as_ref().map(drop).map_err(Clone::clone)),
+            status(TCP_HOLDERS, holders.as_ref().map(drop).map_err(Clone::clone)),
+        ],
+        open_files: open_files.ok(),
+        holders: holders.ok(),
+    }
 }
 
 fn take_ring(ebpf: &mut Ebpf) -> Result<Ring, LoadError> {
@@ -326,10 +181,6 @@ fn take_ring(ebpf: &mut Ebpf) -> Result<Ring, LoadError> {
     let asleep = take_map::<Array<_, _>>(ebpf, "ASLEEP")?;
     let counters = take_map::<PerCpuArray<_, _>>(ebpf, "COUNTERS")?;
     Ring::new(events, asleep, counters).map_err(LoadError::Ring)
-}
-
-fn take_tried_ports(ebpf: &mut Ebpf) -> Result<TriedPorts, LoadError> {
-    take_map::<HashMap<_, _, _>>(ebpf, "TRIES").map(TriedPorts::new)
 }
 
 fn take_map<M: TryFrom<Map, Error = MapError>>(

@@ -1,25 +1,34 @@
-//! The eBPF programs: loaded, attached, and read from.
+//! The eBPF programs: what they are attached to, and what they report.
 
 #[cfg(feature = "programs")]
-pub(crate) mod attacher;
+pub(crate) mod attached;
+#[cfg(feature = "programs")]
+mod attacher;
 #[cfg(all(feature = "programs", feature = "debug-log"))]
-pub mod debug_log;
+mod debug_log;
 #[cfg(feature = "programs")]
 pub mod error;
 #[cfg(feature = "programs")]
 pub(crate) mod iterators;
-pub mod kallsyms;
+#[cfg(feature = "programs")]
+mod kallsyms;
 #[cfg(feature = "programs")]
 pub mod loader;
 #[cfg(feature = "programs")]
-pub(crate) mod object;
+mod object;
 #[cfg(feature = "programs")]
-pub(crate) mod privileges;
+mod privileges;
 #[cfg(feature = "programs")]
-pub(crate) mod programs;
+mod probers;
 #[cfg(feature = "programs")]
-pub mod ring;
+pub(crate) mod probes;
 #[cfg(feature = "programs")]
-pub mod status;
+mod programs;
 #[cfg(feature = "programs")]
-pub mod tries;
+mod ring;
+#[cfg(feature = "programs")]
+pub(crate) mod status;
+#[cfg(feature = "programs")]
+mod support;
+#[cfg(feature = "programs")]
+pub mod table;

@@ -1,57 +1,40 @@
-//! What became of each hook.
+//! How a hook is attached, or why it is not.
 
-/// One hook: how it is attached, or why it is not and what that costs.
+/// A hook, as `start` and `check` show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HookStatus {
+pub(crate) struct HookStatus {
     /// The kernel's name of the hook.
-    pub name: &'static str,
-    /// What cannot be told without this hook, or what tells it instead.
-    pub without: &'static str,
-    /// How it is attached, or why it is not.
-    pub outcome: Outcome,
+    pub(crate) name: &'static str,
+    /// What is lost without this hook, or which others are used instead: the end of a sentence.
+    pub(crate) without: &'static str,
+    pub(crate) outcome: Outcome,
 }
 
-/// What became of a hook.
+/// How a hook is attached, or why it is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It is attached, by this kind of program.
     Attached(&'static str),
-    /// It is not, and others tell the same.
+    /// It is not, and other hooks report the same.
     Replaced {
-        /// The reason, the kernel's where it gave one.
+        /// Why: the kernel's reason where it gave one.
         reason: String,
     },
-    /// It is not, and something goes untold.
+    /// It is not, and something is lost.
     Missing {
-        /// The reason, the kernel's where it gave one.
+        /// Why: the kernel's reason where it gave one.
         reason: String,
     },
 }
 
 impl Outcome {
-    /// `kind` is the kind of the program that was attached, or was not for this reason.
-    pub(crate) fn of(attached: Result<(), String>, kind: &'static str) -> Self {
-        attached.map_or_else(|reason| Self::Missing { reason }, |()| Self::Attached(kind))
+    /// The outcome of attaching a program of this kind.
+    pub(crate) fn of(attached: Result<(), String>, label: &'static str) -> Self {
+        attached.map_or_else(|reason| Self::Missing { reason }, |()| Self::Attached(label))
     }
-}
 
-impl HookStatus {
     /// True if the hook is attached.
-    #[must_use]
-    pub fn is_attached(&self) -> bool {
-        matches!(self.outcome, Outcome::Attached(_))
+    pub(crate) fn is_attached(&self) -> bool {
+        matches!(self, Self::Attached(_))
     }
-}
-
-/// Where a function hook and a tracepoint tell the same, the tracepoint is the dearer one: it fires
-/// for every timer or every system call of the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HookFamily {
-    /// Function hooks where the kernel permits them, else tracepoints.
-    #[default]
-    Auto,
-    /// Tracepoints, even where function hooks would do.
-    Tracepoints,
-    /// Function hooks, or nothing.
-    Functions,
 }

@@ -1,4 +1,5 @@
-//! Resolves the fields that the programs read, from the running kernel's BTF.
+//! Resolves the fields that the programs read, and what the kernel can do, from the running
+//! kernel's BTF.
 //!
 //! Fields come in groups, by the hooks that need them. A missing field costs the hooks of its
 //! group, not the tracer.
@@ -12,66 +13,81 @@ use crate::kernel::types::{
     kfuncs::Kfuncs,
 };
 
-/// The resolved offsets, and for each group whether all of its fields were found.
+/// What the kernel's types say.
 #[derive(Debug)]
 pub(crate) struct Resolved {
-    /// Offsets of the groups that were found; the others are [`ABSENT`] or 0.
-    pub layout: Layout,
-    /// Sockets and network namespaces: without these nothing can be traced.
-    pub sock: Result<(), BtfError>,
-    /// Timers and TIME_WAIT sockets.
-    pub time_wait: Result<(), BtfError>,
-    /// The current task: names the owner.
-    pub task: Result<(), BtfError>,
-    /// File descriptors and their sockets.
-    pub files: Result<(), BtfError>,
-    /// Registers of a system call.
-    pub syscall: Result<(), BtfError>,
-    /// A segment that is answered by a reset.
-    pub segment: Result<(), BtfError>,
-    /// Bind buckets and what they hold.
-    pub bind_buckets: Result<(HolderLayout, BucketFeatures), BtfError>,
-    /// Tracing programs may ask for a socket's cookie (5.12).
-    pub has_cookie_helper: bool,
-    /// Sockets whose port connect() chose are marked (`SOCK_CONNECT_BIND`, 6.18 and where it was
-    /// backported).
-    pub marks_connect: bool,
-    /// Programs at tracepoints can be preempted: these run under SRCU (7.0).
-    pub has_preemptible_tracepoints: bool,
-    /// What a program that keeps its CPU to itself calls.
-    pub kfuncs: Kfuncs,
-    /// Number of parameters of `inet_csk_accept`, if the kernel has it: behind them stands what it
-    /// returned.
-    pub accept_parameters: Option<u32>,
+    /// The offsets of the groups that were found; the others are [`ABSENT`] or 0.
+    pub(crate) layout: Layout,
+    /// Sockets and network namespaces, without which nothing can be traced.
+    pub(crate) sock: Result<(), BtfError>,
+    pub(crate) groups: FieldGroups,
+    /// Bind buckets and their owners.
+    pub(crate) bind_buckets: Result<(HolderLayout, BucketFeatures), BtfError>,
+    /// The kernel functions that keep a program from being preempted.
+    pub(crate) kfuncs: Kfuncs,
+    pub(crate) features: KernelFeatures,
 }
 
-/// Looks every field up.
-#[must_use]
+/// For each further group of fields, whether all of them were found, or the first that was not.
+#[derive(Debug)]
+pub(crate) struct FieldGroups {
+    /// Timers and TIME_WAIT sockets.
+    pub(crate) time_wait: Result<(), BtfError>,
+    /// The current task, which names the owner.
+    pub(crate) task: Result<(), BtfError>,
+    /// File descriptors and their sockets.
+    pub(crate) files: Result<(), BtfError>,
+    /// The registers of a system call.
+    pub(crate) syscall: Result<(), BtfError>,
+    /// A segment that is answered by a reset.
+    pub(crate) segment: Result<(), BtfError>,
+}
+
+/// Differences between kernels that their types show.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelFeatures {
+    /// Tracing programs may ask for a socket's cookie (5.12).
+    pub(crate) has_cookie_helper: bool,
+    /// Sockets whose port connect() chose are marked (`SOCK_CONNECT_BIND`, 6.18 and where it was
+    /// backported).
+    pub(crate) marks_connect: bool,
+    /// Programs at tracepoints can be preempted, because they run under SRCU (7.0).
+    pub(crate) has_preemptible_tracepoints: bool,
+    /// The number of parameters of `inet_csk_accept`: a program at its return finds the result
+    /// behind them. `None` if this kernel has no such function.
+    pub(crate) accept_parameters: Option<u32>,
+}
+
+/// Looks up every field.
 pub(crate) fn resolve(btf: &Btf) -> Resolved {
     let mut layout = Layout::default();
     let sock = resolve_sock(btf, &mut layout);
-    let time_wait = resolve_time_wait(btf, &mut layout);
-    let task = resolve_task(btf, &mut layout);
-    let files = resolve_files(btf, &mut layout);
-    let syscall = resolve_syscall(btf, &mut layout);
-    let segment = resolve_segment(btf, &mut layout);
+    let groups = FieldGroups {
+        time_wait: resolve_time_wait(btf, &mut layout),
+        task: resolve_task(btf, &mut layout),
+        files: resolve_files(btf, &mut layout),
+        syscall: resolve_syscall(btf, &mut layout),
+        segment: resolve_segment(btf, &mut layout),
+    };
     Resolved {
         layout,
         sock,
-        time_wait,
-        task,
-        files,
-        syscall,
-        segment,
+        groups,
         bind_buckets: bind_buckets::resolve(btf),
+        kfuncs: Kfuncs::of(btf),
+        features: features_of(btf),
+    }
+}
+
+fn features_of(btf: &Btf) -> KernelFeatures {
+    KernelFeatures {
         has_cookie_helper: btf.has_function("bpf_get_socket_ptr_cookie"),
-        // The flag itself has no type; the bit that hands it to the TIME_WAIT came with it.
+        // The flag itself has no type. The bit that passes it on to the TIME_WAIT came with it.
         marks_connect: btf
             .function_parameter("inet_twsk_put", 0)
             .is_ok_and(|tw| tw.field("tw_connect_bind").is_ok()),
         // The guard of `__DO_TRACE_CALL` (include/linux/tracepoint.h).
         has_preemptible_tracepoints: btf.has_typedef("class_srcu_fast_notrace_t"),
-        kfuncs: Kfuncs::of(btf),
         accept_parameters: btf.function_parameters("inet_csk_accept").ok(),
     }
 }

@@ -1,24 +1,24 @@
-//! Closed ports that were tried, as the programs count them.
+//! The map in which the programs count closed ports that somebody tried.
 
 use aya::maps::{HashMap, MapData};
 use tracer_ebpf::{Prober, Tries};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-/// A [`Prober`], as the words that it is made of.
+/// A [`Prober`] as words, which aya takes for a key.
 type Key = [u32; size_of::<Prober>() / 4];
-/// [`Tries`] likewise.
+/// [`Tries`] as words, which aya takes for a value.
 type Value = [u64; size_of::<Tries>() / 8];
 
-/// The programs' table of who tried closed ports.
-pub struct TriedPorts(HashMap<MapData, Key, Value>);
+/// Who tried closed ports, and which.
+pub(crate) struct ProberMap(HashMap<MapData, Key, Value>);
 
-impl TriedPorts {
+impl ProberMap {
     pub(crate) fn new(map: HashMap<MapData, Key, Value>) -> Self {
         Self(map)
     }
 
-    /// Everybody in the table. Entries that change meanwhile may be left out or come twice.
-    pub fn all(&self) -> impl Iterator<Item = (Prober, Tries)> {
+    /// All entries. One that changes at the same time may be missing or come twice.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Prober, Tries)> {
         self.0.iter().filter_map(|entry| {
             let (key, value) = entry.ok()?;
             let prober = Prober::read_from_bytes(key.as_bytes()).ok()?;
@@ -26,10 +26,10 @@ impl TriedPorts {
         })
     }
 
-    /// Takes a source off the table: its next try is its first.
-    pub fn forget(&mut self, prober: &Prober) {
+    /// Removes a source: its next try counts as its first.
+    pub(crate) fn remove(&mut self, prober: &Prober) {
         if let Ok(key) = Key::read_from_bytes(prober.as_bytes()) {
-            // If it is gone already, all is well.
+            // The kernel may have evicted it already.
             let _ = self.0.remove(&key);
         }
     }
