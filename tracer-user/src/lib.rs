@@ -99,18 +99,6 @@
 
 #![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
 
-/// Writes a line to stderr. One that nobody reads, or that is full, is no reason to end.
-macro_rules! tell {
-    ($($argument:tt)*) => {
-        // What cannot be said cannot be helped either.
-        drop(std::io::Write::write_fmt(
-            &mut std::io::stderr(),
-            format_args!("{}\n", format_args!($($argument)*)),
-        ))
-    };
-}
-pub(crate) use tell;
-
 #[cfg(feature = "programs")]
 pub mod agent;
 pub mod capacity;
@@ -121,5 +109,6 @@ pub mod ledger;
 pub mod model;
 pub mod record;
 pub mod sources;
+mod stderr;
 pub mod testing;
 pub mod views;

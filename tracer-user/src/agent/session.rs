@@ -370,7 +370,7 @@ impl<'a> Session<'a> {
             None => Ok(()),
             Some((Delivery::Whole, _)) => Err(AgentError::Unread),
             Some((Delivery::Stream, records)) => {
-                crate::tell!(
+                crate::stderr::write_line!(
                     "portlife: the reader of stdout does not read: the last {records} records are \
                      lost"
                 );

@@ -120,10 +120,10 @@ pub fn run() -> ExitCode {
 
 /// One sentence; the chain of causes only if asked for.
 fn say(error: &anyhow::Error, verbose: bool) {
-    crate::tell!("portlife: {error}");
+    crate::stderr::write_line!("portlife: {error}");
     if verbose {
         for cause in error.chain().skip(1) {
-            crate::tell!("  because: {cause}");
+            crate::stderr::write_line!("  because: {cause}");
         }
     }
 }

@@ -73,7 +73,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let recording = read(&path, &filter, &mut report)?;
         if verbosity >= Verbosity::Normal {
             for problem in &recording.problems {
-                crate::tell!("portlife: {problem}");
+                crate::stderr::write_line!("portlife: {problem}");
             }
         }
         if recording.records == 0 {

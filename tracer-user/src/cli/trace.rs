@@ -259,7 +259,7 @@ fn below_root(path: String) -> String {
 pub(crate) fn namespace(name: &str) -> Result<Netns, UsageError> {
     if let Ok(inode) = name.parse() {
         if Namespaces::discover(&[]).take(inode).is_none() {
-            crate::tell!(
+            crate::stderr::write_line!(
                 "portlife: no thread lives in network namespace {inode} now, and no mount shows it"
             );
         }

@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let namespaces = super::namespaces(namespaces)?;
     let view = occupants::look_for(*port, Scope::of(&namespaces))?;
     for problem in &view.problems {
-        crate::tell!("portlife: {problem}");
+        crate::stderr::write_line!("portlife: {problem}");
     }
     let cgroups = CgroupRoot::open().ok();
     let cgroup_of = |id| {

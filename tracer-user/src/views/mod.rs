@@ -98,7 +98,7 @@ impl Verbosity {
     fn warn(self, start: &Start) {
         if self >= Self::Normal {
             for shortcoming in start.shortcomings() {
-                crate::tell!("portlife: {shortcoming}");
+                crate::stderr::write_line!("portlife: {shortcoming}");
             }
         }
     }
@@ -106,7 +106,7 @@ impl Verbosity {
     fn list(self, differences: &[String]) {
         if self >= Self::Verbose {
             for difference in differences {
-                crate::tell!("portlife: {difference}");
+                crate::stderr::write_line!("portlife: {difference}");
             }
         }
     }

@@ -15,7 +15,7 @@ impl log::Log for Stderr {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        crate::tell!("{}: {}", record.target(), record.args());
+        crate::stderr::write_line!("{}: {}", record.target(), record.args());
     }
 
     fn flush(&self) {}
@@ -25,6 +25,8 @@ impl log::Log for Stderr {
 pub fn start(ebpf: &mut Ebpf) -> Option<ProgramLog> {
     let logger: &'static dyn log::Log = &Stderr;
     EbpfLogger::init_with_logger(ebpf, logger)
-        .inspect_err(|error| crate::tell!("portlife: the programs do not log: {error}"))
+        .inspect_err(|error| {
+            crate::stderr::write_line!("portlife: the programs do not log: {error}")
+        })
         .ok()
 }

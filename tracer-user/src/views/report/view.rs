@@ -65,7 +65,7 @@ impl View for ReportView {
         self.tally.take(record, ledger);
         match record.body {
             Body::Start(start) if self.verbosity >= Verbosity::Normal => {
-                crate::tell!(
+                crate::stderr::write_line!(
                     "portlife: observing on Linux {}, leases held: {}; Ctrl-C ends it and shows \
                      the report",
                     start.kernel,

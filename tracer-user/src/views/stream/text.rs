@@ -207,7 +207,7 @@ impl Text {
     fn start(&mut self, start: &Start) {
         self.verbosity.warn(start);
         if self.verbosity >= Verbosity::Normal {
-            crate::tell!(
+            crate::stderr::write_line!(
                 "portlife: tracing on Linux {}, leases held: {}; Ctrl-C ends it",
                 start.kernel,
                 start.held,
@@ -395,7 +395,7 @@ impl Text {
             LostAt::Recursion => "the kernel skipped programs that interrupted themselves",
             LostAt::Unseen => "the kernel ran no program for them, and counted no miss",
             LostAt::Reader => {
-                crate::tell!(
+                crate::stderr::write_line!(
                     "portlife: {count} records were dropped because the reader of stdout is slow; \
                      failures are dropped last"
                 );
@@ -407,14 +407,14 @@ impl Text {
         } else {
             "what is shown may be incomplete"
         };
-        crate::tell!("portlife: {count} facts were lost because {reason}; {outcome}");
+        crate::stderr::write_line!("portlife: {count} facts were lost because {reason}; {outcome}");
     }
 
     fn verify(&mut self, _at: Instant, verify: &Verify) {
         let Verify { leases, kernel, missing, extra, classes, differences } = verify;
         self.verbosity.list(differences);
         if self.verbosity >= Verbosity::Normal || missing + extra + classes > 0 {
-            crate::tell!(
+            crate::stderr::write_line!(
                 "portlife: verified: {leases} leases in the ledger, {kernel} in the kernel, missing \
                  {missing}, extra {extra}, bind buckets of another class {classes}"
             );
@@ -427,7 +427,7 @@ impl Text {
         }
         let totals: Vec<_> =
             summary.totals.iter().map(|(name, count)| format!("{count} {name}")).collect();
-        crate::tell!(
+        crate::stderr::write_line!(
             "portlife: {} in {}, {} lost",
             if totals.is_empty() { "no events".to_owned() } else { totals.join(", ") },
             duration(summary.duration_s),
