@@ -38,20 +38,20 @@ pub enum DecodeError {
 
 /// A file that a process has open, from the snapshot of open files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OpenFile<'a> {
+pub(crate) struct OpenFile<'a> {
     /// A process that has the file open.
-    pub owner: &'a Owner,
+    pub(crate) owner: &'a Owner,
     /// The file descriptor in that process.
-    pub fd: i32,
+    pub(crate) fd: i32,
     /// The namespace that the file represents, or in which the socket is.
-    pub netns: Netns,
+    pub(crate) netns: Netns,
     /// What the file is.
-    pub content: OpenFileContent,
+    pub(crate) content: OpenFileContent,
 }
 
 /// What an [`OpenFile`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenFileContent {
+pub(crate) enum OpenFileContent {
     /// A network namespace.
     Namespace,
     /// A socket, with its hold on a port. `None` if it holds none, or is in a state that the kernel
@@ -196,7 +196,7 @@ pub fn decode_with<R>(
 ///
 /// # Errors
 /// If the bytes are no such record.
-pub fn decode_open_file(record: &[u8]) -> Result<OpenFile<'_>, DecodeError> {
+pub(crate) fn decode_open_file(record: &[u8]) -> Result<OpenFile<'_>, DecodeError> {
     let (kind, fact, rest) = read(record)?;
     let is_namespace = match kind {
         FactKind::NamespaceFile => true,

@@ -5,7 +5,7 @@ use aya::Ebpf;
 use aya_log::EbpfLogger;
 
 /// The programs' log.
-pub type ProgramLog = EbpfLogger<&'static dyn log::Log>;
+pub(crate) type ProgramLog = EbpfLogger<&'static dyn log::Log>;
 
 struct Stderr;
 
@@ -22,7 +22,7 @@ impl log::Log for Stderr {
 }
 
 /// Begins to collect the log; `None`, said on stderr, if the programs do not log.
-pub fn start(ebpf: &mut Ebpf) -> Option<ProgramLog> {
+pub(crate) fn start(ebpf: &mut Ebpf) -> Option<ProgramLog> {
     let logger: &'static dyn log::Log = &Stderr;
     EbpfLogger::init_with_logger(ebpf, logger)
         .inspect_err(|error| {

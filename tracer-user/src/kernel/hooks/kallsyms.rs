@@ -7,7 +7,7 @@ use std::{
 
 /// Why a symbol's address is not known.
 #[derive(Debug, thiserror::Error)]
-pub enum SymbolError {
+pub(crate) enum SymbolError {
     /// The list cannot be read.
     #[error("cannot read /proc/kallsyms")]
     Read(#[from] io::Error),
@@ -23,7 +23,7 @@ pub enum SymbolError {
 ///
 /// # Errors
 /// If the list cannot be read, hides its addresses, or lacks the symbol.
-pub fn address_of(symbol: &'static str) -> Result<u64, SymbolError> {
+pub(crate) fn address_of(symbol: &'static str) -> Result<u64, SymbolError> {
     let mut list = BufReader::with_capacity(1 << 16, File::open("/proc/kallsyms")?);
     let mut line = Vec::with_capacity(128);
     loop {

@@ -7,10 +7,11 @@ use crate::kernel::types::kfuncs::Kfuncs;
 
 /// The object that `cargo xtask build-ebpf` made. Only programs without placeholders can be loaded
 /// from it as it is: those of lists.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portlife.bpf.o"));
+pub(crate) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portlife.bpf.o"));
 
 /// The object for a kernel.
-pub struct Object {
+pub(crate) struct Object {
     /// Of eight bytes each, as are the instructions, which the ELF file aligns so.
     words: Vec<u64>,
 }
@@ -18,7 +19,7 @@ pub struct Object {
 impl Object {
     /// The object with its placeholders replaced: at tracepoints only where these can be preempted.
     #[must_use]
-    pub fn for_kernel(calls: Kfuncs, has_preemptible_tracepoints: bool) -> Self {
+    pub(crate) fn for_kernel(calls: Kfuncs, has_preemptible_tracepoints: bool) -> Self {
         let mut words = vec![0; OBJECT.len().div_ceil(size_of::<u64>())];
         if let Some(object) = words.as_mut_bytes().get_mut(..OBJECT.len()) {
             object.copy_from_slice(OBJECT);
@@ -44,7 +45,7 @@ impl Object {
 
     /// The ELF file, and perhaps some zeroes behind it.
     #[must_use]
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         self.words.as_bytes()
     }
 }

@@ -8,11 +8,11 @@ use aya::{
 };
 
 /// Programs that nobody has taken yet.
-pub struct Programs<'a>(BTreeMap<&'a str, &'a mut Program>);
+pub(crate) struct Programs<'a>(BTreeMap<&'a str, &'a mut Program>);
 
 impl<'a> Programs<'a> {
     /// All programs of the object.
-    pub fn of(ebpf: &'a mut Ebpf) -> Self {
+    pub(crate) fn of(ebpf: &'a mut Ebpf) -> Self {
         Self(ebpf.programs_mut().collect())
     }
 
@@ -20,7 +20,7 @@ impl<'a> Programs<'a> {
     ///
     /// # Errors
     /// If there is none, or it is of another type.
-    pub fn get<'b, P>(&'b mut self, name: &str) -> Result<&'b mut P, ProgramError>
+    pub(crate) fn get<'b, P>(&'b mut self, name: &str) -> Result<&'b mut P, ProgramError>
     where
         &'b mut P: TryFrom<&'b mut Program, Error = ProgramError>,
     {
@@ -29,14 +29,14 @@ impl<'a> Programs<'a> {
     }
 
     /// Takes the program of this name out, if there is one.
-    pub fn take(&mut self, name: &str) -> Option<&'a mut Program> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<&'a mut Program> {
         self.0.remove(name)
     }
 }
 
 /// The kernel's reason for refusing a program: the errno, and the verifier's last word if it had
 /// one.
-pub fn reason(error: &ProgramError) -> String {
+pub(crate) fn reason(error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         let log = verifier_log.to_string();
         // The last lines are statistics; the one before them is the verdict.

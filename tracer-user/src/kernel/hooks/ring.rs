@@ -23,7 +23,7 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(2);
 ///
 /// Facts are submitted without waking the agent, which drains the ring by the clock. Only an
 /// agent that has found nothing for a while asks to be woken, by [`sleep`](Self::sleep).
-pub struct Ring {
+pub(crate) struct Ring {
     events: AsyncFd<RingBuf<MapData>>,
     asleep: Array<MapData, u32>,
     counters: PerCpuArray<MapData, [u64; 4]>,
@@ -45,7 +45,7 @@ impl Ring {
 
     /// Hands the records that are in the ring to `consume`, at most `limit` of them. Returns how
     /// many there were.
-    pub fn drain(&mut self, limit: usize, mut consume: impl FnMut(&[u8])) -> usize {
+    pub(crate) fn drain(&mut self, limit: usize, mut consume: impl FnMut(&[u8])) -> usize {
         let ring = self.events.get_mut();
         let mut count = 0;
         while count < limit
@@ -60,7 +60,7 @@ impl Ring {
 
     /// Number of records that were drained so far.
     #[must_use]
-    pub fn received(&self) -> u64 {
+    pub(crate) fn received(&self) -> u64 {
         self.received
     }
 
@@ -69,7 +69,7 @@ impl Ring {
     ///
     /// # Errors
     /// If the kernel refuses the poll, or to read the counters.
-    pub fn drain_all(&mut self, mut consume: impl FnMut(&[u8])) -> io::Result<()> {
+    pub(crate) fn drain_all(&mut self, mut consume: impl FnMut(&[u8])) -> io::Result<()> {
         // A busy host may never leave the ring empty.
         let HookCounters { seen, filtered, emitted: _, ring_full } = self.counters()?;
         let begun = seen.saturating_sub(filtered + ring_full);
@@ -90,7 +90,7 @@ impl Ring {
     ///
     /// # Errors
     /// If the kernel refuses the map update or the poll.
-    pub async fn sleep<T>(
+    pub(crate) async fn sleep<T>(
         &mut self,
         until: Option<tokio::time::Instant>,
         other: impl Future<Output = T>,
@@ -117,7 +117,7 @@ impl Ring {
     ///
     /// # Errors
     /// If the kernel refuses the poll.
-    pub async fn filling(&mut self) -> io::Result<()> {
+    pub(crate) async fn filling(&mut self) -> io::Result<()> {
         self.events.readable_mut().await.map(|mut guard| guard.clear_ready())
     }
 
@@ -125,7 +125,7 @@ impl Ring {
     ///
     /// # Errors
     /// If the kernel refuses to read the map.
-    pub fn counters(&self) -> io::Result<HookCounters> {
+    pub(crate) fn counters(&self) -> io::Result<HookCounters> {
         let mut sum = HookCounters::default();
         for index in 0..Hook::COUNTER_SLOTS {
             let per_cpu = self.counters.get(&index, 0).map_err(io::Error::other)?;

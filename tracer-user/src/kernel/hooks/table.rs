@@ -56,7 +56,7 @@ pub(crate) const HOOKS: &[HookSpec] = &[
         program: "sock_create",
         condition: Condition::NoCookieHelper,
         completes: Some("sockops"),
-        without: "sockets can be told apart only once the kernel has given them a cookie",
+        without: "sockets are told apart only once the kernel has given them a cookie",
         ..CGROUP
     },
     HookSpec {
@@ -64,8 +64,8 @@ pub(crate) const HOOKS: &[HookSpec] = &[
         kind: HookKind::SockOps,
         program: "sock_ops",
         reports: Reports::ChosenPorts,
-        without: "a port that connect() or listen() chose is known only from the next event of its \
-                  socket",
+        without: "a port that connect() or listen() chose is learned only from the next event of \
+                  its socket",
         ..CGROUP
     },
     HookSpec { name: "bind4", program: "bind4", completes: Some("post_bind4"), ..BIND },
@@ -149,7 +149,7 @@ pub(crate) const TIME_WAIT_TIMER_HANDLER: &str = "tw_timer_handler";
 
 /// What is lost without the backup copy of a program.
 pub(crate) const WITHOUT_BACKUP: &str =
-    "events that interrupt this hook's own program are lost, though counted";
+    "an event that interrupts the report of another of its kind is lost, though counted";
 
 /// A hook and its program.
 #[derive(Debug)]

@@ -17,12 +17,12 @@ pub enum Capability {
 
 impl Capability {
     /// Those without which something is missing, but not everything.
-    pub const OPTIONAL: [Self; 5] =
+    pub(crate) const OPTIONAL: [Self; 5] =
         [Self::DacReadSearch, Self::NetAdmin, Self::SysPtrace, Self::SysAdmin, Self::Syslog];
 
     /// The name that `setcap` and container engines use.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::DacReadSearch => "CAP_DAC_READ_SEARCH",
             Self::NetAdmin => "CAP_NET_ADMIN",
@@ -36,7 +36,7 @@ impl Capability {
 
     /// What is lost without it.
     #[must_use]
-    pub fn loss(self) -> &'static str {
+    pub(crate) fn loss(self) -> &'static str {
         match self {
             Self::DacReadSearch => "cgroup paths and containers are not named",
             Self::NetAdmin => "ports chosen by connect() and bind() are learned late",
@@ -50,12 +50,12 @@ impl Capability {
 
 /// The effective capabilities of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capabilities(u64);
+pub(crate) struct Capabilities(u64);
 
 impl Capabilities {
     /// Those of this process; all of them if the kernel does not tell.
     #[must_use]
-    pub fn of_this_process() -> Self {
+    pub(crate) fn of_this_process() -> Self {
         let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
         Self(Self::parse(&status).unwrap_or(u64::MAX))
     }
@@ -63,7 +63,7 @@ impl Capabilities {
     /// True if this one is there. `CAP_SYS_ADMIN` stands in for those that programs need, as it
     /// does in the kernel (`bpf_token_capable`, kernel/bpf/token.c).
     #[must_use]
-    pub fn has(self, capability: Capability) -> bool {
+    pub(crate) fn has(self, capability: Capability) -> bool {
         let bit = |capability: Capability| self.0 >> capability as u64 & 1 == 1;
         bit(capability)
             || matches!(capability, Capability::Bpf | Capability::Perfmon | Capability::NetAdmin)
@@ -72,7 +72,7 @@ impl Capabilities {
 
     /// Those of the given ones that are missing.
     #[must_use]
-    pub fn missing(self, wanted: &[Capability]) -> Vec<Capability> {
+    pub(crate) fn missing(self, wanted: &[Capability]) -> Vec<Capability> {
         wanted.iter().copied().filter(|capability| !self.has(*capability)).collect()
     }
 

@@ -12,7 +12,7 @@ use rustix::{
 
 /// The root of the cgroup v2 hierarchy, whether or not anybody has mounted it.
 #[derive(Debug)]
-pub struct CgroupRoot {
+pub(crate) struct CgroupRoot {
     directory: OwnedFd,
 }
 
@@ -22,7 +22,7 @@ impl CgroupRoot {
     ///
     /// # Errors
     /// If the kernel has no cgroup v2, or mounting is not permitted.
-    pub fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let context = rustix::mount::fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
         rustix::mount::fsconfig_create(context.as_fd())?;
         let mount = rustix::mount::fsmount(
@@ -42,7 +42,7 @@ impl CgroupRoot {
 
     /// The path of the cgroup with this id, from the root of the hierarchy; `None` if it is gone.
     #[must_use]
-    pub fn path_of(&self, id: u64) -> Option<String> {
+    pub(crate) fn path_of(&self, id: u64) -> Option<String> {
         let cgroup = self.open_by_id(id).ok()?;
         let link = fs::read_link(format!("/proc/thread-self/fd/{}", cgroup.as_raw_fd())).ok()?;
         let path = link.to_string_lossy();
@@ -85,7 +85,7 @@ impl AsFd for CgroupRoot {
 /// The container that a cgroup path belongs to: the 64 hexadecimal digits that docker,
 /// containerd, CRI-O and podman all put into it, shortened to the 12 that their tools show.
 #[must_use]
-pub fn container_of(path: &str) -> Option<&str> {
+pub(crate) fn container_of(path: &str) -> Option<&str> {
     const ID_DIGITS: usize = 64;
     const SHOWN_DIGITS: usize = 12;
     path.rsplit('/').find_map(|component| {

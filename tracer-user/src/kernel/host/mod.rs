@@ -1,8 +1,11 @@
 //! The host: clocks, capabilities, cgroups, memory.
 
+#[cfg(feature = "programs")]
 pub mod capability;
-pub mod cgroup;
+#[cfg(feature = "programs")]
+pub(crate) mod cgroup;
 pub mod clock;
-pub mod memory;
+#[cfg(feature = "programs")]
+pub(crate) mod memory;
 #[cfg(feature = "programs")]
 pub(crate) mod parallel;

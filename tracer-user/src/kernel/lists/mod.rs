@@ -3,5 +3,5 @@
 #[cfg(feature = "programs")]
 pub mod holders;
 #[cfg(feature = "programs")]
-pub mod snapshot;
+pub(crate) mod snapshot;
 pub mod sock_diag;

@@ -24,16 +24,16 @@ use crate::{
 
 /// What a snapshot found, and what it could not look at.
 #[derive(Debug, Default)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// Holds; first those that processes have open, with their owners, then those that the
     /// kernel lists, among which the former stand once more.
-    pub held: Vec<Held>,
+    pub(crate) held: Vec<Held>,
     /// How much of the host that is.
-    pub coverage: Coverage,
+    pub(crate) coverage: Coverage,
     /// The class of each bind bucket that holds more than sockets which are bound but idle.
-    pub classes: BTreeMap<Netns, BTreeMap<Port, BucketClass>>,
+    pub(crate) classes: BTreeMap<Netns, BTreeMap<Port, BucketClass>>,
     /// What is missing, in sentences.
-    pub problems: Vec<String>,
+    pub(crate) problems: Vec<String>,
 }
 
 /// Takes a snapshot of the namespaces in `scope`. Without the iterator over `open_files`, bound

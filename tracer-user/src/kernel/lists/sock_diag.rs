@@ -26,20 +26,20 @@ pub fn list(netns: Netns, found: &mut Vec<Held>) -> io::Result<()> {
 
 /// A hold on a port, and how long its timer has still to run.
 #[derive(Clone, Copy, Debug)]
-pub struct Timed {
+pub(crate) struct Timed {
     /// The hold.
-    pub held: Held,
+    pub(crate) held: Held,
     /// Of a TIME_WAIT: milliseconds until its timer is due. It runs when the timer wheel comes
     /// to its slot, up to two seconds later (four, where the kernel ticks a thousand times a
     /// second).
-    pub time_wait_left_ms: Option<u32>,
+    pub(crate) time_wait_left_ms: Option<u32>,
 }
 
 /// Likewise, of one port only: the kernel passes over all others.
 ///
 /// # Errors
 /// As [`list`].
-pub fn list_port(netns: Netns, port: Port) -> io::Result<Vec<Timed>> {
+pub(crate) fn list_port(netns: Netns, port: Port) -> io::Result<Vec<Timed>> {
     let mut found = Vec::new();
     dump(Some(port), |message| {
         found.extend(message.held(netns).map(|held| {

@@ -1,6 +1,6 @@
 //! Network namespaces: how to find, enter and make them, and their settings.
 
-pub mod netns;
+pub(crate) mod netns;
 pub mod sandbox;
 pub mod scope;
 pub mod settings;

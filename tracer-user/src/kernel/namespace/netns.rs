@@ -16,27 +16,27 @@ use rustix::{
 
 /// A namespace file that a process holds open: such a namespace may have no process of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NamespaceFile {
+pub(crate) struct NamespaceFile {
     /// The process.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// Its descriptor.
-    pub fd: i32,
+    pub(crate) fd: i32,
     /// Inode of the namespace, which need not be a network namespace.
-    pub inode: u32,
+    pub(crate) inode: u32,
 }
 
 /// An open socket of a process, in a namespace that may have nothing else to be reached by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SocketFile {
+pub(crate) struct SocketFile {
     /// The process.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// Its descriptor.
-    pub fd: i32,
+    pub(crate) fd: i32,
 }
 
 /// Network namespaces by inode, each with a handle to enter it by.
 #[derive(Debug, Default)]
-pub struct Namespaces {
+pub(crate) struct Namespaces {
     handles: BTreeMap<u32, File>,
 }
 
@@ -44,7 +44,7 @@ impl Namespaces {
     /// Finds every network namespace that a thread lives in, that is mounted somewhere (as
     /// `ip netns` does), or that one of `files` keeps alive.
     #[must_use]
-    pub fn discover(files: &[NamespaceFile]) -> Self {
+    pub(crate) fn discover(files: &[NamespaceFile]) -> Self {
         let mut found = Self::default();
         found.add(Path::new("/proc/thread-self/ns/net"));
         for process in numeric_entries(Path::new("/proc")) {
@@ -65,7 +65,7 @@ impl Namespaces {
 
     /// Enters the list what is reached only through a socket: a process may have gone to another
     /// namespace and kept it open.
-    pub fn add_of_sockets(&mut self, sockets: &BTreeMap<u32, SocketFile>) {
+    pub(crate) fn add_of_sockets(&mut self, sockets: &BTreeMap<u32, SocketFile>) {
         for (inode, socket) in sockets {
             if !self.handles.contains_key(inode)
                 && let Ok(handle) = namespace_of(*socket)
@@ -77,18 +77,18 @@ impl Namespaces {
     }
 
     /// Keeps those of which this is true.
-    pub fn retain(&mut self, is_wanted: impl Fn(u32) -> bool) {
+    pub(crate) fn retain(&mut self, is_wanted: impl Fn(u32) -> bool) {
         self.handles.retain(|inode, _| is_wanted(*inode));
     }
 
     /// The handle of one.
     #[must_use]
-    pub fn take(mut self, inode: u32) -> Option<File> {
+    pub(crate) fn take(mut self, inode: u32) -> Option<File> {
         self.handles.remove(&inode)
     }
 
     /// Inode and handle of each.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &File)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &File)> {
         self.handles.iter().map(|(inode, handle)| (*inode, handle))
     }
 
@@ -111,13 +111,13 @@ impl Namespaces {
 ///
 /// # Errors
 /// If `CAP_SYS_ADMIN` is missing.
-pub fn enter(namespace: &File) -> io::Result<()> {
+pub(crate) fn enter(namespace: &File) -> io::Result<()> {
     Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
 /// The namespace with this inode, if a thread of the process lives in it.
 #[must_use]
-pub fn of_process(pid: u32, inode: u32) -> Option<File> {
+pub(crate) fn of_process(pid: u32, inode: u32) -> Option<File> {
     let process = PathBuf::from(format!("/proc/{pid}"));
     let threads = numeric_entries(&process.join("task"));
     std::iter::once(process).chain(threads).map(|of| of.join("ns/net")).find_map(|path| {
@@ -133,7 +133,7 @@ pub fn of_process(pid: u32, inode: u32) -> Option<File> {
 ///
 /// # Errors
 /// If the file is none.
-pub fn inode_of(file: &File) -> io::Result<u32> {
+pub(crate) fn inode_of(file: &File) -> io::Result<u32> {
     // _IO(NSIO, 0x3), include/uapi/linux/nsfs.h.
     const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
     // SAFETY: the request takes no argument.

@@ -29,7 +29,7 @@ impl Scope {
 
     /// True if this namespace is reported.
     #[must_use]
-    pub fn contains(self, netns: Netns) -> bool {
+    pub(crate) fn contains(self, netns: Netns) -> bool {
         self == Self::default() || self.0.contains(&netns.0)
     }
 }

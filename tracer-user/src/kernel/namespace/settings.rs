@@ -64,7 +64,7 @@ pub struct SettingsFiles {
 
 /// Namespaces of which the files may be open at once: half of what this process may open at all.
 #[must_use]
-pub fn most_open() -> usize {
+pub(crate) fn most_open() -> usize {
     const FILES: u64 = 11;
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit / 2 / FILES).unwrap_or(usize::MAX)

@@ -10,7 +10,7 @@
 use std::{fs, io, ops::Range};
 
 /// Where the kernel publishes its BTF (since 5.4, with `CONFIG_DEBUG_INFO_BTF`).
-pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+pub(crate) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// Why an answer cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum BtfError {
 
 /// The kernel's types.
 #[derive(Debug)]
-pub struct Btf<'a> {
+pub(crate) struct Btf<'a> {
     data: &'a [u8],
     strings: Range<usize>,
     /// Position of each type in `data`, by type id less one.
@@ -45,14 +45,14 @@ pub struct Btf<'a> {
 
 /// A structure or union of the kernel.
 #[derive(Clone, Copy, Debug)]
-pub struct Struct<'a> {
+pub(crate) struct Struct<'a> {
     btf: &'a Btf<'a>,
     id: u32,
 }
 
 /// A field of a [`Struct`].
 #[derive(Clone, Copy, Debug)]
-pub struct Field<'a> {
+pub(crate) struct Field<'a> {
     btf: &'a Btf<'a>,
     type_id: u32,
     /// Offset from the start of the structure, in bits.
@@ -88,7 +88,7 @@ const TYPE_BYTES: usize = 12;
 ///
 /// # Errors
 /// If the kernel has none.
-pub fn read() -> Result<Vec<u8>, BtfError> {
+pub(crate) fn read() -> Result<Vec<u8>, BtfError> {
     fs::read(VMLINUX).map_err(BtfError::Read)
 }
 
@@ -98,7 +98,7 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// If the bytes are not BTF of this machine's byte order, or use a kind of type that is newer
     /// than this reader (whose size is then unknown).
-    pub fn parse(data: &'a [u8]) -> Result<Self, BtfError> {
+    pub(crate) fn parse(data: &'a [u8]) -> Result<Self, BtfError> {
         const MAGIC: u32 = 0xeb9f;
         let word =
             |at: usize| word_at(data, at).ok_or(BtfError::Malformed("it ends within its header"));
@@ -124,7 +124,11 @@ impl<'a> Btf<'a> {
     ///
     /// # Errors
     /// If the kernel has no such function, or the parameter is no pointer to a structure.
-    pub fn function_parameter(&self, function: &str, index: u32) -> Result<Struct<'_>, BtfError> {
+    pub(crate) fn function_parameter(
+        &self,
+        function: &str,
+        index: u32,
+    ) -> Result<Struct<'_>, BtfError> {
         let func = self.find(KIND_FUNC, function)?;
         self.parameter(self.referenced(func), index)
             .ok_or_else(|| BtfError::NoType(format!("{function}, parameter {index}")))
@@ -134,7 +138,7 @@ impl<'a> Btf<'a> {
     ///
     /// # Errors
     /// If the kernel has no such function.
-    pub fn function_parameters(&self, function: &str) -> Result<u32, BtfError> {
+    pub(crate) fn function_parameters(&self, function: &str) -> Result<u32, BtfError> {
         let func = self.find(KIND_FUNC, function)?;
         Ok(vlen(self.info(self.referenced(func))))
     }
@@ -143,7 +147,7 @@ impl<'a> Btf<'a> {
     ///
     /// # Errors
     /// If the kernel has no such function, or it returns no pointer to a structure.
-    pub fn function_result(&self, function: &str) -> Result<Struct<'_>, BtfError> {
+    pub(crate) fn function_result(&self, function: &str) -> Result<Struct<'_>, BtfError> {
         let func = self.find(KIND_FUNC, function)?;
         self.pointee(self.referenced(self.referenced(func)))
             .ok_or_else(|| BtfError::NoType(format!("{function}, its result")))
@@ -153,7 +157,7 @@ impl<'a> Btf<'a> {
     ///
     /// # Errors
     /// If the kernel has no such tracepoint, or the argument is no pointer to a structure.
-    pub fn tracepoint_argument(
+    pub(crate) fn tracepoint_argument(
         &self,
         tracepoint: &str,
         index: u32,
@@ -168,7 +172,7 @@ impl<'a> Btf<'a> {
     ///
     /// # Errors
     /// If the kernel has no such tracepoint.
-    pub fn tracepoint_arguments(&self, tracepoint: &str) -> Result<u32, BtfError> {
+    pub(crate) fn tracepoint_arguments(&self, tracepoint: &str) -> Result<u32, BtfError> {
         let typedef = self.find(KIND_TYPEDEF, &format!("btf_trace_{tracepoint}"))?;
         let prototype = self.referenced(self.referenced(typedef));
         Ok(vlen(self.info(prototype)).saturating_sub(1))
@@ -178,13 +182,13 @@ impl<'a> Btf<'a> {
     ///
     /// # Errors
     /// If there is none.
-    pub fn structure(&self, name: &str) -> Result<Struct<'_>, BtfError> {
+    pub(crate) fn structure(&self, name: &str) -> Result<Struct<'_>, BtfError> {
         Ok(Struct { btf: self, id: self.find(KIND_STRUCT, name)? })
     }
 
     /// True if the kernel has a function of this name.
     #[must_use]
-    pub fn has_function(&self, name: &str) -> bool {
+    pub(crate) fn has_function(&self, name: &str) -> bool {
         self.function(name).is_ok()
     }
 
@@ -192,13 +196,13 @@ impl<'a> Btf<'a> {
     ///
     /// # Errors
     /// If the kernel has no such function.
-    pub fn function(&self, name: &str) -> Result<u32, BtfError> {
+    pub(crate) fn function(&self, name: &str) -> Result<u32, BtfError> {
         self.find(KIND_FUNC, name)
     }
 
     /// True if the kernel has a type of this name, given by `typedef`.
     #[must_use]
-    pub fn has_typedef(&self, name: &str) -> bool {
+    pub(crate) fn has_typedef(&self, name: &str) -> bool {
         self.find(KIND_TYPEDEF, name).is_ok()
     }
 
@@ -286,7 +290,7 @@ impl<'a> Struct<'a> {
     ///
     /// # Errors
     /// If this kernel's structure has no such field.
-    pub fn field(&self, path: &str) -> Result<Field<'a>, BtfError> {
+    pub(crate) fn field(&self, path: &str) -> Result<Field<'a>, BtfError> {
         let missing = || BtfError::NoField { container: self.name(), field: path.to_owned() };
         let mut names = path.split('.');
         let first = names.next().unwrap_or_default();
@@ -301,7 +305,7 @@ impl<'a> Struct<'a> {
 
     /// The name of the structure, empty if it has none.
     #[must_use]
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         String::from_utf8_lossy(self.btf.name(self.id)).into_owned()
     }
 
@@ -333,19 +337,19 @@ impl<'a> Struct<'a> {
 impl<'a> Field<'a> {
     /// Offset in bytes from the start of the structure.
     #[must_use]
-    pub fn offset(&self) -> u32 {
+    pub(crate) fn offset(&self) -> u32 {
         self.bit_offset / 8
     }
 
     /// Bits to drop below the value in the byte at [`offset`](Self::offset).
     #[must_use]
-    pub fn shift(&self) -> u32 {
+    pub(crate) fn shift(&self) -> u32 {
         self.bit_offset % 8
     }
 
     /// Width in bits.
     #[must_use]
-    pub fn bits(&self) -> u32 {
+    pub(crate) fn bits(&self) -> u32 {
         if self.bitfield_bits != 0 {
             return self.bitfield_bits;
         }
@@ -361,7 +365,7 @@ impl<'a> Field<'a> {
 
     /// The structure that this field is, or points to.
     #[must_use]
-    pub fn structure(&self) -> Option<Struct<'a>> {
+    pub(crate) fn structure(&self) -> Option<Struct<'a>> {
         self.btf.as_struct(self.type_id).or_else(|| self.btf.pointee(self.type_id))
     }
 }
