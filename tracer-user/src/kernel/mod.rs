@@ -1,6 +1,6 @@
-//! All that touches the kernel: types, programs, the ring, snapshots, namespaces, processes.
+//! Everything that touches the kernel: its types, the programs, the ring, snapshots, namespaces.
 //!
-//! Invariant: `unsafe` and the names of hooks live in here and nowhere else in the agent.
+//! Invariant: `unsafe` code and the names of hooks are nowhere else in the agent.
 #![expect(
     unsafe_code,
     reason = "system calls without a safe wrapper; each use says why it is sound"

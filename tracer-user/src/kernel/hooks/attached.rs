@@ -102,7 +102,7 @@ impl AttachedHooks {
     }
 
     /// What the attached programs cost since the kernel began to keep statistics, which it does
-    /// while somebody asks it to.
+    /// only on request.
     pub(crate) fn costs(&self) -> Vec<ProgramCost> {
         self.hooks
             .iter()

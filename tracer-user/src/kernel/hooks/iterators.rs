@@ -1,5 +1,5 @@
-//! Iterator programs. The kernel runs them only while somebody reads the list that they write;
-//! nothing is attached to anything.
+//! Iterator programs. They are not attached to anything: the kernel runs them while the list that
+//! they write is being read.
 
 use std::{
     fs::File,
@@ -44,7 +44,7 @@ pub(crate) struct IteratorPrograms<'a> {
     ///
     /// [`HolderRecord`]: tracer_ebpf::HolderRecord
     pub(crate) tcp_holders: IteratorProgram<'a>,
-    /// Lists likewise the sockets of all namespaces that are bound but idle.
+    /// Lists, in the same way, the sockets of all namespaces that are bound but idle.
     pub(crate) idle_holders: IteratorProgram<'a>,
 }
 
@@ -83,13 +83,13 @@ impl IteratorProgram<'_> {
     }
 }
 
-/// A loaded iterator program: its list can be read as often as one likes and from any thread.
+/// A loaded iterator program: its list can be read any number of times and from any thread.
 #[derive(Clone, Debug)]
 pub(crate) struct LoadedIterator(Arc<OwnedFd>);
 
 impl LoadedIterator {
-    /// Reads the list to its end, for the calling thread's network namespace where the iterator
-    /// goes by namespace.
+    /// Reads the list to its end. An iterator that lists one network namespace lists that of the
+    /// calling thread.
     ///
     /// # Errors
     /// If the kernel refuses to make the list or to read it, or `consume` fails.

@@ -1,4 +1,4 @@
-//! The map in which the programs count closed ports that somebody tried.
+//! The map in which the programs count attempts to connect to closed ports.
 
 use aya::maps::{HashMap, MapData};
 use tracer_ebpf::{Prober, Tries};
@@ -9,7 +9,7 @@ type Key = [u32; size_of::<Prober>() / 4];
 /// [`Tries`] as words, which aya takes for a value.
 type Value = [u64; size_of::<Tries>() / 8];
 
-/// Who tried closed ports, and which.
+/// Who tried to connect to closed ports, and to which.
 pub(crate) struct ProberMap(HashMap<MapData, Key, Value>);
 
 impl ProberMap {

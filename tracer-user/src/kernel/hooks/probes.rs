@@ -34,7 +34,7 @@ pub(crate) struct Probes {
     pub(crate) open_files: Option<LoadedIterator>,
     /// Lists holders with their bind buckets, if this kernel can.
     pub(crate) holders: Option<HolderIterators>,
-    /// Who tried closed ports, if this kernel reports it.
+    /// Who tried to connect to closed ports, if this kernel reports it.
     pub(crate) probers: Option<ProberMap>,
     /// This kernel marks sockets whose port connect() chose.
     pub(crate) marks_connect: bool,

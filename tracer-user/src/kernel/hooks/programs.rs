@@ -7,7 +7,7 @@ use aya::{
     programs::{Program, ProgramError},
 };
 
-/// Programs that nobody has taken yet.
+/// The programs that have not been taken yet.
 pub(crate) struct Programs<'a>(BTreeMap<&'a str, &'a mut Program>);
 
 impl<'a> Programs<'a> {

@@ -15,7 +15,7 @@ use tracer_ebpf::{Hook, HookCounters};
 
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
-/// Records between two looks at the time.
+/// The number of records that are drained between two looks at the clock.
 const DRAIN_STEP: usize = 4096;
 const LONGEST_DRAIN: Duration = Duration::from_secs(2);
 
@@ -85,8 +85,8 @@ impl Ring {
         }
     }
 
-    /// Waits until the ring holds a fact, until a certain time, or for something else, of which it
-    /// returns the result; uses no CPU meanwhile. May return early.
+    /// Waits, without using any CPU, until the ring holds a fact, until the given time, or until
+    /// `other` is ready, whose result it then returns. May return early.
     ///
     /// # Errors
     /// If the kernel refuses the map update or the poll.

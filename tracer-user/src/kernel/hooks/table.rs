@@ -1,6 +1,6 @@
 //! The one table of hooks: which program runs at which hook of the kernel, what it needs, what can
-//! replace it, and what is lost without it. The names of hooks and programs appear nowhere else in
-//! the agent.
+//! replace it, and what is lost without it. Loading, attaching, the list that `check` shows and the
+//! `start` record's hooks all follow from it.
 
 /// Every hook, in the order in which they are attached: what ends a lease comes before what begins
 /// one, so that no beginning is seen whose end would be missed.
@@ -235,7 +235,7 @@ pub(crate) enum Need {
     /// The fields of a segment that is answered by a reset, and the tracepoint's third argument
     /// (6.10): `sk_buff`, `net_device`.
     Segment,
-    /// The kernel function that accept() ends in.
+    /// The kernel function in which accept() ends, `inet_csk_accept`.
     AcceptFunction,
     /// The root of the cgroup v2 hierarchy. Opening it takes `CAP_SYS_ADMIN`, attaching to it
     /// `CAP_NET_ADMIN`.
@@ -284,7 +284,7 @@ pub(crate) enum Reports {
     ChosenPorts,
     /// Who accepted a connection.
     Accepts,
-    /// Closed ports that somebody tried. These are counted in a map and leave no facts.
+    /// Attempts to connect to closed ports. These are counted in a map and yield no facts.
     ProbedPorts,
     /// Something that nothing else depends on.
     Other,
@@ -415,6 +415,13 @@ mod tests {
             .map(|symbol| symbol.name().unwrap())
             .collect();
         assert_eq!(distinct, programs);
+    }
+
+    #[test]
+    fn every_hook_has_a_name_and_says_what_is_lost_without_it() {
+        for spec in HOOKS {
+            assert!(!spec.name.is_empty() && !spec.without.is_empty(), "{spec:?}");
+        }
     }
 
     #[test]

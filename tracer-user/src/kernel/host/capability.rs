@@ -16,7 +16,7 @@ pub enum Capability {
 }
 
 impl Capability {
-    /// Those without which something is missing, but not everything.
+    /// The capabilities without which the tracer runs, but misses something.
     pub(crate) const OPTIONAL: [Self; 5] =
         [Self::DacReadSearch, Self::NetAdmin, Self::SysPtrace, Self::SysAdmin, Self::Syslog];
 
@@ -34,7 +34,7 @@ impl Capability {
         }
     }
 
-    /// What is lost without it.
+    /// What is lost without it: the end of a sentence.
     #[must_use]
     pub(crate) fn loss(self) -> &'static str {
         match self {
@@ -53,15 +53,15 @@ impl Capability {
 pub(crate) struct Capabilities(u64);
 
 impl Capabilities {
-    /// Those of this process; all of them if the kernel does not tell.
+    /// The capabilities of this process; all of them if the kernel does not say.
     #[must_use]
     pub(crate) fn of_this_process() -> Self {
         let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
         Self(Self::parse(&status).unwrap_or(u64::MAX))
     }
 
-    /// True if this one is there. `CAP_SYS_ADMIN` stands in for those that programs need, as it
-    /// does in the kernel (`bpf_token_capable`, kernel/bpf/token.c).
+    /// True if the process has this one. `CAP_SYS_ADMIN` stands in for those that programs need, as
+    /// it does in the kernel (`bpf_token_capable`, kernel/bpf/token.c).
     #[must_use]
     pub(crate) fn has(self, capability: Capability) -> bool {
         let bit = |capability: Capability| self.0 >> capability as u64 & 1 == 1;
@@ -70,7 +70,7 @@ impl Capabilities {
                 && bit(Capability::SysAdmin)
     }
 
-    /// Those of the given ones that are missing.
+    /// The ones in `wanted` that the process lacks.
     #[must_use]
     pub(crate) fn missing(self, wanted: &[Capability]) -> Vec<Capability> {
         wanted.iter().copied().filter(|capability| !self.has(*capability)).collect()

@@ -10,7 +10,7 @@ use rustix::{
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
 };
 
-/// The root of the cgroup v2 hierarchy, whether or not anybody has mounted it.
+/// The root of the cgroup v2 hierarchy, whether or not it is mounted.
 #[derive(Debug)]
 pub(crate) struct CgroupRoot {
     directory: OwnedFd,
@@ -71,7 +71,7 @@ impl CgroupRoot {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+        // SAFETY: the call succeeded, so this is a new descriptor that nothing else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }

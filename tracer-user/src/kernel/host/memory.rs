@@ -1,4 +1,4 @@
-//! Gives memory back.
+//! Returns memory to the kernel.
 
 /// Returns freed heap pages to the kernel: reading the kernel's types takes tens of megabytes
 /// that are not needed afterwards. Does nothing where libc is not glibc.

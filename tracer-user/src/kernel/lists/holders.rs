@@ -1,8 +1,8 @@
-//! The holders of a namespace's ports, with what the kernel's own bind buckets say of them.
+//! The holders of a namespace's ports, with their bind buckets.
 //!
 //! Connected sockets, listeners and TIME_WAITs come from `iter/tcp`, sockets that are bound but
-//! idle from `iter/task_file`. Neither list is of one instant; on a namespace that changes, what
-//! is computed from them is as exact as that.
+//! idle from `iter/task_file`. Neither list shows a single instant: while the namespace changes,
+//! numbers computed from them are only as exact as the lists.
 
 use std::{fs::File, io, thread};
 
@@ -22,7 +22,7 @@ use crate::{
     model::{Holder, Netns},
 };
 
-/// Lists the holders of any namespace, as often as one likes and from any thread.
+/// Lists the holders of any namespace, any number of times and from any thread.
 #[derive(Clone, Debug)]
 pub struct HolderLists {
     iterators: HolderIterators,
@@ -31,7 +31,7 @@ pub struct HolderLists {
 /// The holders of a namespace.
 #[derive(Clone, Debug)]
 pub struct HolderView {
-    /// Each at least once.
+    /// Every holder at least once.
     pub holders: Vec<Holder>,
     /// When the list was complete.
     pub at: KernelTime,

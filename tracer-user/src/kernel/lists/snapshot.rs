@@ -25,10 +25,10 @@ use crate::{
 /// What a snapshot found, and what it could not look at.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
-    /// Holds; first those that processes have open, with their owners, then those that the
-    /// kernel lists, among which the former stand once more.
+    /// Holds: first those that processes have open, with their owners, then those that the kernel
+    /// lists, which include the former once more.
     pub(crate) held: Vec<Held>,
-    /// How much of the host that is.
+    /// Which parts of the host were covered.
     pub(crate) coverage: Coverage,
     /// The class of each bind bucket that holds more than sockets which are bound but idle.
     pub(crate) classes: BTreeMap<Netns, BTreeMap<Port, BucketClass>>,
@@ -86,20 +86,20 @@ fn list_all(namespaces: &Namespaces, lists: Option<&HolderLists>, snapshot: &mut
         let lists = lists.filter(|_| held.len() > before);
         if let Some(Ok(holders)) = lists.map(HolderLists::hashed_of_this_thread) {
             classes.insert(netns, classes_of(&holders));
-            tell_timestamps(&mut held[before..], &holders);
+            fill_in_timestamps(&mut held[before..], &holders);
         }
     }
 }
 
 /// Whatever bucket a socket that is bound but idle is in is of the class [`BucketClass::Bind`].
 fn classes_of(holders: &[Holder]) -> BTreeMap<Port, BucketClass> {
-    // A VRF has buckets of its own, which the ledger does not tell from the others.
+    // A VRF has buckets of its own, which the ledger does not distinguish from the others.
     let holders = holders.iter().filter(|holder| holder.l3mdev == 0);
     holders.map(|holder| (holder.local_port, holder.class)).collect()
 }
 
-/// sock_diag, which has given every TIME_WAIT a cookie, does not tell which had timestamps.
-fn tell_timestamps(held: &mut [Held], holders: &[Holder]) {
+/// sock_diag, which has given every TIME_WAIT a cookie, does not say which had timestamps.
+fn fill_in_timestamps(held: &mut [Held], holders: &[Holder]) {
     let stamps: FxHashMap<Cookie, u32> = holders
         .iter()
         .filter_map(|holder| match holder.by {
@@ -114,7 +114,7 @@ fn tell_timestamps(held: &mut [Held], holders: &[Holder]) {
     }
 }
 
-/// How namespaces can be reached, as the open files tell.
+/// How namespaces can be reached, according to the open files.
 #[derive(Default)]
 pub(crate) struct Found {
     files: Vec<NamespaceFile>,

@@ -24,18 +24,17 @@ pub fn list(netns: Netns, found: &mut Vec<Held>) -> io::Result<()> {
     dump(None, |message| found.extend(message.held(netns)))
 }
 
-/// A hold on a port, and how long its timer has still to run.
+/// A hold on a port, and the time that is left on its timer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timed {
     /// The hold.
     pub(crate) held: Held,
-    /// Of a TIME_WAIT: milliseconds until its timer is due. It runs when the timer wheel comes
-    /// to its slot, up to two seconds later (four, where the kernel ticks a thousand times a
-    /// second).
+    /// Milliseconds until a TIME_WAIT's timer is due. It runs when the timer wheel reaches its
+    /// slot, up to two seconds later (four seconds with `CONFIG_HZ=1000`). `None` for sockets.
     pub(crate) time_wait_left_ms: Option<u32>,
 }
 
-/// Likewise, of one port only: the kernel passes over all others.
+/// Lists the same for one port only; the kernel skips all others.
 ///
 /// # Errors
 /// As [`list`].

@@ -63,8 +63,8 @@ impl Namespaces {
         found
     }
 
-    /// Enters the list what is reached only through a socket: a process may have gone to another
-    /// namespace and kept it open.
+    /// Adds the namespaces that can be reached only through a socket: a process may have moved to
+    /// another namespace and kept the socket open.
     pub(crate) fn add_of_sockets(&mut self, sockets: &BTreeMap<u32, SocketFile>) {
         for (inode, socket) in sockets {
             if !self.handles.contains_key(inode)
@@ -76,25 +76,25 @@ impl Namespaces {
         }
     }
 
-    /// Keeps those of which this is true.
+    /// Keeps the namespaces whose inode `is_wanted` accepts.
     pub(crate) fn retain(&mut self, is_wanted: impl Fn(u32) -> bool) {
         self.handles.retain(|inode, _| is_wanted(*inode));
     }
 
-    /// The handle of one.
+    /// The handle of the namespace with this inode.
     #[must_use]
     pub(crate) fn take(mut self, inode: u32) -> Option<File> {
         self.handles.remove(&inode)
     }
 
-    /// Inode and handle of each.
+    /// The inode and handle of each namespace.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &File)> {
         self.handles.iter().map(|(inode, handle)| (*inode, handle))
     }
 
-    /// Processes and namespaces come and go: what cannot be opened any more is not there.
+    /// Processes and namespaces come and go: a file that cannot be opened is skipped.
     fn add(&mut self, path: &Path) {
-        // For a link of /proc the name tells the inode, which saves opening most of them.
+        // A link in /proc names the inode, which saves opening most of them.
         let known = fs::read_link(path).ok().and_then(|link| inode_in(link.as_os_str()));
         if known.is_some_and(|inode| self.handles.contains_key(&inode)) {
             return;
@@ -121,7 +121,7 @@ pub(crate) fn of_process(pid: u32, inode: u32) -> Option<File> {
     let process = PathBuf::from(format!("/proc/{pid}"));
     let threads = numeric_entries(&process.join("task"));
     std::iter::once(process).chain(threads).map(|of| of.join("ns/net")).find_map(|path| {
-        // The name of the link tells the inode, which saves opening most of them.
+        // The link names the inode, which saves opening most of them.
         let is_it = fs::read_link(&path)
             .is_ok_and(|link| inode_in(link.as_os_str()).is_none_or(|found| found == inode));
         let namespace = is_it.then(|| File::open(path).ok()).flatten()?;
@@ -132,7 +132,7 @@ pub(crate) fn of_process(pid: u32, inode: u32) -> Option<File> {
 /// The inode of a network namespace's file.
 ///
 /// # Errors
-/// If the file is none.
+/// If it is not such a file.
 pub(crate) fn inode_of(file: &File) -> io::Result<u32> {
     // _IO(NSIO, 0x3), include/uapi/linux/nsfs.h.
     const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
@@ -157,7 +157,7 @@ fn namespace_of(socket: SocketFile) -> io::Result<File> {
     if namespace < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the call succeeded, so nobody else owns this descriptor.
+    // SAFETY: the call succeeded, so this is a new descriptor that nothing else owns.
     Ok(unsafe { File::from_raw_fd(namespace) })
 }
 

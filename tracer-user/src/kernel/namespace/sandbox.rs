@@ -1,4 +1,4 @@
-//! A network namespace of one's own, for tests and demonstrations that must not touch the host.
+//! A separate network namespace, for tests and demonstrations that must not touch the host.
 
 use std::{
     fs::{self, File},
@@ -95,7 +95,7 @@ pub fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
-/// Sets an option whose value is an int, by the kernel's names for level and option, of a socket.
+/// Sets a socket option whose value is an int, by the kernel's numbers of its level and name.
 ///
 /// # Errors
 /// If the kernel does not know the option or refuses the value.

@@ -1,4 +1,4 @@
-//! Which network namespaces are looked at.
+//! Which network namespaces are traced.
 
 use tracer_ebpf::MAX_NETNS_WANTED;
 
@@ -9,7 +9,7 @@ use crate::model::Netns;
 pub struct Scope([u32; MAX_NETNS_WANTED]);
 
 impl Scope {
-    /// These namespaces; all if there are none of them, or more than the programs can tell apart.
+    /// These namespaces. All namespaces if the list is empty, or longer than the programs' own.
     #[must_use]
     pub fn of(namespaces: &[Netns]) -> Self {
         let mut inodes = [0; MAX_NETNS_WANTED];

@@ -27,19 +27,19 @@ pub enum SettingsError {
     /// The namespace cannot be entered.
     #[error("the network namespace cannot be entered")]
     Enter(#[source] io::Error),
-    /// A file of a setting that every kernel has.
+    /// The file of a setting that every kernel has cannot be read.
     #[error("/proc/sys/net/{name} cannot be read")]
     Read {
-        /// Below /proc/sys/net.
+        /// The file's name below /proc/sys/net.
         name: &'static str,
         /// The reason.
         #[source]
         source: io::Error,
     },
-    /// Its content.
+    /// A file's content is not understood.
     #[error("/proc/sys/net/{name} is not understood: {reason}")]
     Malformed {
-        /// Below /proc/sys/net.
+        /// The file's name below /proc/sys/net.
         name: &'static str,
         /// The reason, a sentence.
         reason: String,
@@ -62,7 +62,8 @@ pub struct SettingsFiles {
     max_listen_backlog: Option<Setting>,
 }
 
-/// Namespaces of which the files may be open at once: half of what this process may open at all.
+/// The number of namespaces whose files may be open at once: they take half of the descriptors that
+/// this process may have.
 #[must_use]
 pub(crate) fn most_open() -> usize {
     const FILES: u64 = 11;

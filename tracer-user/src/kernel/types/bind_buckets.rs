@@ -1,4 +1,4 @@
-//! Resolves the fields of bind buckets, and what these tell about the kernel's search for ports.
+//! Resolves the fields of bind buckets, and what they show about the kernel's search for ports.
 
 use tracer_ebpf::{ABSENT, HolderLayout};
 

@@ -12,7 +12,7 @@ use std::{fs, io, ops::Range};
 /// Where the kernel publishes its BTF (since 5.4, with `CONFIG_DEBUG_INFO_BTF`).
 pub(crate) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// Why an answer cannot be had.
+/// Why the kernel's types do not answer a question.
 #[derive(Debug, thiserror::Error)]
 pub enum BtfError {
     /// The file cannot be read.
@@ -250,7 +250,7 @@ impl<'a> Btf<'a> {
     }
 
     fn word_of(&self, id: u32, offset: usize) -> u32 {
-        // Type id 0 is `void`, which has no entry and is of no kind that anybody asks for.
+        // Type id 0 is `void`, which has no entry and is of no kind that is asked for.
         self.position(id).and_then(|at| word_at(self.data, at + offset)).unwrap_or(0)
     }
 

@@ -130,7 +130,7 @@ fn resolve_sock(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
     Ok(())
 }
 
-/// The count of TIME_WAITs and its limit, which tell why there is none where one was due.
+/// The count of TIME_WAITs and its limit, which show why there is none where one was due.
 fn resolve_death_row(net: &Struct<'_>, layout: &mut Layout) -> Result<(), BtfError> {
     let row = net.field("ipv4.tcp_death_row")?;
     layout.net_death_row = row.offset();
@@ -144,7 +144,7 @@ fn resolve_death_row(net: &Struct<'_>, layout: &mut Layout) -> Result<(), BtfErr
     Ok(())
 }
 
-/// The common part is read in one piece, which must have all of it that is looked at.
+/// The programs read the common part in one piece, which must include every field that they use.
 fn check_common(sock: &Struct<'_>, layout: &Layout) -> Result<(), BtfError> {
     let ends = [
         layout.sk_family + 2,
@@ -175,7 +175,7 @@ fn resolve_time_wait(btf: &Btf, layout: &mut Layout) -> Result<(), BtfError> {
     let tw = btf.function_parameter("inet_twsk_put", 0)?;
     layout.tw_timer = tw.field("tw_timer")?.offset();
     layout.tw_substate = scalar(&tw, "tw_substate", 8)?;
-    // A long before 6.x, of which the low half suffices on a little-endian machine.
+    // A long before 6.x; on a little-endian machine the programs read its low half.
     let tcp_tw = btf.structure("tcp_timewait_sock")?;
     layout.tw_ts_recent_stamp = tcp_tw.field("tw_ts_recent_stamp")?.offset();
     Ok(())
