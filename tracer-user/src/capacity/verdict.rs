@@ -57,7 +57,7 @@ pub fn judge(settings: &Settings, listeners: &[Port], time_waits: u32) -> Vec<Ve
             value: delay_ms.to_string(),
             grade: if delay_ms > 1000 { Grade::Note } else { Grade::Good },
             meaning: format!(
-                "a TIME_WAIT can be taken over {} s after it began",
+                "a port in TIME_WAIT can be reused after {} s",
                 f64::from(delay_ms) / 1e3
             ),
         });
@@ -67,9 +67,9 @@ pub fn judge(settings: &Settings, listeners: &[Port], time_waits: u32) -> Vec<Ve
         value: u8::from(*timestamps).to_string(),
         grade: if *timestamps { Grade::Good } else { Grade::Bad },
         meaning: if *timestamps {
-            "connections have timestamps, without which no TIME_WAIT is taken over".to_owned()
+            "on; without timestamps no port in TIME_WAIT can be reused".to_owned()
         } else {
-            "without timestamps no TIME_WAIT is ever taken over: set it to 1".to_owned()
+            "without timestamps no port in TIME_WAIT can be reused: set it to 1".to_owned()
         },
     });
     verdicts.push(max_tw_buckets(*max_time_waits, time_waits));
@@ -79,7 +79,7 @@ pub fn judge(settings: &Settings, listeners: &[Port], time_waits: u32) -> Vec<Ve
         grade: if *fin_timeout_s > TIME_WAIT_S { Grade::Note } else { Grade::Good },
         meaning: format!(
             "a closed connection whose peer stays silent holds its port for {fin_timeout_s} s; \
-             this does not shorten TIME_WAIT, which lasts {TIME_WAIT_S} s whatever the settings"
+             it does not shorten TIME_WAIT, which always lasts {TIME_WAIT_S} s"
         ),
     });
     verdicts.push(Verdict {
@@ -89,7 +89,7 @@ pub fn judge(settings: &Settings, listeners: &[Port], time_waits: u32) -> Vec<Ve
         meaning: if *autobind_reuse {
             "bind() to port 0 shares ports among SO_REUSEADDR sockets when none is free".to_owned()
         } else {
-            "bind() to port 0 takes only ports that nobody has on its address".to_owned()
+            "bind() to port 0 chooses only ports that are free on its address".to_owned()
         },
     });
     verdicts
@@ -97,19 +97,23 @@ pub fn judge(settings: &Settings, listeners: &[Port], time_waits: u32) -> Vec<Ve
 
 fn range(settings: &Settings) -> Verdict {
     let capacity = settings.capacity();
-    let rate = capacity / TIME_WAIT_S;
+    let rate = match capacity / TIME_WAIT_S {
+        // So few are not rounded.
+        0..10 => format!("{:.1}", f64::from(capacity) / f64::from(TIME_WAIT_S)),
+        rate => rate.to_string(),
+    };
     let parity = if settings.range.len() % 2 == 1 {
-        "; their number is odd, and the kernel may pass over one of them"
+        "; the number is odd, so connect() may leave one of them out"
     } else {
         ""
     };
     let (grade, advice) = match capacity {
         0 => (Grade::Bad, ": every port of the range is reserved".to_owned()),
-        few if few < DEFAULT_CAPACITY / 4 => (Grade::Bad, "; few hosts do with so few".to_owned()),
+        few if few < DEFAULT_CAPACITY / 4 => (Grade::Bad, "; too few for most hosts".to_owned()),
         some if some < MOST_CAPACITY / 2 => (
             Grade::Note,
             format!(
-                "; `sysctl -w net.ipv4.ip_local_port_range=\"1024 65535\"` makes it {}/s",
+                "; `sysctl -w net.ipv4.ip_local_port_range=\"1024 65535\"` allows {}/s",
                 MOST_CAPACITY / TIME_WAIT_S
             ),
         ),
@@ -120,7 +124,7 @@ fn range(settings: &Settings) -> Verdict {
         value: format!("{} {}", settings.range.low().0, settings.range.high().0),
         grade,
         meaning: format!(
-            "{capacity} ports for each destination, or {rate} connections/s to one that we close \
+            "{capacity} ports for each destination, or {rate} connections/s to it if this side closes \
              first{advice}{parity}"
         ),
     }
@@ -132,7 +136,7 @@ fn reserved(settings: &Settings, listeners: &[Port]) -> Verdict {
     let value = settings.reserved.to_string();
     let setting = "ipv4.ip_local_reserved_ports";
     if exposed.is_empty() {
-        let meaning = "no server listens within the range on a port that is not reserved";
+        let meaning = "no server listens on an unreserved port of the range";
         return Verdict { setting, value, grade: Grade::Good, meaning: meaning.to_owned() };
     }
     let all = exposed.iter().fold(settings.reserved.clone(), |all, port| all.with(*port));
@@ -142,7 +146,7 @@ fn reserved(settings: &Settings, listeners: &[Port]) -> Verdict {
         value,
         grade: Grade::Bad,
         meaning: format!(
-            "servers listen within the range on {}: while one restarts, a client may be given its \
+            "servers listen in the range on {}: while one restarts, a client may be given its \
              port; `sysctl -w net.ipv4.ip_local_reserved_ports={all}`",
             ports.join(", ")
         ),
@@ -151,16 +155,17 @@ fn reserved(settings: &Settings, listeners: &[Port]) -> Verdict {
 
 fn tw_reuse(reuse: TimeWaitReuse, timestamps: bool) -> Verdict {
     let (grade, meaning) = match reuse {
-        _ if !timestamps => (Grade::Note, "it has no effect without timestamps"),
-        TimeWaitReuse::Always => (Grade::Good, "connect() takes TIME_WAITs over"),
+        _ if !timestamps => (Grade::Note, "no effect without timestamps"),
+        TimeWaitReuse::Always => (Grade::Good, "connect() reuses ports in TIME_WAIT"),
         TimeWaitReuse::Loopback => (
             Grade::Note,
-            "connect() takes TIME_WAITs over only on the loopback interface; 1 does so for all \
+            "connect() reuses ports in TIME_WAIT only on the loopback interface; with 1, for all \
              destinations",
         ),
-        TimeWaitReuse::Never => {
-            (Grade::Note, "connect() takes no TIME_WAIT over; 1 does so for all destinations")
-        }
+        TimeWaitReuse::Never => (
+            Grade::Note,
+            "connect() never reuses ports in TIME_WAIT; with 1 it does, for all destinations",
+        ),
     };
     Verdict {
         setting: "ipv4.tcp_tw_reuse",
@@ -177,9 +182,9 @@ fn max_tw_buckets(most: u32, now: u32) -> Verdict {
         value: most.to_string(),
         grade: if is_full { Grade::Note } else { Grade::Good },
         meaning: if is_full {
-            format!("there are {now} TIME_WAITs: further connections end without one")
+            format!("{now} TIME_WAITs now: further connections end without one")
         } else {
-            format!("there are {now} TIME_WAITs")
+            format!("{now} TIME_WAITs now")
         },
     }
 }

@@ -5,10 +5,13 @@ use std::{
     fs::{self, File},
 };
 
+use super::{
+    options::{AnswerOptions, OutputFormat, resolve_namespaces},
+    output::print,
+};
 use crate::{
     agent::self_test::{self, CONNECTIONS, Tested},
     capacity as exhaustion,
-    cli::{Form, Question, print},
     kernel::{
         hooks::{loader::LoadOptions, table::HookFamily},
         host::clock,
@@ -26,17 +29,17 @@ use crate::{
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Settings of this network namespace instead of this process's: its inode, a path to it, or
+    /// Judge the settings of this network namespace instead of portlife's own: its inode, a path, or
     /// pid:N for that of a process
     #[arg(short, long = "netns", value_name = "NETNS")]
     namespaces: Vec<String>,
     #[command(flatten)]
-    pub(crate) question: Question,
+    pub(super) options: AnswerOptions,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let Args { namespaces, question } = args;
-    let mut wanted = super::namespaces(namespaces)?;
+    let Args { namespaces, options } = args;
+    let mut wanted = resolve_namespaces(namespaces)?;
     let own = Netns(netns::inode_of(&File::open("/proc/thread-self/ns/net")?)?);
     if wanted.is_empty() {
         wanted.push(own);
@@ -44,26 +47,26 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     // The ring is polled by the runtime.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _inside = runtime.enter();
-    let options =
+    let load =
         LoadOptions { ring_bytes: 4 << 20, hooks: HookFamily::Auto, scope: Scope::default() };
-    let mut tested = self_test::run(&options);
-    let open_files = tested.as_ref().ok().and_then(|tested| tested.probes.open_files.as_ref());
-    let snapshot = snapshot::take(open_files, None, Scope::of(&wanted));
+    let mut tested = self_test::run(&load);
+    let files = tested.as_ref().ok().and_then(|tested| tested.probes.open_files.as_ref());
+    let snapshot = snapshot::take(files, None, Scope::of(&wanted));
     let check = Check {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
             .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
         tracer: tested.as_mut().map(tracer).map_err(|error| error.to_string()),
         namespaces: wanted.iter().map(|netns| settings_of(*netns, own, &snapshot)).collect(),
     };
-    let text = match question.output {
-        Form::Text => check::text(&check).into_bytes(),
-        Form::Json => {
+    let text = match options.output {
+        OutputFormat::Text => check::text(&check).into_bytes(),
+        OutputFormat::Json => {
             let json = Json::new(clock::realtime_offset_ns(), Verbosity::Quiet);
             json.check(Instant::from_ns(clock::monotonic_ns()), &check)
         }
     };
     print(&text)?;
-    // Its reason has been told, and makes the exit code.
+    // The answer contains the error. It is returned for the exit code.
     tested.map(|_| ()).map_err(Into::into)
 }
 
@@ -78,18 +81,18 @@ fn tracer(tested: &mut Tested) -> Tracer {
         hooks: hooks.collect(),
         warnings: std::mem::take(&mut probes.warnings),
         self_test: match told {
-            Err(error) => SelfTest::NotRun {
-                reason: format!("no connection could be made to see whether it is told: {error}"),
-            },
+            Err(error) => {
+                SelfTest::NotRun { reason: format!("no test connection could be made: {error}") }
+            }
             Ok(told) if told.missing().next().is_none() => {
                 SelfTest::Passed { connections: CONNECTIONS }
             }
             Ok(told) => {
                 let missing: Vec<_> = told
                     .missing()
-                    .map(|(name, count)| format!("{count} {name} instead of {CONNECTIONS}"))
+                    .map(|(name, count)| format!("{count} of {CONNECTIONS} {name}"))
                     .collect();
-                SelfTest::Failed { reason: format!("told were {}", missing.join(", ")) }
+                SelfTest::Failed { reason: format!("only {} were reported", missing.join(", ")) }
             }
         },
     }
@@ -110,7 +113,7 @@ fn settings_of(netns: Netns, own: Netns, snapshot: &Snapshot) -> Namespace {
     } else {
         netns::Namespaces::discover(&[])
             .take(netns.0)
-            .ok_or_else(|| "nothing leads into it".to_owned())
+            .ok_or_else(|| "it does not exist, or nothing refers to it".to_owned())
             .and_then(|handle| SettingsFiles::open_in(&handle).map_err(|error| error.to_string()))
     };
     let settings = files.and_then(|files| files.read().map_err(|error| error.to_string()));

@@ -1,27 +1,26 @@
-//! The command line: one file for each subcommand.
+//! The command line: one file for each subcommand, and what they share.
 
 mod check;
+mod options;
+mod output;
 mod report;
 mod trace;
 mod why;
 
-use std::{
-    io::{self, Write as _, stdout},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
-use anyhow::Context as _;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
+use options::UsageError;
 
-use crate::{agent::AgentError, kernel::hooks::error::LoadError, model::Netns};
+use crate::{agent::AgentError, kernel::hooks::error::LoadError};
 
-/// Everything went as asked.
+/// Success.
 const DONE: u8 = 0;
-/// Something failed while running.
+/// An error while running.
 const FAILED: u8 = 1;
-/// The command line is wrong (clap's own exit code, too).
+/// A wrong command line. clap exits with the same code.
 const USAGE: u8 = 2;
-/// It cannot run here: privilege or kernel.
+/// This host lacks a privilege or a feature of the kernel.
 const CANNOT_RUN: u8 = 3;
 
 #[derive(Parser)]
@@ -40,61 +39,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show what is held now, then every lease event as it happens (the default)
+    /// Show the ports that are held, then every event as it happens (the default)
     Trace(Box<trace::Args>),
-    /// Observe, or read what was recorded, then say who holds the ports and why none is left
+    /// Observe, or read a recording, then report who holds the ports and why none is left
     Report(Box<report::Args>),
-    /// Show whether it can run here, what each hook costs, and what the settings mean for ports
+    /// Show whether portlife can run here, what each hook costs, and which settings limit the ports
     Check(check::Args),
-    /// Show who holds a port, when it will be free, and what it is good for meanwhile
+    /// Show who holds a port, when it will be free, and what can use it until then
     Why(why::Args),
-}
-
-/// The form of what goes to stdout.
-#[derive(Clone, Copy, ValueEnum)]
-enum Form {
-    Text,
-    Json,
-}
-
-/// What every question that is answered at once can be asked with.
-#[derive(clap::Args)]
-struct Question {
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t = Form::Text)]
-    output: Form,
-    /// Say more on stderr
-    #[arg(short, long)]
-    verbose: bool,
-}
-
-/// Writes an answer to stdout.
-fn print(text: &[u8]) -> anyhow::Result<()> {
-    match stdout().write_all(text) {
-        // Nobody reads it, and nobody misses it.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => {
-            let reason = why_not(&error);
-            Err(error).with_context(|| format!("the answer cannot be written: {reason}"))
-        }
-        Ok(()) => Ok(()),
-    }
-}
-
-/// Why a file cannot be opened, read or written, in words.
-fn why_not(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "it does not exist".to_owned(),
-        io::ErrorKind::PermissionDenied => "this user may not open it".to_owned(),
-        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
-        io::ErrorKind::StorageFull => "no space is left there".to_owned(),
-        _ => error.to_string(),
-    }
-}
-
-/// The network namespaces that are named.
-fn namespaces(names: &[String]) -> Result<Vec<Netns>, trace::UsageError> {
-    names.iter().map(|name| trace::namespace(name)).collect()
 }
 
 /// Runs the command that the arguments name.
@@ -105,21 +57,21 @@ pub fn run() -> ExitCode {
         None => (trace.verbose > 0, trace::run(trace)),
         Some(Command::Trace(args)) => (args.verbose > 0, trace::run(*args)),
         Some(Command::Report(args)) => (args.verbose > 0, report::run(*args)),
-        Some(Command::Check(args)) => (args.question.verbose, check::run(&args)),
-        Some(Command::Why(args)) => (args.question.verbose, why::run(&args)),
+        Some(Command::Check(args)) => (args.options.verbose, check::run(&args)),
+        Some(Command::Why(args)) => (args.options.verbose, why::run(&args)),
     };
     let code = match outcome {
         Ok(()) => DONE,
         Err(error) => {
-            say(&error, verbose);
+            print_error(&error, verbose);
             exit_code(&error)
         }
     };
     ExitCode::from(code)
 }
 
-/// One sentence; the chain of causes only if asked for.
-fn say(error: &anyhow::Error, verbose: bool) {
+/// Prints an error: one sentence, and the chain of causes if `verbose`.
+fn print_error(error: &anyhow::Error, verbose: bool) {
     crate::stderr::write_line!("portlife: {error}");
     if verbose {
         for cause in error.chain().skip(1) {
@@ -129,7 +81,7 @@ fn say(error: &anyhow::Error, verbose: bool) {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<trace::UsageError>() {
+    if error.is::<UsageError>() {
         return USAGE;
     }
     let load = match error.downcast_ref::<AgentError>() {

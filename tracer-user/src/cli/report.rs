@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufReader, IsTerminal as _, Read, Write as _, stdin, stdout},
+    io::{BufReader, IsTerminal as _, Read, stdin, stdout},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -10,8 +10,9 @@ use std::{
 use anyhow::Context as _;
 
 use super::{
-    Form as OutputForm,
-    trace::{self, FilterArgs, Hooks},
+    options::{self, FilterArgs, Hooks, OutputFormat},
+    output::{describe, print},
+    trace,
 };
 use crate::{
     agent::Options,
@@ -29,43 +30,43 @@ use crate::{
 pub struct Args {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Form of the report on stdout
-    #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
-    output: OutputForm,
-    /// Observe for so many seconds, instead of until Ctrl-C
-    #[arg(long, value_name = "SECS", value_parser = trace::seconds)]
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    output: OutputFormat,
+    /// Observe for this many seconds instead of until Ctrl-C
+    #[arg(long, value_name = "SECS", value_parser = options::seconds)]
     duration: Option<Duration>,
-    /// Report on what `portlife trace -o json` has recorded, instead of observing; - for stdin
+    /// Report on a recording of `portlife trace -o json` instead of observing; - for stdin
     #[arg(long, value_name = "FILE", conflicts_with_all = ["duration", "ring_bytes", "hooks"])]
     from: Option<PathBuf>,
     /// Size of the ring buffer between kernel and agent, rounded up to a power of two
-    #[arg(long, value_name = "N", default_value_t = 4 << 20, value_parser = trace::ring_bytes)]
+    #[arg(long, value_name = "N", default_value_t = 4 << 20, value_parser = options::ring_bytes)]
     ring_bytes: u32,
-    /// Which hooks to use where two kinds tell the same
+    /// Which hooks to use where the kernel offers two for the same event
     #[arg(long, value_enum, default_value_t = Hooks::Auto)]
     hooks: Hooks,
-    /// Say nothing on stderr but errors
+    /// Print only errors to stderr
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
-    /// Say more on stderr
+    /// Print more to stderr
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
 
-/// A recording in which there is nothing.
+/// The input contains no records.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}: no record could be read; expected what `portlife trace -o json` writes")]
+#[error("{0}: not a recording of `portlife trace -o json`: it contains no valid record")]
 struct NothingRead(String);
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Args { filter, output, duration, from, ring_bytes, hooks, quiet, verbose } = args;
-    let verbosity = trace::verbosity(quiet, verbose);
+    let verbosity = options::verbosity(quiet, verbose);
     let filter = filter.resolve()?;
     let form = match output {
-        OutputForm::Text => Form::Text { colour: stdout().is_terminal() },
-        OutputForm::Json => Form::Json,
+        OutputFormat::Text => Form::Text { colour: stdout().is_terminal() },
+        OutputFormat::Json => Form::Json,
     };
-    // A host without the list has the names that are built in.
+    // Without the file, the built-in names are used.
     let services = fs::read_to_string("/etc/services").unwrap_or_default();
     let services = Services::parse(&services);
     if let Some(path) = from {
@@ -80,7 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             return Err(NothingRead(name_of(&path)).into());
         }
         report.set_realtime_offset(recording.realtime_offset_ns.unwrap_or_default());
-        return print(&form.write(&report.report(recording.ledger())));
+        return print(form.write(&report.report(recording.ledger())).as_bytes());
     }
     let options = Options {
         load: LoadOptions {
@@ -106,7 +107,7 @@ fn read(path: &Path, filter: &Filter, report: &mut ReportView) -> anyhow::Result
         Box::new(stdin().lock())
     } else {
         let file = File::open(path);
-        let reason = file.as_ref().err().map(super::why_not).unwrap_or_default();
+        let reason = file.as_ref().err().map(describe).unwrap_or_default();
         Box::new(file.with_context(|| format!("{name} cannot be opened: {reason}"))?)
     };
     let mut recording = Recording::default();
@@ -114,7 +115,7 @@ fn read(path: &Path, filter: &Filter, report: &mut ReportView) -> anyhow::Result
     let take = |record: &Record<'_>, ledger: &Ledger| report.record(record, ledger);
     if let Err(error) = recording.read(input, &name, filter, take) {
         if recording.records == 0 {
-            let reason = super::why_not(&error);
+            let reason = describe(&error);
             return Err(error).with_context(|| format!("{name} cannot be read: {reason}"));
         }
         recording.problems.push(format!("{name}: the rest cannot be read: {error}"));
@@ -124,12 +125,4 @@ fn read(path: &Path, filter: &Filter, report: &mut ReportView) -> anyhow::Result
 
 fn name_of(path: &Path) -> String {
     if path == Path::new("-") { "stdin".to_owned() } else { path.display().to_string() }
-}
-
-/// A reader that goes away is no error.
-fn print(text: &str) -> anyhow::Result<()> {
-    match stdout().write_all(text.as_bytes()).and_then(|()| stdout().flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("the report cannot be written"),
-    }
 }

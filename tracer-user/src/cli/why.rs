@@ -1,7 +1,10 @@
 //! `portlife why PORT`.
 
+use super::{
+    options::{AnswerOptions, OutputFormat, resolve_namespaces},
+    output::print,
+};
 use crate::{
-    cli::{Form, Question, print},
     kernel::{
         host::{
             cgroup::{CgroupRoot, container_of},
@@ -28,12 +31,12 @@ pub struct Args {
     #[arg(short, long = "netns", value_name = "NETNS")]
     namespaces: Vec<String>,
     #[command(flatten)]
-    pub(crate) question: Question,
+    pub(super) options: AnswerOptions,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let Args { port, namespaces, question } = args;
-    let namespaces = super::namespaces(namespaces)?;
+    let Args { port, namespaces, options } = args;
+    let namespaces = resolve_namespaces(namespaces)?;
     let view = occupants::look_for(*port, Scope::of(&namespaces))?;
     for problem in &view.problems {
         crate::stderr::write_line!("portlife: {problem}");
@@ -45,9 +48,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(Cgroup { path, container })
     };
     let answer = Answer { port: *port, view: &view, cgroup_of: &cgroup_of };
-    let text = match question.output {
-        Form::Text => why::text(&answer).into_bytes(),
-        Form::Json => {
+    let text = match options.output {
+        OutputFormat::Text => why::text(&answer).into_bytes(),
+        OutputFormat::Json => {
             let json = Json::new(clock::realtime_offset_ns(), Verbosity::Quiet);
             json.why(Instant::from_ns(clock::monotonic_ns()), &answer)
         }

@@ -82,7 +82,7 @@ pub fn text(check: &Check) -> String {
     let _ = writeln!(text, "portlife {} on Linux {kernel}\n", env!("CARGO_PKG_VERSION"));
     match tracer {
         Err(reason) => {
-            let _ = writeln!(text, "it cannot run here: {reason}");
+            let _ = writeln!(text, "portlife cannot run here: {reason}");
         }
         Ok(tracer) => write_tracer(&mut text, tracer),
     }
@@ -202,7 +202,7 @@ impl Json {
 
 fn write_tracer(text: &mut String, tracer: &Tracer) {
     let Tracer { hooks, warnings, self_test } = tracer;
-    let _ = writeln!(text, "it can run here; hooks:");
+    let _ = writeln!(text, "portlife can run here; hooks:");
     for Hook { report, without, run_ns } in hooks {
         let cost = run_ns.map_or_else(String::new, |ns| format!("{ns} ns a run"));
         let _ = match (&report.outcome, report.loss) {
@@ -221,7 +221,7 @@ fn write_tracer(text: &mut String, tracer: &Tracer) {
         SelfTest::Passed { connections } => writeln!(
             text,
             "  ok   self-test: {connections} connections made and closed, {connections} bind()s \
-             failed, and each was told"
+             failed, and each was reported"
         ),
         SelfTest::Failed { reason } => writeln!(text, "  BAD  self-test: {reason}"),
         SelfTest::NotRun { reason } => writeln!(text, "  note self-test: {reason}"),

@@ -31,13 +31,7 @@ const HOOK_NAMES_ALLOWED: [&str; 2] =
 const TOLERATED_USES: [&str; 0] = [];
 const TOLERATED_LENGTHS: [&str; 0] = [];
 /// One import of each circle: the first file's of the second.
-const TOLERATED_IMPORTS: [(&str, &str); 5] = [
-    ("tracer-user/src/cli/check.rs", "tracer-user/src/cli/mod.rs"),
-    ("tracer-user/src/cli/report.rs", "tracer-user/src/cli/mod.rs"),
-    ("tracer-user/src/cli/trace.rs", "tracer-user/src/cli/mod.rs"),
-    ("tracer-user/src/cli/why.rs", "tracer-user/src/cli/mod.rs"),
-    ("tracer-user/src/views/report/owners.rs", "tracer-user/src/views/report/model.rs"),
-];
+const TOLERATED_IMPORTS: [(&str, &str); 0] = [];
 
 fn assert_kept(broken: &[String], tolerated: &[&str]) {
     let is_tolerated = |text: &&String| tolerated.iter().any(|known| text.contains(known));

@@ -42,7 +42,7 @@ fn report_of_a_recorded_bind_before_connect() {
 
 const SCREEN: &str = "\
 FAILING: 3 connect()s to 10.0.0.1:8443 failed: 10 of 10 ports of 60000-60009 are taken, 10 by
-         shop[25090]; at 6,675 a second there is none left in 823.9ms.
+         shop[25090]; at 6,675 a second, none are left in 823.9ms.
 
 Destinations
   DESTINATION    USED/OF  RATE/S  FULL IN  MOST BY
@@ -65,7 +65,7 @@ Observed from 2026-11-25T05:07:24 UTC for 3.2ms on Linux 6.18.44-fc-v657: 47 rec
 
 const NORMALISED: &str = "\
 FAILING: 3 connect()s to 10.0.0.1:8443 failed: 10 of 10 ports of 60000-60009 are taken, 10 by
-         shop[PID]; at RATE a second there is none left in DURATION.
+         shop[PID]; at RATE a second, none are left in DURATION.
 
 Destinations
   DESTINATION    USED/OF  RATE/S  FULL IN  MOST BY

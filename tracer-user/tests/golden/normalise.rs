@@ -18,7 +18,7 @@ const PLACEHOLDERS: [(&str, &str); 11] = [
     // Measured times are written without a blank before the unit, settings with one.
     (r"\b\d[\d,]*(\.\d+)?(ns|us|ms|s|min|h)\b", "DURATION"),
     // Measured rates.
-    (r"\b\d[\d,]*(\.\d+)?[kM]? a second\s+(lately|there is none left)", "RATE a second $2"),
+    (r"\b\d[\d,]*(\.\d+)?[kM]? a second(,?)\s+(lately|none are left)", "RATE a second$2 $3"),
     // A FIN_WAIT2 that becomes a TIME_WAIT at once has one record, else two.
     (r"\b\d[\d,]* records\b", "SOME records"),
     // The default depends on the host's memory.

@@ -41,12 +41,12 @@ pub fn folklore(report: &Report) -> Vec<String> {
         return Vec::new();
     }
     vec![
-        "tcp_fin_timeout does not shorten TIME_WAIT: it is for orphans in FIN_WAIT2. TIME_WAIT \
-         lasts 60 s, whatever the settings."
+        "tcp_fin_timeout does not shorten TIME_WAIT: it applies to orphaned sockets in FIN_WAIT2. \
+         TIME_WAIT always lasts 60 s."
             .to_owned(),
-        "tcp_tw_recycle is gone since Linux 4.12; it broke clients behind NAT.".to_owned(),
-        "A low tcp_max_tw_buckets frees ports only by giving up what TIME_WAIT is for: late \
-         segments reach new connections."
+        "tcp_tw_recycle was removed in Linux 4.12; it broke clients behind NAT.".to_owned(),
+        "A low tcp_max_tw_buckets frees ports only by giving up the protection of TIME_WAIT: \
+         late segments can reach new connections."
             .to_owned(),
     ]
 }
@@ -98,7 +98,7 @@ fn on(finding: &Finding, report: &Report, ledger: &Ledger) -> Vec<Advice> {
         FindingKind::CloseWaitLeak => vec![close_them(finding, report)],
         FindingKind::BoundIdle => vec![release_idle(finding, report)],
         FindingKind::RangeReserved => vec![Advice {
-            what: "Reserve less, or widen the range.".to_owned(),
+            what: "Reserve fewer ports, or widen the range.".to_owned(),
             evidence: "no port of ip_local_port_range is left after ip_local_reserved_ports"
                 .to_owned(),
             command: place.sysctl("net.ipv4.ip_local_reserved_ports", ""),
@@ -117,7 +117,7 @@ fn on(finding: &Finding, report: &Report, ledger: &Ledger) -> Vec<Advice> {
                     .map_or(262_144, |settings| u64::from(settings.max_tw_buckets) * 2)
                     .to_string(),
             ),
-            gain: "connections end as TCP wants it; each TIME_WAIT costs about 250 bytes"
+            gain: "connections end with a TIME_WAIT, as TCP requires; each takes about 250 bytes"
                 .to_owned(),
         }],
         FindingKind::PortHeld => {
@@ -157,15 +157,15 @@ fn reuse_connections(row: &DestinationRow, finding: &Finding) -> Advice {
     let peer = endpoint(row.peer_addr, row.peer_port);
     if finding.kind != FindingKind::TimeWaitPileUp && row.time_wait * 2 < row.used.max(1) {
         return Advice {
-            what: format!("Let {who} make do with fewer connections at a time."),
+            what: format!("Reduce the number of connections that {who} has open at once."),
             evidence: format!(
-                "up to {} connections to {peer} were open at once, {} of them in TIME_WAIT now",
+                "up to {} connections to {peer} were open at once; {} are in TIME_WAIT now",
                 number(row.peak),
                 number(row.time_wait)
             ),
-            command: "a bounded pool, HTTP/2 or pipelining in the client; close what is idle"
+            command: "in the client: a bounded connection pool, HTTP/2 or pipelining; close idle connections"
                 .to_owned(),
-            gain: "a port for each connection fewer".to_owned(),
+            gain: "one port for each connection that is closed".to_owned(),
         };
     }
     let lately = if row.rate_per_s >= 0.05 {
@@ -174,21 +174,24 @@ fn reuse_connections(row: &DestinationRow, finding: &Finding) -> Advice {
         String::new()
     };
     Advice {
-        what: format!("Let {who} keep connections open and use them again."),
+        what: format!("Make {who} keep connections open and reuse them."),
         evidence: format!(
-            "{} connections were made to {peer}{lately}; {} of the {} ports held for it are in \
-             TIME_WAIT",
+            "{} connections were made to {peer}{lately}; {} of the {} ports in use for it are \
+             in TIME_WAIT",
             number(row.taken),
             number(row.time_wait),
             number(row.used),
         ),
-        command: "a connection pool, HTTP keep-alive or HTTP/2 in the client; or let the server \
-                  close first, so that the TIME_WAIT is on its port"
+        command: "in the client: a connection pool, HTTP keep-alive or HTTP/2; or have the server \
+                  close first, so that the TIME_WAIT holds its port instead"
             .to_owned(),
         gain: row.mean_hold_s.map_or_else(
-            || "no TIME_WAIT for a connection that is kept".to_owned(),
+            || "a connection that stays open leaves no TIME_WAIT".to_owned(),
             |mean_s| {
-                format!("a connection that is kept saves one port for {}", show::duration(mean_s))
+                format!(
+                    "each connection that is reused saves a port for {}",
+                    show::duration(mean_s)
+                )
             },
         ),
     }
@@ -213,21 +216,21 @@ fn reuse_time_waits(row: &DestinationRow, place: &Place<'_>) -> Option<Advice> {
     }
     let now = row.ceiling_per_s.unwrap_or(capacity / f64::from(TIME_WAIT_S));
     Some(Advice {
-        what: "Let connect() take ports over from TIME_WAITs.".to_owned(),
+        what: "Allow connect() to reuse ports in TIME_WAIT.".to_owned(),
         evidence: format!(
             "{} ports are in TIME_WAIT; tcp_tw_reuse is {}{}",
             number(row.time_wait),
             settings.tw_reuse,
             match (settings.timestamps, settings.tw_reuse) {
-                (false, _) => ", and tcp_timestamps is off, without which it does nothing",
+                (false, _) => ", and has no effect because tcp_timestamps is off",
                 (true, 2) => " (for loopback only)",
                 _ => " (never)",
             }
         ),
         command,
         gain: format!(
-            "from {} to {} connections a second to this destination: a port can be had again after \
-             {} s instead of 60 (both ends need timestamps)",
+            "from {} to {} connections a second to this destination: a port can be reused after {} s \
+             instead of 60 (both ends need timestamps)",
             show::rate(now),
             show::rate(capacity / delay_s.max(0.001)),
             delay_s
@@ -239,7 +242,7 @@ fn reuse_time_waits(row: &DestinationRow, place: &Place<'_>) -> Option<Advice> {
 fn timestamps_of_peer(row: &DestinationRow) -> Advice {
     Advice {
         what: format!(
-            "Let {} send TCP timestamps: without them no setting here frees a TIME_WAIT early.",
+            "Enable TCP timestamps on {}: without them, no setting of this host ends a TIME_WAIT early.",
             endpoint(row.peer_addr, row.peer_port)
         ),
         evidence: format!(
@@ -247,10 +250,10 @@ fn timestamps_of_peer(row: &DestinationRow) -> Advice {
             number(row.without_timestamps),
             number(row.time_wait)
         ),
-        command: "at the peer, or at the load balancer that takes them away: sysctl -w \
+        command: "on the peer, or on the load balancer that strips them: sysctl -w \
                   net.ipv4.tcp_timestamps=1; on Windows: netsh int tcp set global timestamps=enabled"
             .to_owned(),
-        gain: "tcp_tw_reuse=1 then lets connect() have a port again after 1 s instead of 60"
+        gain: "with tcp_tw_reuse=1, connect() can then reuse a port after 1 s instead of 60"
             .to_owned(),
     }
 }
@@ -327,14 +330,14 @@ fn more_addresses(row: &DestinationRow) -> Advice {
     Advice {
         what: "Spread the connections over more source or destination addresses.".to_owned(),
         evidence: format!(
-            "all go from {} to {}; ports run out for each pair of addresses by itself",
+            "all connections go from {} to {}, and each pair of addresses has its own ports",
             row.source_addr,
             endpoint(row.peer_addr, row.peer_port)
         ),
         command: "in the client, before connect(): setsockopt(fd, IPPROTO_IP, \
                   IP_BIND_ADDRESS_NO_PORT, 1), then bind() to one of several addresses, port 0"
             .to_owned(),
-        gain: format!("{} ports for each further address on either side", number(capacity)),
+        gain: format!("{} more ports for each additional address on either side", number(capacity)),
     }
 }
 
@@ -342,19 +345,19 @@ fn narrow_the_search(row: &DestinationRow) -> Advice {
     let usual = row.search.quantile_s(0.5).unwrap_or(0.0);
     let slow = row.search.quantile_s(0.99).unwrap_or(usual);
     Advice {
-        what: "Let each socket search a small window of ports.".to_owned(),
+        what: "Make each socket search a small range of ports.".to_owned(),
         evidence: format!(
-            "one search in a hundred takes up to {}, the usual one {}: first come all ports of one \
-             parity, and those are in use",
+            "99 % of searches take up to {}, half of them up to {}: connect() tries all ports of one \
+             parity first, and those are in use",
             show::duration(slow),
             show::duration(usual)
         ),
-        command: "before connect(), Linux 6.3 or newer: setsockopt(fd, IPPROTO_IP, \
-                  IP_LOCAL_PORT_RANGE, low | high << 16), a random window of some 500 ports; \
-                  another one upon EADDRNOTAVAIL"
+        command: "before connect() (Linux 6.3 or newer): setsockopt(fd, IPPROTO_IP, \
+                  IP_LOCAL_PORT_RANGE, low | high << 16) with a random range of about 500 \
+                  ports; with another one on EADDRNOTAVAIL"
             .to_owned(),
         gain: format!(
-            "a search visits at most the window: about {} instead of {}",
+            "a search visits only these ports: about {} instead of {}",
             show::duration(usual),
             show::duration(slow)
         ),
@@ -367,18 +370,18 @@ fn bind_without_port(finding: &Finding, report: &Report) -> Advice {
     let capacity = row.and_then(|row| row.settings.as_ref()).map_or(0, |s| s.capacity);
     let locked = row.map_or(0, |row| row.bind_locked);
     Advice {
-        what: format!("Let {who} leave the choice of the port to connect()."),
+        what: format!("Make {who} leave the choice of the port to connect()."),
         evidence: format!(
-            "{} of {} ports are bound before a connection is made, and lost to every other \
+            "{} of {} ports are bound before connecting, which makes them unavailable to every other \
              destination",
             number(locked),
             number(capacity)
         ),
-        command: "before bind(): setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1); or no \
-                  bind() at all"
+        command: "before bind(): setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1); or do \
+                  not bind() at all"
             .to_owned(),
         gain: format!(
-            "from {} ports for all destinations together to {} for each of them",
+            "from {} ports shared by all destinations to {} for each",
             number(capacity),
             number(capacity)
         ),
@@ -404,19 +407,19 @@ fn bind_outside_range(
     });
     Advice {
         what: format!(
-            "Let {who} bind ports outside ip_local_port_range, or end it; if it must have these, \
+            "Make {who} bind ports outside ip_local_port_range, or stop it; if it needs these, \
              reserve them."
         ),
         evidence: format!(
-            "{} ports of the range are bound, and in no search of any connect()",
+            "{} ports of the range are bound, and connect() never chooses them",
             number(locked)
         ),
         command: format!(
             "clients that bind: IP_BIND_ADDRESS_NO_PORT before bind(); for fixed ports: {command}"
         ),
         gain: format!(
-            "{} ports come back to every destination when {who} lets go (before Linux 6.18 when \
-             the last connection on them ends, too)",
+            "{} ports become available to every destination when {who} releases them (before \
+             Linux 6.18, when the last connection on them has ended as well)",
             number(locked)
         ),
     }
@@ -438,7 +441,7 @@ fn reserve_blocked(first: &FailureRow, report: &Report, place: &Place<'_>) -> Ve
     let reserved = place.settings.map_or("", |settings| settings.reserved.as_str());
     let left = capacity.saturating_sub(u32::try_from(ports.len()).unwrap_or(0));
     let mut advice = vec![Advice {
-        what: "Reserve the port, so that no client is given it again.".to_owned(),
+        what: "Reserve the port, so that no client gets it again.".to_owned(),
         evidence: format!(
             "port {} is one of the {} that connect() chooses from",
             first.requested_port,
@@ -446,7 +449,7 @@ fn reserve_blocked(first: &FailureRow, report: &Report, place: &Place<'_>) -> Ve
         ),
         command: place.sysctl("net.ipv4.ip_local_reserved_ports", &with_reserved(reserved, &ports)),
         gain: format!(
-            "the listener finds its port at every start; clients keep {} ports",
+            "the port is free whenever the listener starts; clients keep {} ports",
             number(left)
         ),
     }];
@@ -455,11 +458,8 @@ fn reserve_blocked(first: &FailureRow, report: &Report, place: &Place<'_>) -> Ve
     {
         let enter = place.pid.map(|pid| format!("nsenter -t {pid} -n ")).unwrap_or_default();
         advice.push(Advice {
-            what: "To start it now, end the connection that holds the port.".to_owned(),
-            evidence: format!(
-                "it goes to {}; SO_REUSEADDR does not help against it",
-                endpoint(addr, port)
-            ),
+            what: "To start the listener now, end the connection that holds the port.".to_owned(),
+            evidence: format!("it goes to {}; SO_REUSEADDR does not help", endpoint(addr, port)),
             command: format!(
                 "{enter}ss -K dst {} sport = :{}",
                 endpoint(addr, port),
@@ -503,17 +503,15 @@ fn close_them(finding: &Finding, report: &Report) -> Advice {
         |pid| format!("nsenter -t {pid} -n ss -tanp state close-wait; ls -l /proc/{pid}/fd"),
     );
     Advice {
-        what: format!("Let {who} close its sockets when read() returns 0."),
+        what: format!("Make {who} close its sockets when read() returns 0."),
         evidence: format!(
-            "it left {} open and closed {} others that their peers had closed",
+            "it left {} open, and closed {} others after their peers had",
             number(count),
             number(leak.map_or(0, |leak| leak.closed_otherwise))
         ),
-        command: format!(
-            "to see them: {look}; no setting ends them, a restart of the process does"
-        ),
+        command: format!("to list them: {look}; they stay until the process closes them or exits"),
         gain: format!(
-            "{} sockets and descriptors, and as many FIN_WAIT2s at the peers",
+            "{} sockets and file descriptors, and as many FIN_WAIT2s on the peers",
             number(count)
         ),
     }
@@ -523,11 +521,12 @@ fn release_idle(finding: &Finding, report: &Report) -> Advice {
     let row = report.namespaces.iter().find(|row| Some(row.netns) == finding.netns);
     let who = finding.owner.as_ref().map_or_else(|| "the process".to_owned(), ToString::to_string);
     Advice {
-        what: format!("Let {who} bind when it needs the port, or close what it does not use."),
+        what: format!("Make {who} bind only when it needs the port, or close unused sockets."),
         evidence: finding.sentence.clone(),
-        command: "to see them: ss -B -tnp (Linux 6.8 or newer); in the process: close()".to_owned(),
+        command: "to list them: ss -B -tnp (Linux 6.8 or newer); in the process: close()"
+            .to_owned(),
         gain: format!(
-            "{} ports come back to connect()",
+            "{} ports become available to connect()",
             number(row.map_or(0, |row| row.bind_locked))
         ),
     }
@@ -541,11 +540,11 @@ fn port_held(failure: &FailureRow, finding: &Finding) -> Advice {
     let FailureRow { op, requested_port: port, .. } = failure;
     let (what, command) = if is_time_wait {
         (
-            "Let the server set SO_REUSEADDR before bind().",
+            "Make the server set SO_REUSEADDR before bind().",
             "setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, 1)".to_owned(),
         )
     } else {
-        ("Stop whoever holds the port, or use another.", format!("portlife why {port}"))
+        ("Stop the holder of the port, or use another port.", format!("portlife why {port}"))
     };
     Advice {
         what: what.to_owned(),

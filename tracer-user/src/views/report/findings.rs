@@ -7,8 +7,9 @@ use crate::{
     views::report::{
         model::{
             DestinationRow, FailureRow, Finding, FindingKind, LeakRow, LeakState, ListenerRow,
-            OwnerName, Report, ScanRow, Severity,
+            Report, ScanRow, Severity,
         },
+        owners::OwnerName,
         rows,
         show::{self, endpoint, number},
         survey::Survey,
@@ -39,7 +40,7 @@ pub fn find(report: &Report, tally: &Tally) -> Vec<Finding> {
                 severity: Severity::Warning,
                 kind: FindingKind::TimeWaitOverflow,
                 sentence: format!(
-                    "{} connections ended without a TIME_WAIT because tcp_max_tw_buckets{} is \
+                    "{} connections ended without a TIME_WAIT because tcp_max_tw_buckets{} was \
                      reached: late segments may reach new connections",
                     number(namespace.time_wait_overflows),
                     namespace
@@ -111,7 +112,7 @@ fn scanned(scan: &ScanRow) -> String {
     // The programs tell no more ports apart.
     const MOST: u32 = 1024;
     format!(
-        "{source_addr} scans ports: it tried {}{} closed ones between {port_low} and {port_high}, {} \
+        "{source_addr} scans ports: it tried {}{} closed ports between {port_low} and {port_high}, {} \
          times{}",
         if *ports < MOST { "" } else { "over " },
         number(*ports),
@@ -125,15 +126,15 @@ fn scanned(scan: &ScanRow) -> String {
 pub fn healthy(report: &Report) -> Finding {
     let fullest = report.destinations.iter().find(|row| row.used > 0 && row.capacity.is_some());
     let sentence = match fullest {
-        _ if report.observed.records == 0 => "There was nothing to observe.".to_owned(),
+        _ if report.observed.records == 0 => "There are no records to report on.".to_owned(),
         Some(row) => format!(
-            "No shortage of ports: no call failed for want of one, and the fullest destination, \
+            "No shortage of ports: no call failed for lack of one, and the fullest destination, \
              {}, uses {} of {} ports.",
             endpoint(row.peer_addr, row.peer_port),
             number(row.used),
             number(row.capacity.unwrap_or(0)),
         ),
-        None => "No shortage of ports: no call failed for want of one, and no client holds any."
+        None => "No shortage of ports: no call failed for lack of one, and no client holds any."
             .to_owned(),
     };
     Finding { sentence, ..nothing() }
@@ -205,7 +206,7 @@ fn of_listeners_in_range(report: &Report) -> Vec<Finding> {
             severity: Severity::Note,
             kind: FindingKind::ListenerInRange,
             sentence: format!(
-                "a restart of {} may fail: connect() may take the port meanwhile, because it is in \
+                "restarting {} may fail: while it is down, connect() may take the port, which is in \
                  ip_local_port_range and not reserved.",
                 named.join(", ")
             ),
@@ -247,7 +248,7 @@ fn of_failure(report: &Report, tally: &Tally, failure: &FailureRow) -> Finding {
             FindingKind::RangeReserved,
             caller,
             format!(
-                "{calls} by {who}: every port of {range} is in ip_local_reserved_ports, so that \
+                "{calls} by {who}: every port of {range} is in ip_local_reserved_ports, so \
                  none can be chosen."
             ),
         ),
@@ -287,7 +288,7 @@ fn of_exhausted(
     let by = owner_or_unknown(owner.as_ref());
     let after = match row.and_then(|row| row.headroom) {
         Some(headroom) if headroom > 0 => {
-            format!(" {} can be had again by now.", number(headroom))
+            format!(" By now {} can be used again.", number(headroom))
         }
         _ => String::new(),
     };
@@ -295,7 +296,7 @@ fn of_exhausted(
         let ceiling = row
             .and_then(|row| row.ceiling_per_s)
             .map(|ceiling| {
-                format!(", so that {} connections a second are the most", show::rate(ceiling))
+                format!(". That allows at most {} connections a second", show::rate(ceiling))
             })
             .unwrap_or_default();
         let sentence = format!(
@@ -307,7 +308,7 @@ fn of_exhausted(
         return finding(FindingKind::TimeWaitPileUp, owner.or(caller), sentence);
     }
     let sentence = format!(
-        "{calls}: {} of {} ports of {range} were in use for it, {} by {by}.{after}",
+        "{calls}: {} of {} ports of {range} were in use for this destination, {} by {by}.{after}",
         number(used),
         number(capacity),
         number(survey.to_destination.of_owner),
@@ -333,16 +334,16 @@ fn of_bound(
     let who = owner_or_unknown(caller.as_ref());
     if bound_listening > 0 && bound_listening * 2 >= of_owner {
         let sentence = format!(
-            "{calls} by {who}: {} of {range} belong to listeners of {by}, and are lost to \
-             connect().",
+            "{calls} by {who}: {} of {range} belong to listeners of {by}, which makes them \
+             unavailable to connect().",
             show::count(of_owner, "port")
         );
         return finding(FindingKind::RangeExhausted, owner, sentence);
     }
     if bound_auto > 0 && bound_auto * 2 >= of_owner && bound.ports * 2 >= held.ports {
         let sentence = format!(
-            "{calls} by {who}: {} of {} ports of {range} are bound by {by}, which binds before it \
-             connects and so takes each port from every destination.",
+            "{calls} by {who}: {} of {} ports of {range} are bound by {by}. It binds before it \
+             connects, which makes each port unavailable to every other destination.",
             number(of_owner),
             number(failure.survey.capacity.unwrap_or(bound.ports)),
         );
@@ -350,13 +351,13 @@ fn of_bound(
     }
     if failure.cause == Some(Cause::RangeBindLocked) {
         let shared = if bound_shared > 0 {
-            format!(", {} of them under connections of others", number(bound_shared))
+            format!(", {} of them shared with connections of other processes", number(bound_shared))
         } else {
             String::new()
         };
         let sentence = format!(
-            "{calls} by {who} although ports are not in use for it: {by} has bound {} of the {} \
-             ports of {range}{shared}, and a port that somebody has bound is lost to every connect().",
+            "{calls} by {who} although the destination does not use every port: {by} has bound {} of \
+             the {} ports of {range}{shared}, and connect() never chooses a bound port.",
             number(of_owner),
             number(failure.survey.capacity.unwrap_or(bound.ports)),
         );
@@ -393,8 +394,8 @@ fn of_held(
         .is_none_or(|settings| settings.may_choose(Port(failure.requested_port)));
     if is_in_range && (holder.kind == "connect" || holder.kind == "bind_auto") {
         let sentence = format!(
-            "{calls} by {who}: an outgoing connection of {by}{to} holds the port ({}), because it \
-             is in ip_local_port_range and not reserved.",
+            "{calls} by {who}: an outgoing connection of {by}{to} holds the port ({}). The kernel \
+             could choose it because it is in ip_local_port_range and not reserved.",
             holder.state
         );
         return finding(FindingKind::ListenerBlocked, holder.owner.clone(), sentence);
@@ -446,7 +447,7 @@ fn of_leak(report: &Report, leak: &LeakRow) -> Option<Finding> {
             }
             let sentence = format!(
                 "{owner} has bound {count_text} ports and does nothing with them, the oldest for \
-                 {oldest}: they are lost to every connect()."
+                 {oldest}: connect() cannot choose them."
             );
             (FindingKind::BoundIdle, sentence)
         }
@@ -480,9 +481,9 @@ fn of_slow_search(row: &DestinationRow) -> Option<Finding> {
         severity: if fill >= 0.9 { Severity::Critical } else { Severity::Warning },
         kind: FindingKind::SlowConnect,
         sentence: format!(
-            "connect() to {} searches long for a port: {} of {} searches took {} or longer, the \
-             usual one {}. {} of {} ports are in use for it, {} by {}; when {} more are taken it \
-             fails.",
+            "connect() to {} takes long to find a port: {} of {} searches took {} or longer, the \
+             median is {}. {} of {} ports are in use for this destination, {} by {}; after {} more \
+             connect() fails.",
             endpoint(row.peer_addr, row.peer_port),
             number(slow),
             number(row.search.count()),
@@ -517,7 +518,7 @@ fn of_filling(row: &DestinationRow) -> Option<Finding> {
         .filter(|eta_s| *eta_s > 0.0)
         .map(|eta_s| {
             format!(
-                "; at {} a second there is none left in {}",
+                "; at {} a second, none are left in {}",
                 show::rate(row.rate_per_s),
                 show::duration(eta_s)
             )

@@ -134,15 +134,15 @@ fn observed(tally: &Tally) -> Observed {
     };
     note(
         tally.records > 0 && !tally.is_begun,
-        "the records begin in the middle: what was held before them is not known",
+        "the recording begins in mid-stream: what was held before is not known",
     );
     note(
         tally.is_begun && !tally.is_ended,
-        "the records end without a summary: they were cut off, or go on",
+        "the recording ends without a summary: it was cut off, or is still being written",
     );
     note(
         tally.namespaces.values().any(|namespace| namespace.settings.is_none()),
-        "the settings of some namespaces are not known: how many ports they have cannot be said",
+        "the settings of some namespaces are not known, nor is how many ports they have",
     );
     let time_of_day = |at: Instant| {
         let ns = i128::from(at.ns()) + tally.realtime_offset_ns;

@@ -1,12 +1,12 @@
 //! What a report consists of: rows of tables, ready to be shown or written as JSON.
 
-use std::{fmt, net::IpAddr};
+use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::{
     model::{Cause, LocalRange},
-    views::report::{histogram::Histogram, survey::Survey},
+    views::report::{histogram::Histogram, owners::OwnerName, survey::Survey},
 };
 
 /// A report.
@@ -145,29 +145,6 @@ pub struct Finding {
     pub failure_row: Option<usize>,
     #[serde(skip)]
     pub destination_row: Option<usize>,
-}
-
-/// A process by name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct OwnerName {
-    pub pid: Option<u32>,
-    pub comm: String,
-    pub container: Option<String>,
-}
-
-impl fmt::Display for OwnerName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pid, comm, container } = self;
-        write!(f, "{comm}")?;
-        if let Some(pid) = pid {
-            write!(f, "[{pid}]")?;
-        }
-        if let Some(container) = container {
-            // As container tools abbreviate them.
-            write!(f, " in {}", container.get(..12).unwrap_or(container))?;
-        }
-        Ok(())
-    }
 }
 
 /// Leases by what their holders do.

@@ -1,9 +1,11 @@
 //! The processes that acquire ports, and what each of them did while observed.
 
+use std::fmt;
+
 use rustc_hash::FxHashMap;
+use serde::Serialize;
 use tracer_ebpf::Owner;
 
-use super::model::OwnerName;
 use crate::{
     model::{Instant, seconds},
     record::{Cgroup, comm},
@@ -41,6 +43,29 @@ pub(super) struct OwnerTally {
     /// Connections that the peer closed first and that this owner closed then.
     pub(super) closed_after_peer: u64,
     pub(super) pace: Pace,
+}
+
+/// A process by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct OwnerName {
+    pub pid: Option<u32>,
+    pub comm: String,
+    pub container: Option<String>,
+}
+
+impl fmt::Display for OwnerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pid, comm, container } = self;
+        write!(f, "{comm}")?;
+        if let Some(pid) = pid {
+            write!(f, "[{pid}]")?;
+        }
+        if let Some(container) = container {
+            // As container tools abbreviate them.
+            write!(f, " in {}", container.get(..12).unwrap_or(container))?;
+        }
+        Ok(())
+    }
 }
 
 impl Owners {

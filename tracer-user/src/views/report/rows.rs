@@ -11,9 +11,9 @@ use rustc_hash::FxHashMap;
 use super::{
     model::{
         Caller, DestinationRow, FailureRow, HolderRow, JumpRow, Kinds, LeakRow, LeakState,
-        ListenerRow, NamespaceRow, OwnerName, OwnerRow, Phases, ScanRow, SettingsRow,
+        ListenerRow, NamespaceRow, OwnerRow, Phases, ScanRow, SettingsRow,
     },
-    owners::OwnerId,
+    owners::{OwnerId, OwnerName},
     services::Services,
     survey::{Share, Survey},
     tally::{FailureKey, Failures, Tally},

@@ -311,7 +311,7 @@ fn time_waits_set_the_ceiling_and_the_advice_says_what_helps() {
     let reuse = report.advice.iter().find(|one| one.command.contains("tcp_tw_reuse")).unwrap();
     assert!(reuse.command.ends_with("sysctl -w net.ipv4.tcp_tw_reuse=\"1\""), "{reuse:?}");
     assert!(reuse.gain.starts_with("from 1.0 to 60.0 connections a second"), "{reuse:?}");
-    assert!(report.folklore.iter().any(|line| line.contains("tcp_tw_recycle is gone")));
+    assert!(report.folklore.iter().any(|line| line.contains("tcp_tw_recycle was removed")));
     assert!(report.folklore.iter().any(|line| line.contains("tcp_fin_timeout does not")));
 }
 

@@ -6,7 +6,8 @@ use crate::{
     record::names,
     views::report::{
         histogram::Histogram,
-        model::{FailureRow, Finding, LeakState, OwnerName, Report, SettingsRow, Severity},
+        model::{FailureRow, Finding, LeakState, Report, SettingsRow, Severity},
+        owners::OwnerName,
         show::{duration, endpoint, number, rate},
         table::{Table, wrap},
     },
@@ -171,7 +172,9 @@ impl Page {
         if report.destinations.is_empty() {
             return;
         }
-        self.heading("Destinations of clients, the fullest first (ports in use for each, of all)");
+        self.heading(
+            "Destinations of clients, fullest first (ports in use for each, of all in the range)",
+        );
         let mut table = Table::new(&[
             (">NETNS", 10),
             ("SOURCE", 39),
@@ -218,7 +221,7 @@ impl Page {
             return;
         }
         self.heading(
-            "Owners, those that hold most first (a TIME_WAIT counts for whoever left it behind)",
+            "Owners, by leases held (a TIME_WAIT counts for the process that left it behind)",
         );
         let mut table = Table::new(&[
             ("OWNER", 42),
@@ -263,7 +266,7 @@ impl Page {
         if report.leaks.is_empty() {
             return;
         }
-        self.heading("Held for nothing");
+        self.heading("Held but not used");
         let mut table = Table::new(&[
             ("OWNER", 40),
             ("STATE", 36),
@@ -278,7 +281,7 @@ impl Page {
             let state = match row.state {
                 LeakState::CloseWait => "CLOSE-WAIT: the peer has closed",
                 LeakState::FinWait2 => "FIN-WAIT-2, or TIME-WAIT by now",
-                LeakState::BoundIdle => "bound: neither used nor listening",
+                LeakState::BoundIdle => "bound: not connected or listening",
             };
             table.row([
                 row.owner.as_ref().map_or_else(|| "not known".to_owned(), ToString::to_string),
@@ -291,7 +294,7 @@ impl Page {
             ]);
         }
         self.table(&table);
-        self.more(shown.len(), report.leaks.len(), "such owners");
+        self.more(shown.len(), report.leaks.len(), "owners");
     }
 
     fn listeners(&mut self, report: &Report) {
@@ -348,13 +351,10 @@ impl Page {
 
     fn histograms(&mut self, report: &Report) {
         let histograms = &report.histograms;
-        self.histogram("How long ports were held", &histograms.lifetime);
-        self.histogram("How long TIME_WAITs lasted", &histograms.time_wait);
-        self.histogram(
-            "How long ports were free before they were used again",
-            &histograms.reuse_interval,
-        );
-        self.histogram("How long connect() searched for a port", &histograms.search);
+        self.histogram("Hold times of ports", &histograms.lifetime);
+        self.histogram("Durations of TIME_WAITs", &histograms.time_wait);
+        self.histogram("Times between release and reuse of a port", &histograms.reuse_interval);
+        self.histogram("Search times of connect()", &histograms.search);
     }
 
     fn histogram(&mut self, title: &str, histogram: &Histogram) {
@@ -364,8 +364,8 @@ impl Page {
         self.heading(&format!(
             "{title}: {}, mean {}, p50 {}, p99 {}, max {}",
             match histogram.count() {
-                1 => "once".to_owned(),
-                times => format!("{} times", number(times)),
+                1 => "1 sample".to_owned(),
+                several => format!("{} samples", number(several)),
             },
             histogram.mean_s().map(duration).unwrap_or_default(),
             of(0.5),
@@ -420,7 +420,9 @@ impl Page {
             .unwrap_or_default();
         let losses = match (observed.lost, observed.lost_for_good) {
             (0, _) => "none lost".to_owned(),
-            (lost, 0) => format!("{} facts lost, made good by comparison", number(lost)),
+            (lost, 0) => {
+                format!("{} facts lost, corrected by comparison with the kernel", number(lost))
+            }
             (lost, _) => format!("{} facts lost: what is shown may be incomplete", number(lost)),
         };
         self.line(&format!(
@@ -432,8 +434,8 @@ impl Page {
             self.wrapped(
                 "  not seen: ",
                 &format!(
-                    "{} records, which the recording lacks because its reader was slow: ports may \
-                     be shown as held that were released",
+                    "{} records, which the recording lacks because its reader was slow: some ports \
+                     that are shown as held may have been released",
                     number(observed.dropped)
                 ),
             );
@@ -493,7 +495,7 @@ fn settings_text(settings: &SettingsRow, changes: u32) -> String {
     let delay =
         settings.tw_reuse_delay_ms.map(|delay| format!(" after {delay} ms")).unwrap_or_default();
     let meaning = match (settings.tw_reuse, settings.timestamps) {
-        (_, false) => " (without effect: no timestamps)".to_owned(),
+        (_, false) => " (no effect without timestamps)".to_owned(),
         (0, _) => " (never)".to_owned(),
         (1, _) => format!(" (always{delay})"),
         _ => format!(" (loopback only{delay})"),

@@ -66,8 +66,8 @@ impl View for ReportView {
         match record.body {
             Body::Start(start) if self.verbosity >= Verbosity::Normal => {
                 crate::stderr::write_line!(
-                    "portlife: observing on Linux {}, leases held: {}; Ctrl-C ends it and shows \
-                     the report",
+                    "portlife: observing on Linux {}, leases held: {}; Ctrl-C stops and prints the \
+                     report",
                     start.kernel,
                     start.held
                 );
