@@ -4,35 +4,34 @@ use crate::model::{
     Cause, Failure, Instant, Kind, Lease, Operation, Phase, Substate, TIME_WAIT_S, seconds,
 };
 
-/// What helps against a failure.
+/// The remedy for a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Advice {
-    /// Clients bind an address before they connect, and take a port for all destinations with it:
+    /// Clients bind before they connect, which makes each port unavailable to other destinations:
     /// they should set `IP_BIND_ADDRESS_NO_PORT`.
     BindWithoutPort,
-    /// Listeners have their ports in the range: it should be moved, or their ports reserved.
+    /// The ports of listeners are in the range: move the range, or reserve these ports.
     ListenersInRange,
-    /// Somebody bound the port and has left; what keeps the bucket as it was are connections that
+    /// A process bound the port and is gone, but the bucket stays in class B as long as connections
     /// share the port (before 6.18).
     PoisonedBuckets,
-    /// All ports go to one destination: more source addresses, a wider range, connections that
-    /// live longer, or `tcp_tw_reuse`.
+    /// One destination uses all ports: use more source addresses, a wider range, longer-lived
+    /// connections, or `tcp_tw_reuse`.
     SpreadDestination,
-    /// Nearly all of the range is reserved.
+    /// Nearly the whole range is reserved.
     ReserveLess,
-    /// An outgoing connection took the port from the range: `ip_local_reserved_ports` keeps it
-    /// for its listener.
+    /// An outgoing connection got the port from the range: reserve it for its listener in
+    /// `ip_local_reserved_ports`.
     ReservePort,
-    /// A TIME_WAIT holds it: `SO_REUSEADDR`, before bind(), does not wait for it.
+    /// A TIME_WAIT holds the port: `SO_REUSEADDR`, set before bind(), ignores it.
     ReuseAddress,
 }
 
-/// Why the call got no port; `None` where the settings of its namespace are not known, or are not
-/// those that the call met.
+/// Why the call got no port. `None` if the settings of its namespace are not known, or have changed
+/// since the call.
 ///
-/// A connect() fails when every port is either in use for its destination or in a bucket that
-/// somebody bound. The cause is the one of the two that takes more ports; it is the binding if
-/// both take the same.
+/// A connect() fails if every port is either in use for its destination or in a bucket of class B.
+/// The cause is whichever accounts for more ports; if both are equal, the bound ports.
 #[must_use]
 pub fn cause_of(failure: &Failure<'_>) -> Option<Cause> {
     if failure.cause.is_some() {
@@ -51,8 +50,8 @@ pub fn cause_of(failure: &Failure<'_>) -> Option<Cause> {
     })
 }
 
-/// True if the range was another one when the call was made: most of it is free. Of three ports, or
-/// any greater odd number, the kernel may leave out one, which does not tell
+/// True if the call must have searched another range, because most of this one is free. If the number
+/// of ports is odd and not 1, the kernel may skip one of them, which does not count
 /// (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
 #[must_use]
 pub fn is_another_range(free: u32, capacity: u32, reserved: u32) -> bool {
@@ -61,7 +60,7 @@ pub fn is_another_range(free: u32, capacity: u32, reserved: u32) -> bool {
     free.saturating_sub(left_out) > capacity / 2
 }
 
-/// What helps, if something does.
+/// The remedy for a failure. `None` if there is none, or if the cause is not known.
 #[must_use]
 pub fn advice_on(failure: &Failure<'_>, cause: Option<Cause>) -> Option<Advice> {
     let holder = failure.holder;
@@ -90,8 +89,8 @@ pub fn advice_on(failure: &Failure<'_>, cause: Option<Cause>) -> Option<Advice> 
     }
 }
 
-/// In how many seconds a holder lets go of its port, if that is settled: it is for a TIME_WAIT,
-/// give or take the rounding of its timer.
+/// Seconds until a holder releases its port, up to the rounding of its timer. `None` unless it is in
+/// TIME_WAIT.
 #[must_use]
 pub fn free_in_s(holder: &Lease, now: Instant) -> Option<f64> {
     let armed = match holder.phase {
@@ -129,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_is_what_takes_most_of_the_range() {
+    fn the_cause_is_what_uses_most_of_the_range() {
         let range =
             |used, bind_locked| RangeUse { capacity: 10, used, bind_locked, ..RangeUse::default() };
         let connect = |used, locked| cause_of(&failure(Operation::Connect, range(used, locked)));

@@ -1,31 +1,31 @@
-//! When there will be no port left, and how many connections a second the ports allow.
+//! When no port will be left, and how many connections a second the ports allow.
 
 use crate::model::{RangeUse, Rates};
 
-/// What becomes of a destination or a range if nothing changes.
+/// The forecast for a destination or a range at constant rates.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Forecast {
-    /// In how many seconds the last port is taken: 0 if it is, `None` if that does not happen or if
-    /// nothing is known about how fast ports are taken.
+    /// Seconds until no port is left: 0 if none is left, `None` if that is not foreseeable or the
+    /// rates are not known.
     pub eta_s: Option<f64>,
-    /// Connections a second that the ports allow in the long run: ports over mean hold (Little's
-    /// law). `None` while the length of no hold is known.
+    /// Connections a second that the ports allow in the long run: ports over mean hold time
+    /// (Little's law). `None` until the length of a hold is known.
     pub ceiling_per_s: Option<f64>,
 }
 
-/// Slower growth than this is a trickle, about which ten seconds say nothing.
-const LEAST_GROWTH_PER_S: f64 = 0.5;
+/// Slower growth is not extrapolated: rates cover only about ten seconds.
+const MIN_GROWTH_PER_S: f64 = 0.5;
 
 impl Forecast {
-    /// From the ports as they are and how fast they are taken and released.
+    /// The forecast for this use of the range at these rates.
     #[must_use]
     pub fn of(range: &RangeUse, rates: &Rates) -> Self {
         let Rates { taken_per_s, released_per_s, hold_s } = *rates;
         let available = range.capacity.saturating_sub(range.bind_locked);
         let ceiling_per_s =
             hold_s.filter(|hold_s| *hold_s > 0.0).map(|hold_s| f64::from(available) / hold_s);
-        // In the long run as many ports are in use as are taken while one is held. An estimate
-        // below what is in use now comes from short holds that have ended: it says little about
+        // In the long run, as many ports are in use as are acquired during one hold. An estimate
+        // below the present use comes from short holds that have ended, and says little about
         // those that last.
         let levels_off = hold_s.is_some_and(|hold_s| {
             let plateau = taken_per_s * hold_s;
@@ -35,7 +35,7 @@ impl Forecast {
         let headroom = range.headroom();
         let eta_s = if headroom == 0 {
             Some(0.0)
-        } else if growth_per_s >= LEAST_GROWTH_PER_S && !levels_off {
+        } else if growth_per_s >= MIN_GROWTH_PER_S && !levels_off {
             Some(f64::from(headroom) / growth_per_s)
         } else {
             None
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_grows_ends() {
+    fn growing_use_exhausts_the_ports() {
         assert_eq!(eta(60, 10.0, 0.0, None), Some(4.0));
         assert_eq!(eta(60, 10.0, 6.0, None), Some(10.0));
         assert_eq!(eta(100, 10.0, 10.0, Some(60.0)), Some(0.0));
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_levels_off_or_shrinks_does_not() {
+    fn use_that_levels_off_or_shrinks_does_not() {
         assert_eq!(eta(60, 10.0, 10.0, Some(6.0)), None);
         assert_eq!(eta(60, 5.0, 10.0, None), None);
         assert_eq!(eta(60, 0.0, 0.0, None), None);

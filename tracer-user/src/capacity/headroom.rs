@@ -1,4 +1,4 @@
-//! How many more ports can be had: of connect() for one destination, of bind() to port 0 for one
+//! Headroom: how many more ports connect() can get for one destination, or bind() to port 0 for one
 //! address.
 
 use super::{
@@ -9,7 +9,7 @@ use crate::model::{
     Addr, BucketClass, Family, Holder, HolderBy, LocalRange, Port, RangeUse, Settings,
 };
 
-/// A time of `CLOCK_MONOTONIC`, as the kernel compares TIME_WAITs with it.
+/// A time of `CLOCK_MONOTONIC` in the units in which the kernel determines the age of a TIME_WAIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelTime {
     /// Milliseconds, the low 32 bits (`tcp_clock_ms`).
@@ -21,29 +21,29 @@ pub struct KernelTime {
 impl KernelTime {
     /// From nanoseconds of `CLOCK_MONOTONIC`.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are what is wanted")]
+    #[expect(clippy::cast_possible_truncation, reason = "only the low 32 bits are kept")]
     pub fn from_ns(ns: u64) -> Self {
         Self { ms: (ns / 1_000_000) as u32, s: (ns / 1_000_000_000) as u32 }
     }
 }
 
-/// What a connect() that chooses its port has been given.
+/// The parameters of a connect() that chooses its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connect {
     /// The source address, bound (without a port) or from the route.
     pub source: Addr,
-    /// Where to.
+    /// The peer's address and port.
     pub destination: (Addr, Port),
     /// Index of the interface that the socket is bound to, or 0.
     pub device: u32,
-    /// The socket's `IP_LOCAL_PORT_RANGE`.
+    /// The socket's `IP_LOCAL_PORT_RANGE`. `None` if it is not set.
     pub own_range: Option<LocalRange>,
 }
 
-/// What a bind() to port 0 has been given.
+/// The parameters of a bind() to port 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BindAny {
-    /// The address; may be unspecified.
+    /// The address; unspecified for all addresses.
     pub addr: Addr,
     /// The socket's family.
     pub family: Family,
@@ -53,81 +53,82 @@ pub struct BindAny {
     pub device: u32,
     /// `SO_REUSEADDR`.
     pub reuse_addr: bool,
-    /// The socket's `IP_LOCAL_PORT_RANGE`.
+    /// The socket's `IP_LOCAL_PORT_RANGE`. `None` if it is not set.
     pub own_range: Option<LocalRange>,
 }
 
-/// How many more there can be.
+/// How many more calls will get a port.
 ///
-/// `least` and `most` differ only if the range has an odd number of ports: then the kernel leaves
-/// one port out of each search, and chance decides which ([`BlindSpot`]).
+/// `min` and `max` differ only if the range has an odd number of ports: then the kernel skips one
+/// port in each search, chosen at random ([`BlindSpot`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headroom {
-    /// So many calls succeed in any case.
-    pub least: u32,
-    /// No more than so many do.
-    pub most: u32,
+    /// At least this many calls succeed.
+    pub min: u32,
+    /// At most this many calls succeed.
+    pub max: u32,
 }
 
 impl Headroom {
-    /// There is no limit: with `SO_REUSEADDR` and `ip_autobind_reuse` the ports that such sockets
-    /// hold are shared once none is free.
+    /// No limit: with `SO_REUSEADDR` and `ip_autobind_reuse`, sockets share ports once none is free.
     pub const UNLIMITED: u32 = u32::MAX;
 }
 
-/// The ports that connect() chooses from, by what they are to one destination.
+/// The ports that connect() chooses from, as seen for one destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectView {
-    /// The ports of the range. Those that a connect() takes over now count as used, too.
+    /// The use of the range. Ports that connect() could take over from a TIME_WAIT count as used.
     pub range: RangeUse,
     /// How many more connect()s will get a port.
     pub headroom: Headroom,
 }
 
-/// The ports that bind() to port 0 chooses from, by what they are to one address.
+/// The ports that bind() to port 0 chooses from, as seen for one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BindView {
     /// Ports of the range that are not reserved.
     pub capacity: u32,
-    /// Held by somebody whose address is in the way.
+    /// Ports whose holder's address conflicts.
     pub used: u32,
     /// How many more bind()s will get a port.
     pub headroom: Headroom,
 }
 
-/// One namespace at one moment.
+/// The state of a network namespace at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment<'a> {
+pub struct NamespaceState<'a> {
     /// Its settings.
     pub settings: &'a Settings,
-    /// How its kernel searches.
+    /// How the kernel searches for ports.
     pub rules: KernelRules,
-    /// Its holders; a holder may be listed twice.
+    /// The holders of its ports; a holder may be listed twice.
     pub holders: &'a [Holder],
-    /// When.
+    /// The time of the listing.
     pub now: KernelTime,
 }
 
-impl Moment<'_> {
-    /// What a connect() that chooses its port will find.
+impl NamespaceState<'_> {
+    /// The ports and the headroom for a connect() that chooses its port.
     #[must_use]
     pub fn connect(&self, query: &Connect) -> ConnectView {
         let search = search::of_connect(self.settings, self.rules, query.own_range);
-        let mut uses = Uses::new(search.range);
+        let mut uses = PortUses::new(search.range);
         for holder in self.holders {
-            let Some(place) = uses.of(holder.local_port) else { continue };
-            // Outside a VRF; a search within one sees that VRF's buckets only.
+            let Some(entry) = uses.entry(holder.local_port) else { continue };
+            // A search within a VRF sees only that VRF's buckets; only the one outside is supported.
             if holder.l3mdev != 0 {
                 continue;
             }
             let is_in_the_way = is_same_connection(holder, query);
             let found = match (is_in_the_way, holder.class) {
-                (true, BucketClass::Connect) if self.gives_way(holder) => Use::Reusable,
-                (true, _) => Use::Destination,
-                (false, BucketClass::Bind) => Use::Bound,
-                (false, BucketClass::Connect) => Use::None,
+                (true, BucketClass::Connect) if self.is_time_wait_reusable(holder) => {
+                    PortUse::Reusable
+                }
+                (true, _) => PortUse::Destination,
+                (false, BucketClass::Bind) => PortUse::Bound,
+                (false, BucketClass::Connect) => PortUse::None,
             };
-            *place = found.max(*place);
+            *entry = found.max(*entry);
         }
         let mut range = RangeUse {
             reserved: self.settings.reserved.count_within(search.range),
@@ -136,16 +137,16 @@ impl Moment<'_> {
         for (_, found) in self.unreserved(&uses) {
             range.capacity += 1;
             match found {
-                Use::None => {}
-                Use::Reusable => {
+                PortUse::None => {}
+                PortUse::Reusable => {
                     range.used += 1;
                     range.reusable += 1;
                 }
-                Use::Bound => range.bind_locked += 1,
-                Use::Destination => range.used += 1,
+                PortUse::Bound => range.bind_locked += 1,
+                PortUse::Destination => range.used += 1,
             }
         }
-        let usable = |found: Use| matches!(found, Use::None | Use::Reusable);
+        let usable = |found: PortUse| matches!(found, PortUse::None | PortUse::Reusable);
         let headroom = self.headroom(&uses, search, range.headroom(), usable);
         ConnectView { range, headroom }
     }
@@ -165,73 +166,73 @@ impl Moment<'_> {
     #[must_use]
     pub fn bind_any(&self, query: &BindAny) -> BindView {
         let search = search::of_bind(self.settings, query.own_range, query.reuse_addr);
-        let mut uses = Uses::new(search.range);
+        let mut uses = PortUses::new(search.range);
         let relaxes = self.settings.autobind_reuse && query.reuse_addr;
         // Ports that a second, relaxed search would share.
-        let mut shareable = relaxes.then(|| Uses::new(search.range));
+        let mut shareable = relaxes.then(|| PortUses::new(search.range));
         for holder in self.holders {
             if holder.l3mdev != 0 || !is_bind_conflict(holder, query) {
                 continue;
             }
-            if let Some(place) = uses.of(holder.local_port) {
-                *place = Use::Bound;
+            if let Some(entry) = uses.entry(holder.local_port) {
+                *entry = PortUse::Bound;
             }
-            if let Some(place) = shareable.as_mut().and_then(|uses| uses.of(holder.local_port))
+            if let Some(entry) = shareable.as_mut().and_then(|uses| uses.entry(holder.local_port))
                 && (!holder.reuse_addr || matches!(holder.by, HolderBy::Listener))
             {
-                *place = Use::Bound;
+                *entry = PortUse::Bound;
             }
         }
-        let count = |uses: &Uses, wanted: Use| {
+        let count = |uses: &PortUses, wanted: PortUse| {
             u32::try_from(self.unreserved(uses).filter(|(_, found)| *found == wanted).count())
                 .unwrap_or(u32::MAX)
         };
-        let (free, used) = (count(&uses, Use::None), count(&uses, Use::Bound));
-        let mut headroom = self.headroom(&uses, search, free, |found| found == Use::None);
+        let (free, used) = (count(&uses, PortUse::None), count(&uses, PortUse::Bound));
+        let mut headroom = self.headroom(&uses, search, free, |found| found == PortUse::None);
         if let Some(uses) = shareable {
             // Any port that the relaxed search finds, it finds again and again.
-            let free = count(&uses, Use::None);
-            let relaxed = self.headroom(&uses, search, free, |found| found == Use::None);
-            if relaxed.least > 0 {
-                headroom.least = Headroom::UNLIMITED;
+            let free = count(&uses, PortUse::None);
+            let relaxed = self.headroom(&uses, search, free, |found| found == PortUse::None);
+            if relaxed.min > 0 {
+                headroom.min = Headroom::UNLIMITED;
             }
-            if relaxed.most > 0 {
-                headroom.most = Headroom::UNLIMITED;
+            if relaxed.max > 0 {
+                headroom.max = Headroom::UNLIMITED;
             }
         }
         BindView { capacity: free + used, used, headroom }
     }
 
-    fn unreserved<'u>(&'u self, uses: &'u Uses) -> impl Iterator<Item = (Port, Use)> + 'u {
+    fn unreserved<'u>(&'u self, uses: &'u PortUses) -> impl Iterator<Item = (Port, PortUse)> + 'u {
         let ports = uses.range.ports().zip(uses.uses.iter().copied());
         ports.filter(|(port, _)| !self.settings.reserved.contains(*port))
     }
 
-    /// What is left of so many usable ports if the search has a blind spot.
+    /// The headroom for this number of usable ports, given the blind spot of the search.
     fn headroom(
         &self,
-        uses: &Uses,
+        uses: &PortUses,
         search: Search,
         usable: u32,
-        is_usable: impl Fn(Use) -> bool,
+        is_usable: impl Fn(PortUse) -> bool,
     ) -> Headroom {
         let counts = |port: Port| {
             !self.settings.reserved.contains(port) && uses.get(port).is_some_and(&is_usable)
         };
         let one_less = usable.saturating_sub(1);
         match search.blind_spot {
-            BlindSpot::Port(port) if counts(port) => Headroom { least: one_less, most: one_less },
-            // Whichever it leaves out stays until it is the last, and then a search may fail.
+            BlindSpot::Port(port) if counts(port) => Headroom { min: one_less, max: one_less },
+            // The skipped port may be the last one that is left, and then the search fails.
             BlindSpot::OneOf(first, last) if counts(first) || counts(last) => {
-                Headroom { least: one_less, most: usable }
+                Headroom { min: one_less, max: usable }
             }
-            _ => Headroom { least: usable, most: usable },
+            _ => Headroom { min: usable, max: usable },
         }
     }
 
-    /// True if a TIME_WAIT gives its port to a connect() to the same destination
+    /// True if a connect() to the same destination may take over the port of this TIME_WAIT
     /// (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c).
-    fn gives_way(&self, holder: &Holder) -> bool {
+    fn is_time_wait_reusable(&self, holder: &Holder) -> bool {
         let HolderBy::TimeWait { peer, substate, entry_stamp_ms, ts_recent_stamp_s } = holder.by
         else {
             return false;
@@ -243,7 +244,7 @@ impl Moment<'_> {
             peer.0,
             holder.device == LOOPBACK_IFINDEX,
         );
-        // Times wrap, so that their difference counts.
+        // Times wrap around, so their difference is compared.
         #[expect(clippy::cast_possible_wrap, reason = "as time_after32 does")]
         let is_after = |now: u32, then: u32| (now.wrapping_sub(then) as i32) > 0;
         let is_old_enough = match self.rules.reuse {
@@ -258,9 +259,9 @@ impl Moment<'_> {
     }
 }
 
-/// What a port is to a search, the later the worse.
+/// The state of a port as seen by a search, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Use {
+enum PortUse {
     None,
     Reusable,
     Bound,
@@ -268,28 +269,28 @@ enum Use {
 }
 
 /// The ports of a range.
-struct Uses {
+struct PortUses {
     range: LocalRange,
-    uses: Vec<Use>,
+    uses: Vec<PortUse>,
 }
 
-impl Uses {
+impl PortUses {
     fn new(range: LocalRange) -> Self {
-        Self { range, uses: vec![Use::None; range.len() as usize] }
+        Self { range, uses: vec![PortUse::None; range.len() as usize] }
     }
 
-    fn of(&mut self, port: Port) -> Option<&mut Use> {
+    fn entry(&mut self, port: Port) -> Option<&mut PortUse> {
         let index = port.0.checked_sub(self.range.low().0)?;
         self.uses.get_mut(usize::from(index))
     }
 
-    fn get(&self, port: Port) -> Option<Use> {
+    fn get(&self, port: Port) -> Option<PortUse> {
         let index = port.0.checked_sub(self.range.low().0)?;
         self.uses.get(usize::from(index)).copied()
     }
 }
 
-/// True if the holder's connection has the ends that a connect() from its port would have
+/// True if a connect() from the holder's port would have the same addresses and ports
 /// (`inet_match`, include/net/inet_hashtables.h).
 fn is_same_connection(holder: &Holder, query: &Connect) -> bool {
     holder.peer() == Some(query.destination)
@@ -297,14 +298,15 @@ fn is_same_connection(holder: &Holder, query: &Connect) -> bool {
         && (holder.device == 0 || holder.device == query.device)
 }
 
-/// True if the holder keeps a bind() from its port, options aside (`inet_csk_bind_conflict` and
+/// True if the holder conflicts with a bind() to its port, regardless of socket options (`inet_csk_bind_conflict` and
 /// `inet_rcv_saddr_equal`, net/ipv4/inet_connection_sock.c).
 fn is_bind_conflict(holder: &Holder, query: &BindAny) -> bool {
-    let devices_meet = query.device == 0 || holder.device == 0 || query.device == holder.device;
+    let devices_conflict = query.device == 0 || holder.device == 0 || query.device == holder.device;
     let [wanted, held] = [query.addr, holder.local_addr];
-    let addresses_meet = if query.family == Family::Ipv4 || (wanted.is_ipv4() && held.is_ipv4()) {
-        // To IPv4 an IPv6 socket that takes IPv4 has an IPv4 address, too: 0.0.0.0 for `::`, and
-        // one that nobody has for any other.
+    let addresses_conflict = if query.family == Family::Ipv4 || (wanted.is_ipv4() && held.is_ipv4())
+    {
+        // An IPv6 socket that also accepts IPv4 counts as bound to 0.0.0.0 if it is bound to `::`,
+        // and to no IPv4 address otherwise.
         let either_is_any = wanted.is_unspecified() || held.is_unspecified();
         !holder.v6_only && (either_is_any || wanted == held)
     } else {
@@ -314,7 +316,7 @@ fn is_bind_conflict(holder: &Holder, query: &BindAny) -> bool {
             || (is_any(wanted) && !(query.v6_only && held.is_ipv4()))
             || wanted == held
     };
-    devices_meet && addresses_meet
+    devices_conflict && addresses_conflict
 }
 
 #[cfg(test)]
@@ -358,7 +360,7 @@ mod tests {
         }
     }
 
-    /// Is a TIME_WAIT reusable, of this kernel, setting, source, substate and age?
+    /// Whether a TIME_WAIT is reusable, by kernel, setting, source, substate and age.
     fn is_reusable(
         reuse: ReuseRule,
         setting: TimeWaitReuse,
@@ -367,7 +369,7 @@ mod tests {
         age_ms: u32,
     ) -> bool {
         let peer = (addr("10.0.0.2"), Port(80));
-        // The clock's low 32 bits pass zero meanwhile.
+        // The low 32 bits of the clock wrap around in between.
         let began = u32::MAX - 100;
         let time_wait = HolderBy::TimeWait {
             peer,
@@ -379,17 +381,17 @@ mod tests {
         let holders = [holder(source, time_wait)];
         let now = KernelTime { ms: began.wrapping_add(age_ms), s: 50 + age_ms / 1000 };
         let rules = KernelRules { reuse, socket_range: SocketRangeRule::InTurn };
-        let moment = Moment { settings: &settings, rules, holders: &holders, now };
+        let state = NamespaceState { settings: &settings, rules, holders: &holders, now };
         let query = Connect { source: addr(source), destination: peer, device: 0, own_range: None };
-        assert!(moment.connect_from(Port(1000), &query), "a bound socket takes it at once");
-        let view = moment.connect(&query);
+        assert!(state.connect_from(Port(1000), &query), "a bound socket takes it at once");
+        let view = state.connect(&query);
         assert_eq!((view.range.capacity, view.range.used), (2, 1));
-        assert_eq!(view.headroom.most, 1 + view.range.reusable);
+        assert_eq!(view.headroom.max, 1 + view.range.reusable);
         view.range.reusable == 1
     }
 
     #[test]
-    fn every_kernel_has_its_rule_of_reuse() {
+    fn each_kernel_has_its_own_reuse_rule() {
         use ReuseRule::{Delay, NextSecond, NextSecondNotFinWait2};
         use Substate::{FinWait2, TimeWait};
         use TimeWaitReuse::{Always, Loopback, Never};
@@ -407,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_meet_as_the_kernel_has_them_meet() {
+    fn addresses_conflict_as_in_the_kernel() {
         let conflicts = |held: &str, held_v6_only: bool, wanted: &str, v6_only: bool| {
             let family = if wanted.contains(':') { Family::Ipv6 } else { Family::Ipv4 };
             let holder = Holder { v6_only: held_v6_only, ..holder(held, HolderBy::Idle) };
@@ -435,7 +437,7 @@ mod tests {
             ("::1", true, "::", true, true),
             ("::1", true, "127.0.0.1", false, false),
             ("::1", true, "0.0.0.0", false, false),
-            // A connected socket that was not bound takes IPv4, as far as bind() goes.
+            // For bind(), a connected socket that was not bound also occupies IPv4.
             ("::1", false, "0.0.0.0", false, true),
             ("::ffff:127.0.0.1", false, "127.0.0.1", false, true),
         ] {

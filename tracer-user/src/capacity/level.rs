@@ -1,8 +1,8 @@
-//! Levels of use, which are reported when they are crossed.
+//! Levels of use: a crossing is reported as pressure.
 
 use crate::model::RangeUse;
 
-/// The highest level that use has reached, and has not fallen clearly below again.
+/// The highest level that use has reached and has not fallen clearly below since.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Level(usize);
 
@@ -12,9 +12,8 @@ const LEVELS: [u8; 4] = [0, 70, 90, 100];
 const HYSTERESIS_PERCENT: u64 = 5;
 
 impl Level {
-    /// Moves to the level of this use: `Some(true)` if that is a higher one, `Some(false)` if it is
-    /// a lower one.
-    pub(super) fn follow(&mut self, range: &RangeUse) -> Option<bool> {
+    /// Updates the level: `Some(true)` if it rose, `Some(false)` if it fell.
+    pub(super) fn update(&mut self, range: &RangeUse) -> Option<bool> {
         let before = self.0;
         let of_capacity = |percent: u64| percent * u64::from(range.capacity);
         let used = u64::from(range.unavailable()) * 100;
@@ -40,7 +39,7 @@ impl Level {
         LEVELS.get(self.0).copied().unwrap_or(100)
     }
 
-    /// True if it is above the lowest.
+    /// True if the level is above 0.
     pub(super) fn is_raised(self) -> bool {
         self.0 > 0
     }

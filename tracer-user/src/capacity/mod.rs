@@ -1,11 +1,10 @@
-//! Capacity: how many ports are left, why there is none, and when there will be none. The only
-//! place that computes it.
+//! Capacity: how many ports are left, why none is left, and when none will be. All of these numbers
+//! are computed here and nowhere else.
 //!
-//! Two feeds lead to the same numbers by the same rules: the ledger counts leases as they come and
-//! go ([`usage`]), and [`headroom`] looks at the bind buckets that the kernel lists at one moment.
+//! There are two inputs with the same rules: the ledger counts leases as they come and go
+//! ([`usage`]), and [`headroom`] evaluates a listing of the kernel's bind buckets.
 //!
-//! Invariant: pure. No I/O, no clock, no aya. The settings of a namespace, its holders and the time
-//! are what callers say they are.
+//! Invariant: pure. No I/O, no clock, no aya. Settings, holders and time are passed in.
 
 mod cause;
 mod forecast;
@@ -20,7 +19,7 @@ mod verdict;
 
 pub use cause::{Advice, advice_on, cause_of, free_in_s, is_another_range};
 pub use forecast::Forecast;
-pub use headroom::{BindAny, BindView, Connect, ConnectView, Headroom, KernelTime, Moment};
+pub use headroom::{BindAny, BindView, Connect, ConnectView, Headroom, KernelTime, NamespaceState};
 pub use occupancy::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortView};
 pub use reuse::ReuseRule;
 pub use search::{KernelRules, SocketRangeRule};

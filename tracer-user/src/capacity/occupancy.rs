@@ -1,4 +1,4 @@
-//! What one port of a namespace is good for, given who holds it.
+//! Who can use one port of a namespace, given who holds it.
 
 use crate::model::{
     BucketClass, Holder, Kind, Lease, Netns, Phase, Port, Settings, Substate, TIME_WAIT_S,
@@ -7,75 +7,78 @@ use crate::model::{
 /// A holder of the port.
 #[derive(Clone, Debug)]
 pub struct Occupant {
-    /// Who, and since when as far as can be seen.
+    /// The lease.
     pub lease: Lease,
-    /// Of a TIME_WAIT: milliseconds until its timer is due.
+    /// Milliseconds until the timer of a TIME_WAIT is due. `None` for sockets.
     pub time_wait_left_ms: Option<u32>,
-    /// What its bind bucket says, where the kernel lets us read it.
+    /// Its entry in the bind bucket. `None` if the kernel does not allow reading it.
     pub bucket: Option<Holder>,
 }
 
-/// A port of a namespace.
+/// One port in one network namespace.
 #[derive(Clone, Debug)]
 pub struct Occupancy {
-    /// Where.
+    /// The network namespace.
     pub netns: Netns,
-    /// The namespace's settings, if they can be read.
+    /// The namespace's settings. `None` if they cannot be read.
     pub settings: Option<Settings>,
-    /// Who holds the port: first who stands in the way most.
+    /// The holders of the port, those that block it most first.
     pub occupants: Vec<Occupant>,
 }
 
-/// Where a port is held.
+/// One port in all network namespaces.
 #[derive(Debug)]
 pub struct PortView {
-    /// The namespace of this process first, then those in which the port is held.
+    /// This process's namespace, then the others in which the port is held.
     pub namespaces: Vec<Occupancy>,
-    /// Namespaces that were looked into.
+    /// Number of namespaces that were searched.
     pub searched: usize,
-    /// What could not be looked at, in sentences.
+    /// What could not be read, in sentences.
     pub problems: Vec<String>,
 }
 
-/// What a bind() of the port on all addresses would get.
+/// The result of a bind() to the port on all addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BindAnswer {
     /// It succeeds.
     Free,
     /// It fails with EADDRINUSE.
     Taken {
-        /// `SO_REUSEADDR` on the new socket would make it succeed: the holders have it, too, and
-        /// none of them listens (`inet_csk_bind_conflict`, net/ipv4/inet_connection_sock.c).
+        /// True if it would succeed with `SO_REUSEADDR` on the new socket: the holders have it as
+        /// well, and none of them listens (`inet_csk_bind_conflict`, net/ipv4/inet_connection_sock.c).
         /// `None` if the holders' options cannot be read.
         reuse_addr_helps: Option<bool>,
-        /// Milliseconds until the last holder's timer is due, if only TIME_WAITs hold the port.
+        /// Milliseconds until the last holder's timer is due. `None` unless all holders are
+        /// TIME_WAITs.
         free_in_ms: Option<u32>,
     },
 }
 
-/// Whether a connect() that chooses its port can choose this one.
+/// Whether connect() can choose this port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectAnswer {
     /// Never: it lies outside `ip_local_port_range`.
     OutsideRange,
     /// Never: `ip_local_reserved_ports` contains it.
     Reserved,
-    /// Nobody holds it.
+    /// For every destination: the port is free.
     Free,
-    /// For other destinations than those of its holders.
+    /// For destinations other than those of its holders.
     PerDestination,
-    /// For no destination: somebody bound it (bucket class B).
+    /// For no destination: its bucket is of class B.
     Locked {
-        /// None of the present holders did: who did is gone, and the lock outlived it.
-        by_nobody: bool,
+        /// True if none of the present holders bound the port: the one that did is gone, but the
+        /// bucket's class has remained.
+        binder_is_gone: bool,
     },
     /// The settings or the bucket cannot be read.
     Unknown,
 }
 
 impl Occupancy {
-    /// Milliseconds since a TIME_WAIT's timer was armed, which is when it came to be what it is or
-    /// when the old connection's last segment arrived. Of sockets the kernel keeps no such time.
+    /// Milliseconds since the timer of a TIME_WAIT was armed: when it entered its substate, or when
+    /// the old connection's last segment arrived. `None` for sockets, for which the kernel keeps no
+    /// such time.
     #[must_use]
     pub fn age_ms(&self, occupant: &Occupant) -> Option<u32> {
         let whole_ms = match occupant.lease.phase {
@@ -85,11 +88,11 @@ impl Occupancy {
             }
             _ => return None,
         };
-        // More is left where the setting has changed.
+        // More time can be left if the setting has changed.
         whole_ms.checked_sub(occupant.time_wait_left_ms?)
     }
 
-    /// The answer to bind().
+    /// The result of a bind().
     #[must_use]
     pub fn bind(&self) -> BindAnswer {
         if self.occupants.is_empty() {
@@ -114,7 +117,7 @@ impl Occupancy {
         }
     }
 
-    /// The answer to connect().
+    /// Whether connect() can choose the port.
     #[must_use]
     pub fn connect(&self, port: Port) -> ConnectAnswer {
         let Some(settings) = &self.settings else { return ConnectAnswer::Unknown };
@@ -132,26 +135,26 @@ impl Occupancy {
             return ConnectAnswer::Unknown;
         }
         if classes().flatten().any(|bucket| bucket.class == BucketClass::Bind) {
-            let by_nobody =
+            let binder_is_gone =
                 self.occupants.iter().all(|occupant| occupant.lease.kind == Kind::Connect);
-            return ConnectAnswer::Locked { by_nobody };
+            return ConnectAnswer::Locked { binder_is_gone };
         }
         ConnectAnswer::PerDestination
     }
 
-    /// True if a server's port is at the mercy of connect(): the kernel may give it to any client
-    /// while the server is down.
+    /// True if a listener's port is in the range and not reserved, so connect() may choose it while
+    /// the server is down.
     #[must_use]
     pub fn is_listener_unprotected(&self, port: Port) -> bool {
         let listens = self.occupants.iter().any(|occupant| occupant.lease.phase == Phase::Listen);
         listens && self.settings.as_ref().is_some_and(|settings| settings.may_choose(port))
     }
 
-    /// True if a port that connect() or bind() to port 0 chose keeps servers from it.
+    /// True if the kernel chose the port for all of its holders, in connect() or bind() to port 0.
     #[must_use]
-    pub fn is_taken_by_chance(&self) -> bool {
-        let is_chance =
+    pub fn is_chosen_by_kernel(&self) -> bool {
+        let is_kernel_choice =
             |occupant: &Occupant| matches!(occupant.lease.kind, Kind::Connect | Kind::BindAuto);
-        !self.occupants.is_empty() && self.occupants.iter().all(is_chance)
+        !self.occupants.is_empty() && self.occupants.iter().all(is_kernel_choice)
     }
 }

@@ -1,34 +1,34 @@
-//! How fast ports are taken and released, with what is older counting less.
+//! How fast ports are acquired and released, as exponentially decaying averages.
 
 use crate::model::{Instant, Rates, seconds};
 
-/// Counts that add up to [`Rates`].
+/// The counts behind [`Rates`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct RateCounter {
-    /// The first port taken. `None` before that.
+    /// Time of the first acquisition. `None` before that.
     since: Option<Instant>,
     taken: DecayingSum,
     released: DecayingSum,
-    /// Holds whose length is known, and the sum of their lengths in seconds.
+    /// Number of holds of known length, and the sum of their lengths in seconds.
     holds: DecayingSum,
     held_s: DecayingSum,
 }
 
 impl RateCounter {
-    /// A port was taken.
+    /// Counts a port that was acquired.
     pub(super) fn take(&mut self, at: Instant) {
         self.since.get_or_insert(at);
         self.taken.add(at, 1.0);
     }
 
-    /// A port was released.
+    /// Counts a port that was released.
     pub(super) fn release(&mut self, at: Instant) {
         self.released.add(at, 1.0);
     }
 
-    /// The length of a hold is known: it has ended, or its TIME_WAIT has begun, whose end is known
-    /// in advance.
-    pub(super) fn hold(&mut self, at: Instant, held_s: f64) {
+    /// Adds the length of a hold, in seconds: one that has ended, or one whose TIME_WAIT has begun,
+    /// because the end of that is known in advance.
+    pub(super) fn add_hold(&mut self, at: Instant, held_s: f64) {
         self.holds.add(at, 1.0);
         self.held_s.add(at, held_s);
     }
@@ -36,8 +36,8 @@ impl RateCounter {
     /// The rates at this time.
     pub(super) fn rates(&self, now: Instant) -> Rates {
         let Some(since) = self.since else { return Rates::default() };
-        let observed_s = seconds(now.since(since)).max(Self::LEAST_OBSERVED_S);
-        // A decaying sum falls short of its final value until it has been fed for a while.
+        let observed_s = seconds(now.since(since)).max(Self::MIN_OBSERVED_S);
+        // A decaying sum is too low until it has run for a while.
         let weight_s = DecayingSum::TIME_S * (1.0 - (-observed_s / DecayingSum::TIME_S).exp());
         let holds = self.holds.at(now);
         Rates {
@@ -47,12 +47,12 @@ impl RateCounter {
         }
     }
 
-    /// A shorter observation says nothing about a rate: the first connection of all would count as
+    /// Shorter observations are treated as this long: otherwise the first connection would count as
     /// a million a second.
-    const LEAST_OBSERVED_S: f64 = 1.0;
+    const MIN_OBSERVED_S: f64 = 1.0;
 }
 
-/// A sum in which an event of [`TIME_S`](Self::TIME_S) ago counts 1/e.
+/// A sum in which an event that is [`TIME_S`](Self::TIME_S) old has weight 1/e.
 #[derive(Clone, Copy, Debug, Default)]
 struct DecayingSum {
     sum: f64,
@@ -70,7 +70,7 @@ impl DecayingSum {
         if at >= self.at {
             (self.sum, self.at) = (self.at(at) + value, at);
         } else {
-            // It was decided late, and counts as if it had come in time.
+            // The event was decided late. It has decayed since it happened.
             self.sum += Self { sum: value, at }.at(self.at);
         }
     }
@@ -89,7 +89,7 @@ mod tests {
             counter.take(at);
             if tick >= 100 {
                 counter.release(at);
-                counter.hold(at, 1.0);
+                counter.add_hold(at, 1.0);
             }
         }
         let rates = counter.rates(Instant::from_ns(2000 * 10_000_000));

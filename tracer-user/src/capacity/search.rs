@@ -3,7 +3,7 @@
 use super::reuse::ReuseRule;
 use crate::model::{LocalRange, Port, Settings};
 
-/// How the running kernel searches; found out from its features, not from its version.
+/// How the running kernel searches for ports. Determined from its features, not from its version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelRules {
     /// When connect() may take a port over from a TIME_WAIT.
@@ -12,10 +12,10 @@ pub struct KernelRules {
     pub socket_range: SocketRangeRule,
 }
 
-/// What the socket option `IP_LOCAL_PORT_RANGE` does to a search.
+/// How the socket option `IP_LOCAL_PORT_RANGE` affects a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketRangeRule {
-    /// There is no such option (before 6.3, where it was not backported).
+    /// The kernel does not have the option (before 6.3, unless it was backported).
     Absent,
     /// connect() searches the narrower range by parity, as it would the whole range.
     ByParity,
@@ -23,38 +23,38 @@ pub enum SocketRangeRule {
     InTurn,
 }
 
-/// A range as a search goes through it.
+/// The ports that a search visits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Search {
-    /// From where it chooses.
+    /// The range from which it chooses.
     pub range: LocalRange,
-    /// What it does not visit.
+    /// The port of the range that it does not visit.
     pub blind_spot: BlindSpot,
 }
 
 /// The port that a search by parity does not visit.
 ///
-/// The kernel rounds an odd number of ports down to an even one, and visits half of that number
-/// for each parity, beginning at a random port. Of the parity of the lowest port there is one more
-/// than it visits: the last, if it began at the first, else the first.
+/// The kernel rounds an odd number of ports down to an even one and visits half of that number for
+/// each parity, starting at a random port. There is one more port of the lowest port's parity than it
+/// visits. It misses the last one if it started at the first, and the first one otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlindSpot {
     /// It visits every port.
     None,
     /// It never visits this one.
     Port(Port),
-    /// It visits one of these two, at random.
+    /// It does not visit one of these two, at random.
     OneOf(Port, Port),
 }
 
-/// The range that a socket's own `IP_LOCAL_PORT_RANGE` leaves of the namespace's: each end counts
-/// only if it lies within (`inet_sk_get_local_port_range`, net/ipv4/inet_connection_sock.c).
+/// The namespace's range, narrowed by a socket's `IP_LOCAL_PORT_RANGE`: each end is ignored unless it
+/// lies within the namespace's range (`inet_sk_get_local_port_range`, net/ipv4/inet_connection_sock.c).
 #[must_use]
 pub fn narrowed(range: LocalRange, own: Option<LocalRange>) -> LocalRange {
     own.map_or(range, |own| narrowed_by_ends(range, (own.low().0, own.high().0)))
 }
 
-/// The same for the ends as the socket has them: 0 for one that is not set.
+/// Like [`narrowed`], for the two ends of `IP_LOCAL_PORT_RANGE`; 0 for an end that is not set.
 #[must_use]
 pub fn narrowed_by_ends(range: LocalRange, (low, high): (u16, u16)) -> LocalRange {
     let within = |own: Port, otherwise: Port| if range.contains(own) { own } else { otherwise };
@@ -75,15 +75,15 @@ pub fn of_connect(settings: &Settings, rules: KernelRules, own: Option<LocalRang
 }
 
 /// The search of bind() to port 0 (`inet_csk_find_open_port`, net/ipv4/inet_connection_sock.c).
-/// With `SO_REUSEADDR` it goes through the lower half of the range first, then the upper.
+/// With `SO_REUSEADDR` it searches the lower half of the range first, then the upper one.
 #[must_use]
 pub fn of_bind(settings: &Settings, own: Option<LocalRange>, reuse_addr: bool) -> Search {
     let range = narrowed(settings.range, own);
-    const LEAST_TO_HALVE: u32 = 4;
-    if !reuse_addr || range.len() < LEAST_TO_HALVE {
+    const MIN_TO_HALVE: u32 = 4;
+    if !reuse_addr || range.len() < MIN_TO_HALVE {
         return Search { range, blind_spot: blind_spot(range) };
     }
-    // The lower half is of even size, and has no blind spot.
+    // The lower half has an even number of ports, and so no blind spot.
     let ports = range.high().0 - range.low().0 + 1;
     let half = Port(range.low().0 + ((ports >> 2) << 1));
     let upper = LocalRange::new(half, range.high());
@@ -93,7 +93,7 @@ pub fn of_bind(settings: &Settings, own: Option<LocalRange>, reuse_addr: bool) -
 fn blind_spot(range: LocalRange) -> BlindSpot {
     match range.len() {
         1 => BlindSpot::None,
-        // Two ports remain, so that the search begins at the first.
+        // Rounded down to two ports, so the search always starts at the first.
         3 => BlindSpot::Port(range.high()),
         even if even % 2 == 0 => BlindSpot::None,
         _ => BlindSpot::OneOf(range.low(), range.high()),
@@ -110,7 +110,7 @@ mod tests {
         LocalRange::new(Port(low), Port(high)).expect("it is a range")
     }
 
-    /// The ports that the kernel's loop visits, by parity, from each place where it may begin
+    /// The ports that the kernel's loop visits from each possible starting point
     /// (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
     fn visits(low: u16, high: u16) -> Vec<BTreeSet<u16>> {
         let high = high + 1;
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_blind_spot_is_what_the_loop_of_the_kernel_leaves_out() {
+    fn the_blind_spot_is_what_the_kernels_loop_skips() {
         for low in [1000, 1001] {
             for ports in 1..40 {
                 let high = low + ports - 1;
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_of_its_own_counts_only_within_the_range() {
+    fn an_end_outside_the_range_is_ignored() {
         let of = |low, high| {
             let narrowed = narrowed(range(100, 200), Some(range(low, high)));
             (narrowed.low().0, narrowed.high().0)

@@ -1,7 +1,7 @@
 //! How many ports of each namespace's range are in use, and for which destinations.
 //!
-//! The ledger feeds this as leases come and go, so that an answer costs the same whether a connect()
-//! fails once an hour or ten thousand times a second.
+//! The ledger updates these counts as leases come and go, so an answer costs the same whether
+//! connect() fails once an hour or ten thousand times a second.
 
 use std::{collections::VecDeque, hash::BuildHasher as _, num::NonZeroU32, sync::Arc};
 
@@ -15,17 +15,17 @@ use crate::model::{
     Substate,
 };
 
-/// Where a destination is counted.
+/// The index of a destination in [`Usage`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DestinationIndex(NonZeroU32);
 
 impl DestinationIndex {
-    /// The index of a place in the table; `None` beyond four billion.
-    fn new(place: usize) -> Option<Self> {
-        u32::try_from(place).ok().and_then(|place| NonZeroU32::MIN.checked_add(place)).map(Self)
+    /// The index of a slot of the table. `None` beyond 2^32 - 2.
+    fn new(slot: usize) -> Option<Self> {
+        u32::try_from(slot).ok().and_then(|slot| NonZeroU32::MIN.checked_add(slot)).map(Self)
     }
 
-    fn place(self) -> usize {
+    fn slot(self) -> usize {
         self.0.get() as usize - 1
     }
 }
@@ -34,17 +34,17 @@ impl DestinationIndex {
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     namespaces: FxHashMap<Netns, NamespaceUse>,
-    /// By destination; the key is in the table.
-    places: HashTable<DestinationIndex>,
+    /// Indexes by destination. The keys are in `destinations`.
+    by_destination: HashTable<DestinationIndex>,
     destinations: Slab<DestinationUse>,
-    /// Destinations that use no port any more, the longest unused first.
+    /// Destinations that no longer use a port, the longest unused first.
     idle: VecDeque<DestinationIndex>,
-    crossed: Vec<Pressure>,
+    pressure: Vec<Pressure>,
     /// The latest time seen.
     now: Instant,
     /// The time of the event that is being counted: not later than `now`.
     event_at: Instant,
-    /// What is entered was taken at an unknown time, and says nothing of the present rate.
+    /// Ports that are added now were acquired at an unknown time, and do not count for rates.
     is_adopting: bool,
 }
 
@@ -56,12 +56,12 @@ struct NamespaceUse {
     capacity: u32,
     held: PortBits,
     held_ports: u32,
-    /// Ports in a bind bucket that somebody bound.
+    /// Ports whose bind bucket is of class B.
     locked: PortBits,
     locked_ports: u32,
     level: Level,
     rates: RateCounter,
-    /// Counts are being made anew, which crosses no level.
+    /// True during a recount, in which no pressure is reported.
     is_recounting: bool,
 }
 
@@ -70,21 +70,21 @@ struct DestinationUse {
     destination: Destination,
     used: u32,
     used_locked: u32,
-    /// TIME_WAITs that connect() takes over once they are old enough.
+    /// TIME_WAITs that connect() may take over once they are old enough.
     time_waits: u32,
     young: YoungTimeWaits,
     level: Level,
     rates: RateCounter,
-    /// It stands in the list of idle destinations.
+    /// True if it is in the list of idle destinations.
     is_listed: bool,
-    /// It was in use since it was listed.
+    /// True if it has been in use since it was listed.
     was_used: bool,
 }
 
-/// Destinations without a port that are remembered for their rates.
-const MOST_IDLE: usize = 4096;
-/// A destination that uses less than a tenth of the range is not what fills it.
-const LEAST_SHARE: u32 = 10;
+/// Maximum number of destinations without a port that are kept for their rates.
+const MAX_IDLE: usize = 4096;
+/// Pressure is reported only for destinations that use at least a tenth of the range.
+const MIN_SHARE: u32 = 10;
 
 impl DestinationUse {
     fn new(destination: Destination) -> Self {
@@ -106,8 +106,8 @@ fn hash(destination: &Destination) -> u64 {
     FxBuildHasher.hash_one(destination)
 }
 
-/// TIME_WAITs that are too young to be taken over: those of the present interval and those of the
-/// previous one, each as long as the delay. None that is too young is left out.
+/// TIME_WAITs that are too young to be taken over: those of the present and of the previous interval,
+/// each as long as the delay. This is an upper bound.
 #[derive(Clone, Copy, Debug, Default)]
 struct YoungTimeWaits {
     interval: u64,
@@ -134,18 +134,19 @@ impl Usage {
         self.now = self.now.max(at);
     }
 
-    /// What is entered from now on was taken at an unknown time, or is taken as it is entered.
+    /// Says whether ports that are added were acquired at an unknown time, so that they do not count
+    /// for rates.
     pub(crate) fn set_adopting(&mut self, is_adopting: bool) {
         self.is_adopting = is_adopting;
     }
 
-    /// The settings that the namespace's ports are counted by; `None` if they are not known.
+    /// The settings of a namespace. `None` if they are not known.
     pub(crate) fn settings(&self, netns: Netns) -> Option<&Arc<Settings>> {
         self.namespaces.get(&netns).map(|namespace| &namespace.settings)
     }
 
-    /// Begins to count anew by these settings: every lease of the namespace is to be entered, and
-    /// then [`end_recount`](Self::end_recount) called.
+    /// Starts a recount with these settings: the caller must add every lease of the namespace, and
+    /// then call [`end_recount`](Self::end_recount).
     pub(crate) fn begin_recount(&mut self, netns: Netns, settings: Arc<Settings>) {
         let previous = self.namespaces.remove(&netns);
         if previous.is_none() {
@@ -177,20 +178,20 @@ impl Usage {
         }
     }
 
-    /// Looks at which levels the new counts have crossed.
+    /// Ends a recount, and reports the levels that were crossed.
     pub(crate) fn end_recount(&mut self, netns: Netns) {
         if let Some(namespace) = self.namespaces.get_mut(&netns) {
             namespace.is_recounting = false;
         }
         self.range_changed(netns);
-        let places: Vec<_> = self
+        let indexes: Vec<_> = self
             .destinations
             .iter()
             .filter(|(_, counted)| counted.destination.netns == netns)
-            .filter_map(|(place, _)| DestinationIndex::new(place))
+            .filter_map(|(slot, _)| DestinationIndex::new(slot))
             .collect();
-        for place in places {
-            self.destination_changed(place);
+        for index in indexes {
+            self.destination_changed(index);
         }
     }
 
@@ -202,20 +203,20 @@ impl Usage {
 
     fn forget_idle_destinations(&mut self, netns: Netns) {
         let idle = std::mem::take(&mut self.idle);
-        for place in idle {
+        for index in idle {
             let is_over = self
                 .destinations
-                .get(place.place())
+                .get(index.slot())
                 .is_some_and(|counted| counted.destination.netns == netns && counted.used == 0);
             if is_over {
-                self.remove(place);
+                self.remove(index);
             } else {
-                self.idle.push_back(place);
+                self.idle.push_back(index);
             }
         }
     }
 
-    /// A port is held now that was not.
+    /// Counts a port that was free and is now held.
     pub(crate) fn hold_port(&mut self, netns: Netns, port: Port) {
         let at = self.event_at;
         let Some(namespace) = self.namespaces.get_mut(&netns) else { return };
@@ -230,7 +231,8 @@ impl Usage {
         }
     }
 
-    /// A port is free now that was held; `held_s` is the length of the last hold, if it is known.
+    /// Counts a port that was held and is now free. `held_s` is the length of the last hold, if it is
+    /// known.
     pub(crate) fn free_port(&mut self, netns: Netns, port: Port, at: Instant, held_s: Option<f64>) {
         self.set_locked(netns, port, false);
         let Some(namespace) = self.namespaces.get_mut(&netns) else { return };
@@ -238,24 +240,24 @@ impl Usage {
             namespace.held_ports -= 1;
             namespace.rates.release(at);
             if let Some(held_s) = held_s {
-                namespace.rates.hold(at, held_s);
+                namespace.rates.add_hold(at, held_s);
             }
             self.range_changed(netns);
         }
     }
 
-    /// Notes whether the port's bucket is one that connect() leaves out. True if that is a change:
-    /// each lease on the port is then to be passed to [`set_use_locked`](Self::set_use_locked).
+    /// Sets whether connect() skips the port because its bucket is of class B. Returns true if that
+    /// is a change: the caller must then pass each lease on the port to [`set_connection_locked`](Self::set_connection_locked).
     pub(crate) fn set_locked(&mut self, netns: Netns, port: Port, is_locked: bool) -> bool {
         let Some(namespace) = self.namespaces.get_mut(&netns) else { return false };
         let is_change = namespace.choosable.get(port) && namespace.locked.set(port, is_locked);
         if is_change {
-            step(&mut namespace.locked_ports, is_locked);
+            adjust(&mut namespace.locked_ports, is_locked);
         }
         is_change
     }
 
-    /// True if somebody bound the port, so that connect() leaves it out.
+    /// True if connect() skips the port because its bucket is of class B.
     pub(crate) fn is_locked(&self, netns: Netns, port: Port) -> bool {
         self.namespaces.get(&netns).is_some_and(|namespace| namespace.locked.get(port))
     }
@@ -265,25 +267,26 @@ impl Usage {
         self.namespaces.get(&netns).is_some_and(|namespace| namespace.choosable.get(port))
     }
 
-    /// The ports of the range that connect() leaves out because somebody bound them.
+    /// The ports of the range that connect() skips because their bucket is of class B.
     pub(crate) fn locked_ports(&self, netns: Netns) -> impl Iterator<Item = Port> {
         self.namespaces.get(&netns).into_iter().flat_map(|namespace| namespace.locked.ports())
     }
 
-    /// The ports as a bind() to port 0 and the wildcard address sees them.
+    /// The range as seen by a bind() to port 0 of the wildcard address. `None` if the settings are not
+    /// known.
     pub(crate) fn range(&self, netns: Netns) -> Option<RangeUse> {
         self.namespaces.get(&netns).map(NamespaceUse::range)
     }
 
     fn range_changed(&mut self, netns: Netns) {
-        let Self { namespaces, crossed, now, .. } = self;
+        let Self { namespaces, pressure, now, .. } = self;
         let Some(namespace) = namespaces.get_mut(&netns) else { return };
         if namespace.is_recounting {
             return;
         }
         let range = namespace.range();
-        if let Some(is_rising) = namespace.level.follow(&range) {
-            crossed.push(Pressure {
+        if let Some(is_rising) = namespace.level.update(&range) {
+            pressure.push(Pressure {
                 at: *now,
                 netns,
                 destination: None,
@@ -298,22 +301,22 @@ impl Usage {
 
 // Destinations.
 impl Usage {
-    /// Counts a connection; returns where, or `None` if its port is not one that connect() may
-    /// choose.
-    pub(crate) fn join(
+    /// Counts a connection, and returns the index of its destination. `None` if connect() may not
+    /// choose its port, or if the settings are not known.
+    pub(crate) fn add_connection(
         &mut self,
         destination: Destination,
         port: Port,
     ) -> Option<DestinationIndex> {
-        let Self { namespaces, places, destinations, event_at, is_adopting, .. } = self;
+        let Self { namespaces, by_destination, destinations, event_at, is_adopting, .. } = self;
         let namespace = namespaces.get(&destination.netns)?;
         if !namespace.choosable.get(port) {
             return None;
         }
-        let entry = places.entry(
+        let entry = by_destination.entry(
             hash(&destination),
-            |place| destinations[place.place()].destination == destination,
-            |place| hash(&destinations[place.place()].destination),
+            |index| destinations[index.slot()].destination == destination,
+            |index| hash(&destinations[index.slot()].destination),
         );
         let index = match entry {
             Entry::Occupied(known) => *known.get(),
@@ -324,7 +327,7 @@ impl Usage {
                 index
             }
         };
-        let counted = destinations.get_mut(index.place())?;
+        let counted = destinations.get_mut(index.slot())?;
         counted.used += 1;
         counted.used_locked += u32::from(namespace.locked.get(port));
         counted.was_used = true;
@@ -337,15 +340,15 @@ impl Usage {
         Some(index)
     }
 
-    /// Takes a connection off the count. `is_time_wait` if it counts as a TIME_WAIT.
-    pub(crate) fn leave(
+    /// Removes a connection from the counts. `is_time_wait` is true if it counts as a TIME_WAIT.
+    pub(crate) fn remove_connection(
         &mut self,
         index: DestinationIndex,
         port: Port,
         is_time_wait: bool,
         at: Instant,
     ) {
-        let Some(counted) = self.destinations.get_mut(index.place()) else { return };
+        let Some(counted) = self.destinations.get_mut(index.slot()) else { return };
         let namespace = self.namespaces.get(&counted.destination.netns);
         let is_locked = namespace.is_some_and(|namespace| namespace.locked.get(port));
         counted.used = counted.used.saturating_sub(1);
@@ -355,10 +358,10 @@ impl Usage {
         self.destination_changed(index);
     }
 
-    /// The length of a hold on a port of this destination is known.
-    pub(crate) fn hold_is_known(&mut self, index: DestinationIndex, at: Instant, held_s: f64) {
-        if let Some(counted) = self.destinations.get_mut(index.place()) {
-            counted.rates.hold(at, held_s);
+    /// Adds the length of a hold on a port of this destination, in seconds.
+    pub(crate) fn add_hold_time(&mut self, index: DestinationIndex, at: Instant, held_s: f64) {
+        if let Some(counted) = self.destinations.get_mut(index.slot()) {
+            counted.rates.add_hold(at, held_s);
         }
     }
 
@@ -375,18 +378,18 @@ impl Usage {
         Some(reuse::time_wait_s(settings, destination, substate, has_timestamps))
     }
 
-    /// The port of a counted connection is in a bucket that somebody bound now, or is no longer.
-    pub(crate) fn set_use_locked(&mut self, index: DestinationIndex, is_locked: bool) {
-        if let Some(counted) = self.destinations.get_mut(index.place()) {
-            step(&mut counted.used_locked, is_locked);
+    /// Counts a connection whose port's bucket became class B, or is no longer.
+    pub(crate) fn set_connection_locked(&mut self, index: DestinationIndex, is_locked: bool) {
+        if let Some(counted) = self.destinations.get_mut(index.slot()) {
+            adjust(&mut counted.used_locked, is_locked);
         }
     }
 
-    /// A counted connection is in a TIME_WAIT now that connect() takes over once it is old enough,
-    /// or is no longer.
+    /// Counts a connection that entered or left a TIME_WAIT which connect() may take over once it is
+    /// old enough.
     pub(crate) fn set_time_wait(&mut self, index: DestinationIndex, is_time_wait: bool) {
-        let Some(counted) = self.destinations.get_mut(index.place()) else { return };
-        step(&mut counted.time_waits, is_time_wait);
+        let Some(counted) = self.destinations.get_mut(index.slot()) else { return };
+        adjust(&mut counted.time_waits, is_time_wait);
         if is_time_wait
             && let Some(namespace) = self.namespaces.get(&counted.destination.netns)
             && !namespace.is_recounting
@@ -397,42 +400,44 @@ impl Usage {
         self.destination_changed(index);
     }
 
-    /// The destination that is counted there.
+    /// The destination with this index.
     pub(crate) fn destination(&self, index: DestinationIndex) -> Option<&Destination> {
-        self.destinations.get(index.place()).map(|counted| &counted.destination)
+        self.destinations.get(index.slot()).map(|counted| &counted.destination)
     }
 
-    /// Where a destination is counted.
+    /// The index of a destination. `None` if no connection to it is or was counted.
     pub(crate) fn index(&self, destination: &Destination) -> Option<DestinationIndex> {
         let is_it =
-            |index: &DestinationIndex| self.destinations[index.place()].destination == *destination;
-        self.places.find(hash(destination), is_it).copied()
+            |index: &DestinationIndex| self.destinations[index.slot()].destination == *destination;
+        self.by_destination.find(hash(destination), is_it).copied()
     }
 
-    /// The ports as a connect() to this destination sees them; `None` if the namespace's settings
-    /// are not known.
-    pub(crate) fn for_destination(&self, destination: &Destination) -> Option<RangeUse> {
+    /// The range as seen by a connect() to this destination. `None` if the namespace's settings are
+    /// not known.
+    pub(crate) fn range_for(&self, destination: &Destination) -> Option<RangeUse> {
         let namespace = self.namespaces.get(&destination.netns)?;
         let index = self.index(destination);
-        let counted = index.and_then(|index| self.destinations.get(index.place()));
-        Some(namespace.for_destination(destination, counted, self.now))
+        let counted = index.and_then(|index| self.destinations.get(index.slot()));
+        Some(namespace.range_for(destination, counted, self.now))
     }
 
-    /// How fast ports for this destination are taken and released.
+    /// How fast ports for this destination are acquired and released. `None` if no connection to it is
+    /// or was counted.
     pub(crate) fn destination_rates(&self, destination: &Destination) -> Option<Rates> {
-        let counted = self.destinations.get(self.index(destination)?.place())?;
+        let counted = self.destinations.get(self.index(destination)?.slot())?;
         Some(counted.rates.rates(self.now))
     }
 
-    /// What a socket's own range leaves of the namespace's.
-    pub(crate) fn narrowed(&self, netns: Netns, own: (u16, u16)) -> Option<LocalRange> {
+    /// The range from which a socket with its own `IP_LOCAL_PORT_RANGE` chooses. `None` if the
+    /// namespace's settings are not known.
+    pub(crate) fn effective_range(&self, netns: Netns, own: (u16, u16)) -> Option<LocalRange> {
         let settings = self.settings(netns)?;
         Some(super::search::narrowed_by_ends(settings.range, own))
     }
 
-    /// The crossings that have not been taken yet, oldest first.
-    pub(crate) fn take_crossed(&mut self) -> Vec<Pressure> {
-        std::mem::take(&mut self.crossed)
+    /// Takes the levels that were crossed since the last call, oldest first.
+    pub(crate) fn take_pressure(&mut self) -> Vec<Pressure> {
+        std::mem::take(&mut self.pressure)
     }
 
     /// The time of the event that is being counted.
@@ -440,25 +445,25 @@ impl Usage {
         self.event_at
     }
 
-    /// True if there are any.
-    pub(crate) fn has_crossed(&self) -> bool {
-        !self.crossed.is_empty()
+    /// True if a level was crossed since [`take_pressure`](Self::take_pressure) was last called.
+    pub(crate) fn has_pressure(&self) -> bool {
+        !self.pressure.is_empty()
     }
 
     fn destination_changed(&mut self, index: DestinationIndex) {
-        let Self { namespaces, destinations, crossed, now, .. } = self;
-        let Some(counted) = destinations.get_mut(index.place()) else { return };
+        let Self { namespaces, destinations, pressure, now, .. } = self;
+        let Some(counted) = destinations.get_mut(index.slot()) else { return };
         let destination = counted.destination;
-        // In a namespace that has ended nothing is crossed any more.
+        // A namespace that has ended reports no pressure.
         if let Some(namespace) = namespaces.get(&destination.netns) {
             if namespace.is_recounting {
                 return;
             }
-            let range = namespace.for_destination(&destination, Some(counted), *now);
-            let fills_the_range = counted.level.is_raised()
-                || range.used.saturating_mul(LEAST_SHARE) >= range.capacity;
-            if fills_the_range && let Some(is_rising) = counted.level.follow(&range) {
-                crossed.push(Pressure {
+            let range = namespace.range_for(&destination, Some(counted), *now);
+            let fills_the_range =
+                counted.level.is_raised() || range.used.saturating_mul(MIN_SHARE) >= range.capacity;
+            if fills_the_range && let Some(is_rising) = counted.level.update(&range) {
+                pressure.push(Pressure {
                     at: *now,
                     netns: destination.netns,
                     destination: Some(destination),
@@ -474,7 +479,7 @@ impl Usage {
                 (counted.is_listed, counted.was_used) = (true, false);
                 self.idle.push_back(index);
             }
-            while self.idle.len() > MOST_IDLE {
+            while self.idle.len() > MAX_IDLE {
                 self.forget_an_idle_destination();
             }
         }
@@ -482,7 +487,7 @@ impl Usage {
 
     fn forget_an_idle_destination(&mut self) {
         let Some(index) = self.idle.pop_front() else { return };
-        let Some(counted) = self.destinations.get_mut(index.place()) else { return };
+        let Some(counted) = self.destinations.get_mut(index.slot()) else { return };
         match counted {
             counted if counted.used > 0 => counted.is_listed = false,
             counted if counted.was_used => {
@@ -494,8 +499,9 @@ impl Usage {
     }
 
     fn remove(&mut self, index: DestinationIndex) {
-        let Some(counted) = self.destinations.try_remove(index.place()) else { return };
-        let found = self.places.find_entry(hash(&counted.destination), |known| *known == index);
+        let Some(counted) = self.destinations.try_remove(index.slot()) else { return };
+        let found =
+            self.by_destination.find_entry(hash(&counted.destination), |known| *known == index);
         if let Ok(found) = found {
             found.remove();
         }
@@ -513,7 +519,7 @@ impl NamespaceUse {
         }
     }
 
-    fn for_destination(
+    fn range_for(
         &self,
         destination: &Destination,
         counted: Option<&DestinationUse>,
@@ -535,8 +541,8 @@ impl NamespaceUse {
     }
 }
 
-/// One more, or one less.
-fn step(count: &mut u32, is_more: bool) {
+/// Increases or decreases a count by one.
+fn adjust(count: &mut u32, is_more: bool) {
     *count = if is_more { *count + 1 } else { count.saturating_sub(1) };
 }
 

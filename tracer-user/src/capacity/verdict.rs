@@ -1,41 +1,41 @@
-//! What each setting of a namespace means for its ports.
+//! Verdicts on the settings of a namespace that decide how many ports it has.
 
 use crate::model::{Port, Settings, TIME_WAIT_S, TimeWaitReuse};
 
-/// How a setting is to be taken.
+/// The grade of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Grade {
     /// Nothing to do.
     Good,
-    /// It limits something; whether that matters depends on the load.
+    /// It is a limit that may matter, depending on the load.
     Note,
-    /// It takes ports away, or will.
+    /// It costs ports, or can make calls fail.
     Bad,
 }
 
-/// A setting, and what it means.
+/// A setting and its verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Its name, below `net.`.
+    /// The name of the setting, without the leading `net.`.
     pub setting: &'static str,
     /// Its value, as the kernel shows it.
     pub value: String,
-    /// How to take it.
+    /// The grade.
     pub grade: Grade,
-    /// Why, in a sentence.
+    /// The reason for the grade, in a sentence.
     pub meaning: String,
 }
 
-/// `ip_local_port_range` unless somebody set it: 32768 to 60999.
+/// Ports of the default `ip_local_port_range`, 32768 to 60999.
 const DEFAULT_CAPACITY: u32 = 28_232;
-/// All ports that need no privilege.
-const MOST_CAPACITY: u32 = 64_512;
+/// Ports of the widest useful range, 1024 to 65535.
+const MAX_CAPACITY: u32 = 64_512;
 
-/// Judges every setting that decides how many ports there are. `listeners` are the ports on which
-/// somebody listens in the namespace, ascending; `time_waits` is the number of its TIME_WAITs.
+/// Judges every setting that decides how many ports there are. `listeners` are the ports
+/// of its listeners, ascending; `time_waits` is the number of its TIME_WAITs.
 #[must_use]
 pub fn judge(settings: &Settings, listeners: &[Port], time_waits: u32) -> Vec<Verdict> {
-    // A new setting must be judged, or left out here with intent.
+    // Exhaustive, so that a new setting must be judged or left out deliberately.
     let Settings {
         range: _,
         reserved: _,
@@ -98,7 +98,7 @@ pub fn judge(settings: &Settings, listeners: &[Port], time_waits: u32) -> Vec<Ve
 fn range(settings: &Settings) -> Verdict {
     let capacity = settings.capacity();
     let rate = match capacity / TIME_WAIT_S {
-        // So few are not rounded.
+        // Small rates are not rounded down.
         0..10 => format!("{:.1}", f64::from(capacity) / f64::from(TIME_WAIT_S)),
         rate => rate.to_string(),
     };
@@ -110,11 +110,11 @@ fn range(settings: &Settings) -> Verdict {
     let (grade, advice) = match capacity {
         0 => (Grade::Bad, ": every port of the range is reserved".to_owned()),
         few if few < DEFAULT_CAPACITY / 4 => (Grade::Bad, "; too few for most hosts".to_owned()),
-        some if some < MOST_CAPACITY / 2 => (
+        some if some < MAX_CAPACITY / 2 => (
             Grade::Note,
             format!(
                 "; `sysctl -w net.ipv4.ip_local_port_range=\"1024 65535\"` allows {}/s",
-                MOST_CAPACITY / TIME_WAIT_S
+                MAX_CAPACITY / TIME_WAIT_S
             ),
         ),
         _ => (Grade::Good, String::new()),
@@ -208,14 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_range_with_its_servers_reserved_is_good() {
+    fn a_wide_range_with_reserved_server_ports_is_good() {
         let verdicts = judge(&settings("1024 65535", "8080"), &[Port(80), Port(8080)], 5);
         let worst = verdicts.iter().map(|verdict| verdict.grade).max();
         assert_eq!(worst, Some(Grade::Good), "{verdicts:#?}");
     }
 
     #[test]
-    fn a_server_within_the_range_is_bad_and_the_cure_keeps_what_was_reserved() {
+    fn a_server_in_the_range_is_bad_and_the_remedy_keeps_reserved_ports() {
         let verdicts = judge(&settings("1024 65535", "8081"), &[Port(80), Port(8080)], 5);
         let verdict = verdicts.iter().find(|verdict| verdict.grade == Grade::Bad).unwrap();
         assert_eq!(verdict.setting, "ipv4.ip_local_reserved_ports");
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_of_time_waits_is_noted() {
+    fn a_full_time_wait_table_is_noted() {
         let verdicts = judge(&settings("1024 65535", ""), &[], 1 << 17);
         assert_eq!(grade(&verdicts, "ipv4.tcp_max_tw_buckets"), Grade::Note);
     }

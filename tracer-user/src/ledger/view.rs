@@ -43,7 +43,7 @@ impl Ledger {
     /// namespace's settings are not known.
     #[must_use]
     pub fn range_for(&self, destination: &Destination) -> Option<RangeUse> {
-        self.table.usage().for_destination(destination)
+        self.table.usage().range_for(destination)
     }
 
     /// The ports of the range as a bind() to port 0 and the wildcard address sees them.
@@ -66,7 +66,7 @@ impl Ledger {
     /// One destination; `None` if no port was used for it lately.
     #[must_use]
     pub fn destination<'a>(&self, destination: &'a Destination) -> Option<DestinationView<'a>> {
-        let range = self.table.usage().for_destination(destination)?;
+        let range = self.table.usage().range_for(destination)?;
         let rates = self.table.usage().destination_rates(destination)?;
         Some(DestinationView::new(destination, range, rates))
     }

@@ -1,10 +1,10 @@
-//! Calls that got no port.
+//! bind(), connect() and listen() calls that got no port.
 
 use tracer_ebpf::Owner;
 
 use super::{Addr, Cookie, Family, Instant, Kind, Lease, Netns, Port, RangeUse};
 
-/// The call that got no port.
+/// The system call that got no port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Operation {
@@ -13,21 +13,21 @@ pub enum Operation {
     Listen,
 }
 
-/// Why there was no port.
+/// Why a call got no port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
     /// Every port of the range is in use for the destination.
     RangeFull,
-    /// Ports of the range are not in use for the destination, but somebody bound them, so that
-    /// connect() leaves them out.
+    /// Ports of the range are not in use for the destination, but they are bound, so connect() does
+    /// not choose them.
     RangeBindLocked,
     /// Every port of the range is reserved.
     Reserved,
-    /// Somebody else holds it.
+    /// Another holder has the requested port.
     PortHeld,
-    /// The address is not one of this namespace.
+    /// The address does not belong to this namespace.
     AddressNotLocal,
-    /// Not permitted.
+    /// The process may not bind this port (`EACCES`).
     Permission,
     /// None of the above.
     Other,
@@ -36,40 +36,42 @@ pub enum Cause {
 /// A call that got no port.
 #[derive(Clone, Copy, Debug)]
 pub struct Failure<'a> {
-    /// When.
+    /// When the call failed.
     pub at: Instant,
-    /// Where.
+    /// The network namespace.
     pub netns: Netns,
-    /// The socket.
+    /// The socket's cookie.
     pub cookie: Cookie,
-    /// Its family.
+    /// The socket's family.
     pub family: Family,
-    /// Who called.
+    /// The calling process. `None` if it was not observed.
     pub owner: Option<Owner>,
-    /// What was called.
+    /// The call.
     pub operation: Operation,
-    /// The errno that the caller got.
+    /// The errno that the caller got, positive.
     pub errno: i32,
-    /// The local address that the caller wanted, or that the route gave.
+    /// The requested local address, or the one that the route determined.
     pub local_addr: Addr,
-    /// The port that the caller wanted, 0 for any.
+    /// The requested port, 0 for any.
     pub local_port: u16,
-    /// Where connect() was to go.
+    /// The peer of a connect(). `None` for other calls.
     pub peer: Option<(Addr, Port)>,
-    /// Why, where the ledger can tell.
+    /// The cause. `None` if the ledger does not know it; see
+    /// [`cause_of`](crate::capacity::cause_of).
     pub cause: Option<Cause>,
-    /// The lease that is in the way. If a range is: one lease of the process that has bound most
-    /// of it.
+    /// The lease that holds the requested port. If a range is bound: one lease of the process that
+    /// has bound most of it. `None` if there is none or it is not known.
     pub holder: Option<&'a Lease>,
-    /// Of a range that is in the way: how many of its ports that process has bound.
+    /// How many ports of the range that process has bound. `None` if a single port was requested.
     pub holder_ports: Option<u32>,
-    /// The ports of the range, where one was searched and its settings are known.
+    /// The use of the range that was searched. `None` if none was, or if the settings are not known.
     pub range: Option<RangeUse>,
-    /// The range that was searched, if the socket had one of its own (`IP_LOCAL_PORT_RANGE`).
+    /// The socket's own range (`IP_LOCAL_PORT_RANGE`). `None` if it has none.
     pub own_range: Option<(Port, Port)>,
-    /// The port that was asked for is one of those that connect() chooses from.
+    /// True if the requested port is one that connect() may choose.
     pub is_of_range: bool,
-    /// How long connect() searched.
+    /// How long connect() searched, in nanoseconds. `None` for other calls, or if its start was not
+    /// observed.
     pub search_ns: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! What a snapshot found.
+//! Holds on ports, as a snapshot lists them.
 
 use std::collections::BTreeSet;
 
@@ -11,52 +11,53 @@ use super::{Addr, Cookie, Family, Netns, Port, Substate, observation::Userlocks}
 pub struct Held {
     /// The socket's cookie.
     pub cookie: Cookie,
-    /// Where.
+    /// The network namespace.
     pub netns: Netns,
     /// The socket's family.
     pub family: Family,
-    /// An IPv6 socket that takes no IPv4.
+    /// True for an IPv6 socket that accepts no IPv4 (`IPV6_V6ONLY`).
     pub v6_only: bool,
-    /// Local address.
+    /// Local address; unspecified for a wildcard.
     pub local_addr: Addr,
     /// The held port.
     pub local_port: Port,
-    /// Peer, if connected or connecting.
+    /// The peer. `None` unless connected or connecting.
     pub peer: Option<(Addr, Port)>,
-    /// The holder.
+    /// The kind of holder.
     pub by: HeldBy,
-    /// Of a TIME_WAIT: the peer sent timestamps, if that could be read.
+    /// Whether the peer of a TIME_WAIT sent timestamps. `None` for sockets, or if it could not be
+    /// read.
     pub has_timestamps: Option<bool>,
-    /// `sk_userlocks`, if it could be read.
+    /// `sk_userlocks`. `None` if it could not be read.
     pub userlocks: Option<Userlocks>,
-    /// The process that holds the socket, if one does.
+    /// A process that has the socket open. `None` if none has.
     pub owner: Option<Owner>,
 }
 
-/// How much of the host a snapshot shows.
+/// How much of the host a snapshot covers.
 #[derive(Clone, Debug, Default)]
 pub struct Coverage {
-    /// Namespaces whose holds it has all.
+    /// Namespaces that are listed completely.
     pub listed: BTreeSet<Netns>,
-    /// Namespaces of which it has only the sockets that processes hold.
+    /// Namespaces of which only the sockets that processes have open are listed.
     pub unlisted: BTreeSet<Netns>,
-    /// What processes have open could not be listed, though this kernel can: sockets that are bound
-    /// but idle are not shown, and not every namespace was found.
+    /// True if listing open files failed although the kernel supports it: sockets that are bound but
+    /// idle are missing, and not every namespace was found.
     pub lacks_files: bool,
 }
 
-/// What to think of namespaces that a snapshot does not know. Nothing leads to them any more: they
-/// are being torn down, which may take seconds while the facts of it arrive, or they are kept alive
-/// by orphaned sockets alone.
+/// How to treat namespaces that the ledger knows and a snapshot does not. They can no longer be
+/// reached: they are being torn down, which may take seconds during which facts still arrive, or only
+/// orphaned sockets keep them alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
-    /// They hold what the ledger says: the facts will come.
+    /// Trust the ledger: the facts about their end will come.
     Believed,
-    /// They hold nothing: facts were lost, perhaps those of their end.
+    /// Assume that they hold nothing: facts were lost, perhaps those about their end.
     Gone,
 }
 
-/// The holder that a snapshot found.
+/// The kind of holder that a snapshot found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeldBy {
     /// A socket in this state.

@@ -1,4 +1,4 @@
-//! Who is in which bind bucket, as the kernel has it: what headroom is computed from.
+//! The owners of bind buckets, as the kernel lists them. Headroom is computed from them.
 
 use tracer_ebpf::{HolderRecord, TcpState, holder_flags};
 
@@ -7,31 +7,31 @@ use super::{Addr, Cookie, Family, Netns, Port, Substate};
 /// A socket or TIME_WAIT that holds a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// The socket's cookie; 0 if nobody has asked for it yet.
+    /// The socket's cookie; 0 if the kernel has not assigned one yet.
     pub cookie: Cookie,
-    /// Where.
+    /// The network namespace.
     pub netns: Netns,
     /// The socket's family.
     pub family: Family,
-    /// An IPv6 socket that takes no IPv4.
+    /// True for an IPv6 socket that accepts no IPv4 (`IPV6_V6ONLY`).
     pub v6_only: bool,
     /// Local address.
     pub local_addr: Addr,
     /// The held port.
     pub local_port: Port,
-    /// Index of the interface that it is bound to, or 0.
+    /// Index of the interface that it is bound to (`SO_BINDTODEVICE`), or 0.
     pub device: u32,
     /// Index of the VRF that its bucket belongs to, or 0.
     pub l3mdev: u32,
     /// The class of its bucket.
     pub class: BucketClass,
-    /// connect() chose the port (`SOCK_CONNECT_BIND`); always false before 6.18.
+    /// True if connect() chose the port (`SOCK_CONNECT_BIND`); always false before 6.18.
     pub is_connect_bind: bool,
     /// `SO_REUSEADDR`.
     pub reuse_addr: bool,
     /// `SO_REUSEPORT`.
     pub reuse_port: bool,
-    /// What it is.
+    /// The kind of holder.
     pub by: HolderBy,
 }
 
@@ -44,27 +44,27 @@ pub enum HolderBy {
     Listener,
     /// A connection in any state.
     Connection {
-        /// The other end.
+        /// The peer.
         peer: (Addr, Port),
     },
     /// A TIME_WAIT.
     TimeWait {
-        /// The other end.
+        /// The peer.
         peer: (Addr, Port),
-        /// What it waits for.
+        /// What the TIME_WAIT waits for.
         substate: Substate,
-        /// When it began: the low 32 bits of the milliseconds of `CLOCK_MONOTONIC`
-        /// (`tw_entry_stamp`). `None` on kernels that do not keep it.
+        /// When it began, in milliseconds of `CLOCK_MONOTONIC`, the low 32 bits (`tw_entry_stamp`).
+        /// `None` on kernels that do not keep it.
         entry_stamp_ms: Option<u32>,
-        /// When the peer's last timestamp came: the low 32 bits of the seconds of
-        /// `CLOCK_MONOTONIC` (`tw_ts_recent_stamp`). 0 if the connection had no timestamps.
+        /// When the peer's last timestamp arrived, in seconds of `CLOCK_MONOTONIC`, the low 32 bits
+        /// (`tw_ts_recent_stamp`). 0 if the connection had no timestamps.
         ts_recent_stamp_s: u32,
     },
 }
 
 impl Holder {
-    /// Reads what an iterator wrote; `has_entry_stamp` says whether the kernel keeps
-    /// `tw_entry_stamp`. `None` if it is no holder: a socket on its way into or out of a bucket.
+    /// Decodes a record of an iterator. `has_entry_stamp` is true if the kernel keeps
+    /// `tw_entry_stamp`. `None` for a socket that is not, or not yet, in a bucket.
     #[must_use]
     pub fn from_record(record: &HolderRecord, has_entry_stamp: bool) -> Option<Self> {
         const CONNECT_BIND: u8 = 16;
@@ -110,7 +110,7 @@ impl Holder {
         })
     }
 
-    /// The other end, of a connection or its TIME_WAIT.
+    /// The peer of a connection or TIME_WAIT. `None` for other holders.
     #[must_use]
     pub fn peer(&self) -> Option<(Addr, Port)> {
         match self.by {
@@ -126,8 +126,7 @@ pub enum BucketClass {
     /// Every owner got the port from connect(): a connect() to another destination may share it
     /// (`fastreuse` and `fastreuseport` are -1).
     Connect,
-    /// Some owner bound the port: no connect() that chooses a port takes this one, whatever its
-    /// source and destination (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
+    /// Some owner bound the port: connect() never chooses it, for any source and destination (`__inet_hash_connect`, net/ipv4/inet_hashtables.c).
     Bind,
 }
 

@@ -1,4 +1,4 @@
-//! What is counted and named: namespaces, ports, sockets, leases, addresses.
+//! Identifiers: namespaces, ports, sockets, leases, addresses.
 
 use std::{
     fmt,
@@ -15,13 +15,13 @@ pub struct Netns(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Port(pub u16);
 
-/// The kernel's socket cookie (`ss -e` shows it as `sk:`). A socket keeps it for life, and hands
-/// it to its TIME_WAIT.
+/// The kernel's socket cookie (`ss -e` shows it as `sk:`). A socket keeps it for life and passes
+/// it on to its TIME_WAIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cookie(pub u64);
 
-/// Distinguishes the namespaces that had the same inode one after the other: the low half of the
-/// namespace's cookie (`net.net_cookie`), which is never 0.
+/// Distinguishes namespaces that had the same inode at different times: the low half of the
+/// namespace's cookie (`net.net_cookie`), never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Incarnation(u32);
 
@@ -33,16 +33,16 @@ impl Incarnation {
     }
 }
 
-/// Number of a lease, unique in the run.
+/// The number of a lease, unique in the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LeaseId(pub u64);
 
-/// An IP address as the kernel's sockets hold it: IPv4 is in its mapped form.
+/// An IP address as the kernel's sockets store it: IPv4 addresses are IPv4-mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Addr(pub Address);
 
 impl Addr {
-    /// The wildcard of a family.
+    /// The wildcard address of a family.
     #[must_use]
     pub fn unspecified(family: Family) -> Self {
         match family {
@@ -51,19 +51,19 @@ impl Addr {
         }
     }
 
-    /// An IPv4 address, or one in IPv4-mapped form.
+    /// True for an IPv4 address, which includes IPv4-mapped IPv6 addresses.
     #[must_use]
     pub fn is_ipv4(self) -> bool {
         self.ip().is_ipv4()
     }
 
-    /// Neither 0.0.0.0 nor :: binds a socket to an address.
+    /// True for 0.0.0.0 and ::.
     #[must_use]
     pub fn is_unspecified(self) -> bool {
         self.ip().is_unspecified()
     }
 
-    /// The address, an IPv4-mapped one as IPv4.
+    /// The address; an IPv4-mapped one is converted to IPv4.
     #[must_use]
     pub fn ip(self) -> IpAddr {
         let mut bytes = [0; 16];
@@ -100,7 +100,7 @@ impl fmt::Display for Addr {
     }
 }
 
-/// The family of a socket; an IPv6 socket may use IPv4-mapped addresses.
+/// The address family of a socket; an IPv6 socket may use IPv4-mapped addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Family {
@@ -108,7 +108,7 @@ pub enum Family {
     Ipv6,
 }
 
-/// The port of this number, if it is one.
+/// The port with this number. `None` for 0.
 pub(crate) fn port(number: u16) -> Option<Port> {
     (number != 0).then_some(Port(number))
 }

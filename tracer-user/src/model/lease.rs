@@ -15,17 +15,17 @@ pub const TIME_WAIT_S: u32 = 60;
 pub enum Kind {
     /// connect() chose the port.
     Connect,
-    /// bind() asked for this port.
+    /// bind() asked for this port by number.
     Bind,
-    /// bind() asked for any port.
+    /// bind() asked for any port (port 0).
     BindAuto,
-    /// listen() chose the port.
+    /// listen() chose the port of an unbound socket.
     Listen,
     /// Inherited from a listener at the third ACK.
     Accept,
 }
 
-/// What the holder of a lease does with the port.
+/// What the holder of a lease is doing with the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Held by a socket that is not connected.
@@ -34,9 +34,9 @@ pub enum Phase {
     Listen,
     /// SYN sent, no answer yet.
     Connecting,
-    /// Both sides agree.
+    /// The handshake is complete.
     Established,
-    /// A FIN has gone either way.
+    /// A FIN was sent or received.
     Closing,
     /// Held by a TIME_WAIT minisocket, in this substate.
     TimeWait(Substate),
@@ -60,7 +60,7 @@ pub enum Side {
     Peer,
 }
 
-/// Why a port was let go.
+/// Why a port was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// close() of a socket, or the orderly end of a connection whose peer closed first.
@@ -71,38 +71,38 @@ pub enum Reason {
     ResetOut,
     /// The peer refused the connection.
     Refused,
-    /// No answer in time.
+    /// The connection timed out.
     TimedOut,
     /// `ss -K` or `tcp_abort`.
     Aborted,
     /// connect(AF_UNSPEC).
     Disconnected,
-    /// The TIME_WAIT ran its course.
+    /// The TIME_WAIT expired.
     TimeWaitExpired,
-    /// A new connection took the same addresses and ports over.
+    /// A new connection took over the addresses and ports of the TIME_WAIT.
     TimeWaitReused,
     /// A reset, late data or `ss -K` ended the TIME_WAIT.
     TimeWaitKilled,
-    /// There should have been a TIME_WAIT, but there are `tcp_max_tw_buckets` of them already.
+    /// There was no TIME_WAIT because `tcp_max_tw_buckets` was reached.
     TimeWaitOverflow,
     /// The network namespace was torn down.
     NetnsGone,
-    /// The connection attempt failed in another way.
+    /// The connection attempt failed for another reason.
     Failed,
-    /// It ended while facts were lost: the kernel no longer had it when the ledger was healed.
+    /// The end was not observed: a comparison found that the kernel no longer has the lease.
     Unseen,
 }
 
-/// Whom a socket is connected to, or goes to, if anybody.
+/// The peer of a socket that is connected or connecting, if any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     addr: Addr,
-    /// 0 if there is none, so that there being one takes no memory.
+    /// 0 if there is no peer, which saves the memory of an `Option`.
     port: u16,
 }
 
 impl Peer {
-    /// There is none.
+    /// No peer.
     pub const NONE: Self = Self { addr: Addr([0; 4]), port: 0 };
 
     /// The peer with this address and port; none if the port is 0.
@@ -111,7 +111,7 @@ impl Peer {
         Self { addr, port }
     }
 
-    /// Its address and port. `None` if there is none.
+    /// The address and port. `None` if there is no peer.
     #[must_use]
     pub const fn get(self) -> Option<(Addr, Port)> {
         if self.port == 0 { None } else { Some((self.addr, Port(self.port))) }
@@ -130,48 +130,49 @@ impl From<Option<(Addr, Port)>> for Peer {
     }
 }
 
-/// What the user sees of a lease's holder.
+/// A lease, as the user sees it.
 #[derive(Clone, Debug)]
 pub struct Lease {
-    /// Unique in the run.
+    /// Number of the lease, unique in the run.
     pub id: LeaseId,
     /// The socket's cookie.
     pub cookie: Cookie,
-    /// Where the port is held.
+    /// The network namespace in which the port is held.
     pub netns: Netns,
     /// How it began.
     pub kind: Kind,
     /// The socket's family.
     pub family: Family,
-    /// An IPv6 socket that takes no IPv4 (`IPV6_V6ONLY`).
+    /// True for an IPv6 socket that accepts no IPv4 (`IPV6_V6ONLY`).
     pub v6_only: bool,
     /// Local address; unspecified for a wildcard.
     pub local_addr: Addr,
     /// The held port.
     pub local_port: Port,
-    /// Peer, once there is one.
+    /// The peer, once there is one.
     pub peer: Peer,
-    /// What the holder does.
+    /// What the holder is doing.
     pub phase: Phase,
-    /// The process that acquired the port, where it could be seen.
+    /// The process that acquired the port. `None` if it was not observed.
     pub owner: Option<Arc<Owner>>,
-    /// When the port was acquired, unless that was before the tracer started.
+    /// When the port was acquired. `None` if that was before the tracer started.
     pub acquired: Option<Instant>,
-    /// When the handshake of the present connection was done, if it was seen.
+    /// When the handshake of the present connection completed. `None` if it was not observed.
     pub established: Option<Instant>,
-    /// When the first FIN of the present connection was seen.
+    /// When the first FIN of the present connection was sent or received. `None` before that.
     pub closing: Option<Instant>,
-    /// Who sent it.
+    /// The side that sent the first FIN. `None` if there was none or it is not known.
     pub closed_by: Option<Side>,
-    /// When the TIME_WAIT began.
+    /// When the TIME_WAIT began. `None` before that, or if it was not observed.
     pub time_wait: Option<Instant>,
-    /// When the timer of the present phase was armed. In TIME_WAIT, where that is the last time, it
-    /// runs for `tcp_fin_timeout` in FIN_WAIT2, for 60 s and the rounding of the timer wheel after
-    /// that. While connecting it is when the attempt began, which arms the first SYN's.
+    /// When the timer of the present phase was last armed. In a TIME_WAIT it runs for
+    /// `tcp_fin_timeout` in substate FIN_WAIT2, and for 60 s plus the rounding of the timer wheel
+    /// after that. While connecting it is the start of the attempt, when the timer of the first SYN
+    /// is armed. `None` in other phases, or if it was not observed.
     pub timer_armed: Option<Instant>,
-    /// Of a TIME_WAIT: the peer sent timestamps (RFC 7323), without which `tcp_tw_reuse` does
-    /// nothing for it (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c). `None` if it was there before us,
-    /// and the kernel has no iterator that tells.
+    /// Whether the peer of a TIME_WAIT sent timestamps (RFC 7323), without which `tcp_tw_reuse` has no
+    /// effect (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c). `None` in other phases, and if the TIME_WAIT
+    /// began before the start on a kernel without an iterator that shows it.
     pub has_timestamps: Option<bool>,
 }
 
@@ -182,7 +183,7 @@ pub struct Reuse {
     pub previous: LeaseId,
     /// Nanoseconds between its release and this acquisition.
     pub idle_ns: u64,
-    /// It was taken over while the previous holder was in TIME_WAIT.
+    /// True if the port was taken over from a TIME_WAIT.
     pub from_time_wait: bool,
 }
 
@@ -193,26 +194,27 @@ pub enum Change {
     Held,
     /// bind() or listen() acquired the port.
     Bind {
-        /// What was asked for; 0 for any port.
+        /// The requested port; 0 for any.
         requested_port: u16,
-        /// The port's earlier use.
+        /// The port's previous use. `None` if none is remembered.
         reuse: Option<Reuse>,
     },
     /// connect() chose the port.
     Connect {
-        /// From SYN_SENT to the port's choice, if both were seen.
+        /// Time from SYN_SENT to the choice of the port, in nanoseconds. `None` unless both were
+        /// observed.
         search_ns: Option<u64>,
-        /// The port's earlier use.
+        /// The port's previous use. `None` if none is remembered.
         reuse: Option<Reuse>,
     },
-    /// The handshake is done.
+    /// The handshake is complete.
     Established {
-        /// From the port's choice to here, if both were seen.
+        /// Time since the port was chosen, in nanoseconds. `None` if that was not observed.
         handshake_ns: Option<u64>,
     },
-    /// The third ACK made a child of a listener.
+    /// A connection to a listener is established: the third ACK arrived.
     Accept {
-        /// The listener, unless several share the port.
+        /// Cookie of the listener. `None` if several listen on the port.
         listener: Option<Cookie>,
     },
     /// The socket listens.
@@ -221,16 +223,16 @@ pub enum Change {
     /// bound socket calls connect(), a socket keeps its port after its connection or outlives its
     /// TIME_WAIT, or a comparison with the kernel showed it.
     Update,
-    /// The first FIN.
+    /// The first FIN was sent or received.
     Closing {
-        /// Who sent it.
+        /// The side that sent it.
         by: Side,
     },
     /// A TIME_WAIT holds the port now, in this substate.
     TimeWait(Substate),
-    /// The port was let go.
+    /// The port was released.
     Release {
-        /// Why.
+        /// Why it was released.
         reason: Reason,
     },
 }
@@ -238,10 +240,10 @@ pub enum Change {
 /// A change of a lease, with the lease as it is after it.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseEvent<'a> {
-    /// When the kernel did it.
+    /// When the kernel made the change.
     pub at: Instant,
-    /// The lease.
+    /// The lease after the change.
     pub lease: &'a Lease,
-    /// What happened.
+    /// The change.
     pub change: Change,
 }

@@ -1,6 +1,6 @@
 //! The vocabulary: what ports, leases, failures and settings are. No I/O, no clock, no aya.
 //!
-//! Every other module may use it; it uses none of them.
+//! Every other module may use this one; it uses none of them.
 
 mod failure;
 mod held;

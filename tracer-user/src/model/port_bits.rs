@@ -1,4 +1,4 @@
-//! Sets of ports.
+//! Bit sets of ports.
 
 use super::Port;
 
@@ -18,10 +18,10 @@ impl PortBits {
         self.0[word] & bit != 0
     }
 
-    /// True if that is a change.
+    /// Adds the port to the set, or removes it. Returns true if that changes the set.
     pub(crate) fn set(&mut self, port: Port, is_in: bool) -> bool {
         let (word, bit) = Self::word_and_bit(port);
-        // The index has ten bits, by its type's sixteen.
+        // The index is below 1024: the upper ten of a port's sixteen bits.
         let word = &mut self.0[word];
         let before = *word;
         *word = if is_in { before | bit } else { before & !bit };

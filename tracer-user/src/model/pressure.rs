@@ -1,39 +1,41 @@
-//! How far the ports of a range are used up, and how fast.
+//! How many ports of a range are in use, and how fast they are acquired and released.
 
 use super::{Addr, Instant, Netns, Port};
 
-/// In what connect() runs out of ports: from one source to one address and port.
+/// The unit in which connect() runs out of ports: one source address, and one address and port of
+/// the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
-    /// Where.
+    /// The network namespace.
     pub netns: Netns,
     /// The local address.
     pub source: Addr,
-    /// The peer.
+    /// The peer's address and port.
     pub peer: (Addr, Port),
 }
 
-/// What became of the ports of a range, as one destination sees it, or as a bind() to port 0 and
-/// the wildcard address does.
+/// The use of a range, as seen by a connect() to one destination, or by a bind() to port 0 of the
+/// wildcard address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RangeUse {
     /// Ports of the range that are not reserved.
     pub capacity: u32,
-    /// Ports of the range that are.
+    /// Ports of the range that are reserved.
     pub reserved: u32,
-    /// In use for the destination; for a bind(), held by anybody.
+    /// Ports in use for the destination. For a bind(): all held ports.
     pub used: u32,
-    /// Not in use for the destination, but in a bucket that somebody bound. Part of `used` for a
-    /// bind().
+    /// Ports that are not in use for the destination, but whose bucket is of class B. For a bind()
+    /// they are part of `used`, and this is 0.
     pub bind_locked: u32,
-    /// Of those in use: in a TIME_WAIT that a connect() may take over. Those that have become old
-    /// enough (`tcp_tw_reuse_delay`) only lately may be missing. Those that were there before us
-    /// count even if their peers sent no timestamps, where no iterator of the kernel tells.
+    /// How many of the used ports are in a TIME_WAIT that a connect() may take over. Those that
+    /// became old enough (`tcp_tw_reuse_delay`) only recently may be missing. Those from before the
+    /// start count even if their peers sent no timestamps, if the kernel has no iterator that shows
+    /// it.
     pub reusable: u32,
 }
 
 impl RangeUse {
-    /// How many more connect()s, or bind()s, will find a port.
+    /// How many more connect()s, or bind()s, will get a port.
     #[must_use]
     pub fn headroom(&self) -> u32 {
         self.capacity.saturating_sub(self.unavailable())
@@ -44,32 +46,32 @@ impl RangeUse {
     }
 }
 
-/// How fast ports are taken and let go, over the last ten seconds or so.
+/// How fast ports are acquired and released, averaged over about ten seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
-    /// Ports taken a second.
+    /// Ports acquired per second.
     pub taken_per_s: f64,
-    /// Ports let go a second.
+    /// Ports released per second.
     pub released_per_s: f64,
-    /// How long those were held that were let go, seconds.
+    /// Mean hold time of the released ports, in seconds. `None` until one is known.
     pub hold_s: Option<f64>,
 }
 
 /// A destination or a whole range has crossed a level of use.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pressure {
-    /// When.
+    /// When the level was crossed.
     pub at: Instant,
-    /// Where.
+    /// The network namespace.
     pub netns: Netns,
     /// The destination; `None` for the whole range, as bind() to port 0 sees it.
     pub destination: Option<Destination>,
-    /// The level that it is at now: 0, 70, 90 or 100 percent.
+    /// The new level: 0, 70, 90 or 100 percent.
     pub level_percent: u8,
-    /// It was at a lower level before.
+    /// True if the previous level was lower.
     pub is_rising: bool,
-    /// The ports.
+    /// The use of the range.
     pub range: RangeUse,
-    /// How fast they go.
+    /// How fast its ports are acquired and released.
     pub rates: Rates,
 }

@@ -2,32 +2,32 @@
 
 use super::{Addr, Instant, Netns, Port};
 
-/// A source that tries the ports of a namespace. All numbers are since its first try, and are at
-/// least what happened: CPUs that count at the same moment can lose a count to each other.
+/// A source that tries the ports of a namespace. All numbers are counted from its first attempt, and
+/// are lower bounds: CPUs that count at the same moment can overwrite each other's count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scan {
-    /// Whose ports are tried.
+    /// The network namespace whose ports are tried.
     pub netns: Netns,
-    /// Who tries them.
+    /// The address that tries them.
     pub source: Addr,
-    /// Different closed ports, at most 1,024.
+    /// Number of different closed ports, at most 1,024.
     pub ports: u32,
-    /// The lowest.
+    /// The lowest of these ports.
     pub port_low: Port,
-    /// The highest.
+    /// The highest of these ports.
     pub port_high: Port,
-    /// Segments.
+    /// Number of segments to closed ports.
     pub tries: u64,
-    /// When the first came.
+    /// When the first segment arrived.
     pub first: Instant,
-    /// When the last came.
+    /// When the last segment arrived.
     pub last: Instant,
 }
 
 impl Scan {
-    /// Tries a second; `None` if they came within a millisecond.
+    /// Segments per second. `None` if all arrived within a millisecond.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    #[expect(clippy::cast_precision_loss, reason = "the precision suffices for a rate")]
     pub fn rate_per_s(&self) -> Option<f64> {
         let ns = self.last.since(self.first);
         (ns >= 1_000_000).then(|| self.tries as f64 * 1e9 / ns as f64)

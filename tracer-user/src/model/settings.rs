@@ -1,17 +1,15 @@
-//! The settings of a network namespace that decide how many ports it has, and what may be done
-//! with them (`Documentation/networking/ip-sysctl.rst`).
+//! The settings of a network namespace that decide how many ports it has, and how they can be used (`Documentation/networking/ip-sysctl.rst`).
 
 use std::ops::RangeInclusive;
 
 use super::Port;
 
-/// What a namespace lets its sockets do with ports. A setting that the running kernel does not
-/// have is `None`.
+/// The settings of a network namespace. A setting that the running kernel does not have is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// `ip_local_port_range`: from where connect() and bind() to port 0 choose.
+    /// `ip_local_port_range`: the ports that connect() and bind() to port 0 choose from.
     pub range: LocalRange,
-    /// `ip_local_reserved_ports`: what they leave out. Asking for such a port by number works.
+    /// `ip_local_reserved_ports`: the ports that they do not choose. bind() by number still works.
     pub reserved: PortSet,
     /// `ip_local_port_step_width` (7.3): the widest random step of connect()'s search; 0 or 1 for
     /// the next port. The search visits every port whatever the step.
@@ -21,18 +19,18 @@ pub struct Settings {
     pub autobind_reuse: bool,
     /// `ip_unprivileged_port_start`: the lowest port that needs no `CAP_NET_BIND_SERVICE`.
     pub unprivileged_start: u16,
-    /// `tcp_tw_reuse`: whether connect() may take a port over from a TIME_WAIT.
+    /// `tcp_tw_reuse`: whether connect() may take over a port from a TIME_WAIT.
     pub time_wait_reuse: TimeWaitReuse,
-    /// `tcp_tw_reuse_delay` (6.14), milliseconds: how long a TIME_WAIT must have lasted for that.
+    /// `tcp_tw_reuse_delay` (6.14): the age from which it may, in milliseconds.
     pub time_wait_reuse_delay_ms: Option<u32>,
-    /// `tcp_timestamps` is not 0. Without timestamps no TIME_WAIT is taken over.
+    /// True if `tcp_timestamps` is not 0. Without timestamps, no TIME_WAIT can be taken over.
     pub timestamps: bool,
-    /// `tcp_max_tw_buckets`: beyond so many TIME_WAITs connections end without one.
+    /// `tcp_max_tw_buckets`: the maximum number of TIME_WAITs; further connections end without one.
     pub max_time_waits: u32,
-    /// `tcp_fin_timeout`, seconds: how long an orphan waits in FIN_WAIT2. It does not shorten
-    /// TIME_WAIT, which is 60 s whatever the settings (`TCP_TIMEWAIT_LEN`, include/net/tcp.h).
+    /// `tcp_fin_timeout`: how long an orphaned socket stays in FIN_WAIT2, in seconds. It does not
+    /// shorten TIME_WAIT, which always lasts 60 s (`TCP_TIMEWAIT_LEN`, include/net/tcp.h).
     pub fin_timeout_s: u32,
-    /// `somaxconn`: the longest queue of connections that wait to be accepted.
+    /// `somaxconn`: the maximum length of a listener's accept queue.
     pub max_listen_backlog: u32,
 }
 
@@ -76,16 +74,16 @@ pub struct LocalRange {
 }
 
 impl LocalRange {
-    /// The range with these ends, both within it; `None` if it would be empty or begin at 0.
+    /// The range from `low` to `high`, inclusive. `None` if it is empty or begins at 0.
     #[must_use]
     pub fn new(low: Port, high: Port) -> Option<Self> {
         (low.0 != 0 && low <= high).then_some(Self { low, high })
     }
 
-    /// Reads `ip_local_port_range`: two numbers, with blanks between.
+    /// Parses `ip_local_port_range`: two numbers separated by white space.
     ///
     /// # Errors
-    /// A sentence, if it is nothing of the kind.
+    /// A sentence, if the text is malformed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut fields = text.split_ascii_whitespace().map(str::parse::<u16>);
         match (fields.next(), fields.next(), fields.next()) {
@@ -126,18 +124,18 @@ impl LocalRange {
     }
 }
 
-/// A set of ports, as ranges: ascending, none touching the next.
+/// A set of ports, as ranges in ascending order that neither overlap nor touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortSet {
     ranges: Vec<(u16, u16)>,
 }
 
 impl PortSet {
-    /// Reads `ip_local_reserved_ports`: ports and ranges, separated by commas
+    /// Parses `ip_local_reserved_ports`: ports and ranges, separated by commas
     /// (`proc_do_large_bitmap`, kernel/sysctl.c). May be empty.
     ///
     /// # Errors
-    /// A sentence, if it is nothing of the kind.
+    /// A sentence, if the text is malformed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let malformed =
@@ -167,13 +165,13 @@ impl PortSet {
         Self { ranges: joined }
     }
 
-    /// True if there is no port in it.
+    /// True if the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
-    /// True if this port is in it.
+    /// True if the set contains the port.
     #[must_use]
     pub fn contains(&self, port: Port) -> bool {
         let after = self.ranges.partition_point(|(low, _)| *low <= port.0);
@@ -183,7 +181,7 @@ impl PortSet {
             .is_some_and(|(_, high)| port.0 <= *high)
     }
 
-    /// Number of its ports that lie in this range.
+    /// Number of ports of the set that lie in the range.
     #[must_use]
     pub fn count_within(&self, range: LocalRange) -> u32 {
         self.ranges
@@ -195,13 +193,13 @@ impl PortSet {
             .sum()
     }
 
-    /// The set with one port more.
+    /// The set with this port added.
     #[must_use]
     pub fn with(&self, port: Port) -> Self {
         Self::of_ranges(self.ranges.iter().copied().chain([(port.0, port.0)]).collect())
     }
 
-    /// Its ranges, ascending, as the kernel shows them.
+    /// The ranges in ascending order, as the kernel prints them.
     pub fn ranges(&self) -> impl Iterator<Item = RangeInclusive<u16>> {
         self.ranges.iter().map(|(low, high)| *low..=*high)
     }
@@ -230,7 +228,7 @@ impl std::fmt::Display for PortSet {
 /// `tcp_tw_reuse`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeWaitReuse {
-    /// 0: connect() takes no port over.
+    /// 0: connect() takes over no port.
     Never,
     /// 1: from any TIME_WAIT.
     Always,
@@ -239,7 +237,8 @@ pub enum TimeWaitReuse {
 }
 
 impl TimeWaitReuse {
-    /// The meaning of the setting's number.
+    /// The variant for the value of the setting. `None` for a value that the kernel did not have when
+    /// this was written.
     #[must_use]
     pub fn from_number(number: u32) -> Option<Self> {
         Some(match number {
@@ -250,7 +249,7 @@ impl TimeWaitReuse {
         })
     }
 
-    /// The setting's number.
+    /// The value of the setting.
     #[must_use]
     pub fn number(self) -> u32 {
         match self {
@@ -309,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_range_is_refused() {
+    fn malformed_text_is_rejected() {
         for wrong in ["", "1", "0 5", "9 8", "1 2 3", "1 65536", "a b"] {
             assert!(LocalRange::parse(wrong).is_err(), "{wrong}");
         }
@@ -320,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn touching_ranges_are_one() {
+    fn touching_ranges_are_merged() {
         assert_eq!(PortSet::parse("5,1-3,4,65535,65534").unwrap().to_string(), "1-5,65534-65535");
         assert_eq!(PortSet::parse("1-9,3-4").unwrap().to_string(), "1-9");
     }

@@ -2,16 +2,16 @@
 
 use std::num::NonZeroU64;
 
-/// Nanoseconds of `CLOCK_MONOTONIC`, from the first one on: so an instant that may be unknown takes
-/// no more memory than one that is known.
+/// A time of `CLOCK_MONOTONIC`, in nanoseconds. It is never 0, so that `Option<Instant>` takes no
+/// more memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Instant(NonZeroU64);
 
 impl Instant {
-    /// The first.
+    /// The earliest instant: one nanosecond after the clock started.
     pub const BOOT: Self = Self(NonZeroU64::MIN);
 
-    /// The instant this number of nanoseconds after the clock began.
+    /// The instant this number of nanoseconds after the clock started. 0 becomes [`BOOT`](Self::BOOT).
     #[must_use]
     pub const fn from_ns(ns: u64) -> Self {
         match NonZeroU64::new(ns) {
@@ -20,13 +20,13 @@ impl Instant {
         }
     }
 
-    /// Nanoseconds since the clock began.
+    /// Nanoseconds since the clock started.
     #[must_use]
     pub const fn ns(self) -> u64 {
         self.0.get()
     }
 
-    /// Nanoseconds from `earlier` to this instant; 0 if it is the later one.
+    /// Nanoseconds from `earlier` to this instant; 0 if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> u64 {
         self.ns().saturating_sub(earlier.ns())
@@ -39,13 +39,13 @@ impl Default for Instant {
     }
 }
 
-/// Seconds of some nanoseconds.
+/// Converts nanoseconds to seconds.
 #[expect(clippy::cast_precision_loss, reason = "nanosecond precision is lost after 104 days")]
 pub(crate) fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-/// Microseconds of some nanoseconds.
+/// Converts nanoseconds to microseconds.
 #[expect(clippy::cast_precision_loss, reason = "the precision suffices for a duration")]
 pub(crate) fn microseconds(ns: u64) -> f64 {
     ns as f64 / 1e3

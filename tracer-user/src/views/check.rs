@@ -1,4 +1,4 @@
-//! The answer of `portlife check`: whether it can run here, and what the settings mean for ports.
+//! The answer of `portlife check`: whether portlife can run here, and verdicts on the settings.
 
 use std::fmt::Write as _;
 
@@ -11,25 +11,25 @@ use crate::{
     views::stream::json::Json,
 };
 
-/// What there is to say.
+/// The answer.
 #[derive(Clone, Debug)]
 pub struct Check {
     /// The kernel's release.
     pub kernel: String,
-    /// What the tracer can do here, or the sentence that says why it cannot run.
+    /// The state of the tracer, or why it cannot run, in a sentence.
     pub tracer: Result<Tracer, String>,
-    /// The namespaces whose settings were asked for.
+    /// The namespaces whose settings are judged.
     pub namespaces: Vec<Namespace>,
 }
 
-/// A tracer that runs.
+/// A tracer that can run.
 #[derive(Clone, Debug)]
 pub struct Tracer {
-    /// Every hook.
+    /// Every hook that was tried.
     pub hooks: Vec<Hook>,
-    /// What is not seen for want of privileges, in sentences.
+    /// What cannot be observed for lack of privileges, in sentences.
     pub warnings: Vec<String>,
-    /// What came of connections that were made to see whether the hooks tell of them.
+    /// The result of the self-test, which makes connections and checks that each is reported.
     pub self_test: SelfTest,
 }
 
@@ -38,42 +38,42 @@ pub struct Tracer {
 pub struct Hook {
     /// How it is attached, or why it is not.
     pub report: HookReport,
-    /// What tells the same without it, or what is not told.
+    /// The hook that replaces it if it is not attached, or what is lost.
     pub without: &'static str,
-    /// Nanoseconds of a run, on average, where the kernel keeps statistics and it ran.
+    /// Mean run time in nanoseconds. `None` if it did not run, or if the kernel keeps no statistics.
     pub run_ns: Option<u64>,
 }
 
-/// How the self-test went.
+/// The result of the self-test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SelfTest {
-    /// Every record came.
+    /// Every expected record was reported.
     Passed {
-        /// Connections that were made.
+        /// Number of connections that were made.
         connections: u32,
     },
-    /// Some records did not come.
+    /// Some records were missing.
     Failed {
         /// What was missing, in a sentence.
         reason: String,
     },
-    /// No connection could be made.
+    /// The test connections could not be made.
     NotRun {
         /// Why, in a sentence.
         reason: String,
     },
 }
 
-/// A namespace and its settings.
+/// A network namespace and the verdicts on its settings.
 #[derive(Clone, Debug)]
 pub struct Namespace {
-    /// Which.
+    /// The network namespace.
     pub netns: Netns,
-    /// The settings with their verdicts, or why they cannot be read.
+    /// The verdicts, or why the settings cannot be read, in a sentence.
     pub verdicts: Result<Vec<Verdict>, String>,
 }
 
-/// The answer for people.
+/// The answer as text.
 #[must_use]
 pub fn text(check: &Check) -> String {
     let Check { kernel, tracer, namespaces } = check;
@@ -207,7 +207,7 @@ fn write_tracer(text: &mut String, tracer: &Tracer) {
         let cost = run_ns.map_or_else(String::new, |ns| format!("{ns} ns a run"));
         let _ = match (&report.outcome, report.loss) {
             (Ok(how), _) => writeln!(text, "  ok   {:<28} {how:<7} {cost}", report.name),
-            // The reason says who tells it instead.
+            // The reason names the hook that replaces it.
             (Err(reason), None) => writeln!(text, "  -    {:<28} {reason}", report.name),
             (Err(reason), Some(_)) => {
                 writeln!(text, "  BAD  {:<28} {reason}: {without}", report.name)

@@ -232,10 +232,10 @@ fn judgement(namespace: &Occupancy, port: Port) -> Vec<String> {
         ConnectAnswer::PerDestination => {
             "connect() may choose it for other destinations than its holders'"
         }
-        ConnectAnswer::Locked { by_nobody: false } => {
+        ConnectAnswer::Locked { binder_is_gone: false } => {
             "connect() chooses it for no destination: it is bound"
         }
-        ConnectAnswer::Locked { by_nobody: true } => {
+        ConnectAnswer::Locked { binder_is_gone: true } => {
             "connect() chooses it for no destination: a bind() of the past has locked it, and the \
              kernel keeps the lock until the last holder lets go"
         }
@@ -249,7 +249,7 @@ fn judgement(namespace: &Occupancy, port: Port) -> Vec<String> {
 /// What to change, in sentences.
 fn advice(namespace: &Occupancy, port: Port) -> Vec<String> {
     let mut advice = Vec::new();
-    if namespace.is_taken_by_chance() {
+    if namespace.is_chosen_by_kernel() {
         let reserve = namespace.settings.as_ref().filter(|settings| settings.may_choose(port));
         if reserve.is_some() {
             advice.push(format!(
@@ -291,8 +291,8 @@ fn connect(answer: ConnectAnswer) -> &'static str {
         ConnectAnswer::Reserved => "reserved",
         ConnectAnswer::Free => "free",
         ConnectAnswer::PerDestination => "per_destination",
-        ConnectAnswer::Locked { by_nobody: false } => "bound",
-        ConnectAnswer::Locked { by_nobody: true } => "poisoned",
+        ConnectAnswer::Locked { binder_is_gone: false } => "bound",
+        ConnectAnswer::Locked { binder_is_gone: true } => "poisoned",
         ConnectAnswer::Unknown => "unknown",
     }
 }

@@ -23,7 +23,9 @@ use std::{
 
 use socket2::Socket;
 use tracer_user::{
-    capacity::{BindAny, Connect, KernelRules, KernelTime, Moment, ReuseRule, SocketRangeRule},
+    capacity::{
+        BindAny, Connect, KernelRules, KernelTime, NamespaceState, ReuseRule, SocketRangeRule,
+    },
     kernel::{
         host::clock,
         lists::holders::{HolderLists, HolderView},
@@ -185,11 +187,11 @@ impl<'a> Case<'a> {
         };
         let predicted = moment.connect(&query);
         // The bounds differ by the port that a search of an odd number of ports skips.
-        assert!(predicted.headroom.most <= predicted.range.headroom());
+        assert!(predicted.headroom.max <= predicted.range.headroom());
         self.totals.locked += u64::from(predicted.range.bind_locked > 0);
         self.totals.reusing += u64::from(predicted.range.reusable > 0);
         let mut succeeded = 0;
-        let limit = predicted.headroom.most + 3;
+        let limit = predicted.headroom.max + 3;
         while succeeded <= limit {
             let socket = client.socket();
             if let Some(range) = own_range {
@@ -208,9 +210,9 @@ impl<'a> Case<'a> {
             kept.push(socket);
         }
         let headroom = predicted.headroom;
-        self.count(u64::from(succeeded), headroom.least != headroom.most);
+        self.count(u64::from(succeeded), headroom.min != headroom.max);
         assert!(
-            (headroom.least..=headroom.most).contains(&succeeded),
+            (headroom.min..=headroom.max).contains(&succeeded),
             "seed {}: {succeeded} connect()s succeeded, predicted {predicted:?}\n{query:?}\n{settings:?}\n{:#?}",
             self.seed,
             view.holders
@@ -233,7 +235,7 @@ impl<'a> Case<'a> {
         let predicted = moment.bind_any(&query);
         let mut succeeded = 0;
         // Three more than predicted; where there is no limit, three more than a limit could be.
-        let limit = predicted.headroom.most.min(2 * predicted.capacity) + 3;
+        let limit = predicted.headroom.max.min(2 * predicted.capacity) + 3;
         while succeeded < limit {
             let socket = bind.socket();
             if let Some(range) = own_range {
@@ -248,8 +250,8 @@ impl<'a> Case<'a> {
             kept.push(socket);
         }
         let headroom = predicted.headroom;
-        self.count(u64::from(succeeded), headroom.least != headroom.most);
-        let is_right = (headroom.least.min(limit)..=headroom.most).contains(&succeeded);
+        self.count(u64::from(succeeded), headroom.min != headroom.max);
+        let is_right = (headroom.min.min(limit)..=headroom.max).contains(&succeeded);
         assert!(
             is_right,
             "seed {}: {succeeded} bind()s succeeded, predicted {predicted:?}\n{query:?}\n{settings:?}\n{:#?}",
@@ -269,8 +271,8 @@ impl<'a> Case<'a> {
         tracer_user::model::LocalRange::new(one.min(other), one.max(other))
     }
 
-    fn moment<'m>(&self, settings: &'m Settings, view: &'m HolderView) -> Moment<'m> {
-        Moment { settings, rules: self.lists.rules(), holders: &view.holders, now: view.at }
+    fn moment<'m>(&self, settings: &'m Settings, view: &'m HolderView) -> NamespaceState<'m> {
+        NamespaceState { settings, rules: self.lists.rules(), holders: &view.holders, now: view.at }
     }
 
     fn count(&mut self, calls: u64, is_ambiguous: bool) {
@@ -328,10 +330,10 @@ fn a_time_wait_becomes_reusable_when_its_delay_is_over() {
     };
     let at = |ms: u32| {
         let now = KernelTime { ms, s: ms / 1000 };
-        Moment { settings: &settings, rules: lists.rules(), holders: &view.holders, now }
+        NamespaceState { settings: &settings, rules: lists.rules(), holders: &view.holders, now }
             .connect(&query)
             .headroom
-            .most
+            .max
     };
     let stamps: Vec<u32> = view
         .holders

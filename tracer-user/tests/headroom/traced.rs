@@ -3,7 +3,7 @@
 use std::io;
 
 use tracer_user::{
-    capacity::{Connect, Moment},
+    capacity::{Connect, NamespaceState},
     kernel::{
         host::clock,
         namespace::{sandbox::Sandbox, settings::SettingsFiles},
@@ -65,7 +65,7 @@ fn a_failure_is_explained_by_the_kernels_state() {
                         }
                     };
                     let settings = files.read().expect("the namespace is there");
-                    let moment = Moment {
+                    let moment = NamespaceState {
                         settings: &settings,
                         rules: lists.rules(),
                         holders: &view.holders,

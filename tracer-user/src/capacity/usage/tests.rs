@@ -27,17 +27,17 @@ fn usage(ports: u16) -> Usage {
     usage_of(997, 999 + ports, "997-999", 1)
 }
 
-fn join(usage: &mut Usage, port: u16) -> DestinationIndex {
-    usage.join(destination(80), Port(port)).expect("it may be chosen")
+fn add_connection(usage: &mut Usage, port: u16) -> DestinationIndex {
+    usage.add_connection(destination(80), Port(port)).expect("it may be chosen")
 }
 
 fn range(usage: &Usage, port: u16) -> RangeUse {
-    usage.for_destination(&destination(port)).expect("the settings are known")
+    usage.range_for(&destination(port)).expect("the settings are known")
 }
 
 fn levels(usage: &mut Usage) -> Vec<(bool, u8)> {
     usage
-        .take_crossed()
+        .take_pressure()
         .iter()
         .filter(|pressure| pressure.destination.is_some())
         .map(|pressure| (pressure.is_rising, pressure.level_percent))
@@ -50,16 +50,16 @@ fn a_destination_crosses_levels_and_falls_back_once() {
     let mut index = None;
     for port in 0..20 {
         usage.set_time(Instant::from_ns(u64::from(port) * 1_000_000_000));
-        index = Some(join(&mut usage, 1000 + port));
+        index = Some(add_connection(&mut usage, 1000 + port));
     }
     let index = index.expect("there were some");
     assert_eq!(levels(&mut usage), [(true, 70), (true, 90), (true, 100)]);
     // At 95 %, and again at 100 %: no crossing.
-    usage.leave(index, Port(1000), false, Instant::BOOT);
-    join(&mut usage, 1000);
+    usage.remove_connection(index, Port(1000), false, Instant::BOOT);
+    add_connection(&mut usage, 1000);
     assert!(levels(&mut usage).is_empty());
     for port in 0..20 {
-        usage.leave(index, Port(1000 + port), false, Instant::BOOT);
+        usage.remove_connection(index, Port(1000 + port), false, Instant::BOOT);
     }
     assert_eq!(levels(&mut usage), [(false, 90), (false, 70), (false, 0)]);
     assert_eq!(range(&usage, 80).used, 0);
@@ -75,18 +75,18 @@ fn bound_ports_are_lost_to_every_destination_but_not_counted_twice() {
     }
     // Reserved.
     assert!(!usage.set_locked(NETNS, Port(999), true));
-    assert_eq!(usage.join(destination(80), Port(999)), None);
-    let index = join(&mut usage, 1000);
-    join(&mut usage, 1009);
+    assert_eq!(usage.add_connection(destination(80), Port(999)), None);
+    let index = add_connection(&mut usage, 1000);
+    add_connection(&mut usage, 1009);
     let expected = RangeUse { capacity: 10, reserved: 3, used: 2, bind_locked: 3, reusable: 0 };
     assert_eq!(range(&usage, 80), expected);
     assert_eq!(range(&usage, 80).headroom(), 5);
     assert_eq!(range(&usage, 81).headroom(), 6);
     assert_eq!(usage.locked_ports(NETNS).count(), 4);
     assert!(usage.set_locked(NETNS, Port(1000), false));
-    usage.set_use_locked(index, false);
+    usage.set_connection_locked(index, false);
     assert_eq!(range(&usage, 80).bind_locked, 3);
-    usage.leave(index, Port(1000), false, Instant::BOOT);
+    usage.remove_connection(index, Port(1000), false, Instant::BOOT);
     assert_eq!(range(&usage, 80).used, 1);
 }
 
@@ -96,7 +96,7 @@ fn a_time_wait_counts_as_free_when_it_is_old_enough() {
     let mut usage = usage_of(1, 10, "", 1000);
     let mut index = None;
     for port in 1..=10 {
-        index = Some(join(&mut usage, port));
+        index = Some(add_connection(&mut usage, port));
     }
     let index = index.expect("there were some");
     let headroom = |usage: &Usage| range(usage, 80).headroom();
@@ -118,26 +118,27 @@ fn a_time_wait_counts_as_free_when_it_is_old_enough() {
 #[test]
 fn destinations_without_a_port_keep_their_rates_for_a_while() {
     let mut usage = usage(10);
-    let index = join(&mut usage, 1000);
-    usage.leave(index, Port(1000), false, Instant::BOOT);
+    let index = add_connection(&mut usage, 1000);
+    usage.remove_connection(index, Port(1000), false, Instant::BOOT);
     let rates = usage.destination_rates(&destination(80)).expect("it is remembered");
     assert!(rates.taken_per_s > 0.5, "{rates:?}");
     for port in 0..10_000 {
-        let other = usage.join(destination(10_000 + port), Port(1001)).expect("it may be chosen");
-        usage.leave(other, Port(1001), false, Instant::BOOT);
+        let other =
+            usage.add_connection(destination(10_000 + port), Port(1001)).expect("it may be chosen");
+        usage.remove_connection(other, Port(1001), false, Instant::BOOT);
         if port % 1000 == 0 {
-            let index = join(&mut usage, 1000);
-            usage.leave(index, Port(1000), false, Instant::BOOT);
+            let index = add_connection(&mut usage, 1000);
+            usage.remove_connection(index, Port(1000), false, Instant::BOOT);
         }
     }
     assert!(usage.destination_rates(&destination(80)).is_some(), "it was used now and then");
-    assert_eq!(usage.destinations.len(), MOST_IDLE);
+    assert_eq!(usage.destinations.len(), MAX_IDLE);
     let settings = Arc::clone(usage.settings(NETNS).expect("they are known"));
     usage.forget(NETNS);
-    assert_eq!(usage.destinations.len(), MOST_IDLE, "the namespace may be reported on");
+    assert_eq!(usage.destinations.len(), MAX_IDLE, "the namespace may be reported on");
     // Another namespace has its inode now.
     usage.begin_recount(NETNS, settings);
-    assert!(usage.destinations.is_empty() && usage.places.is_empty());
+    assert!(usage.destinations.is_empty() && usage.by_destination.is_empty());
 }
 
 #[test]

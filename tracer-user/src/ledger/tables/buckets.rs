@@ -158,7 +158,7 @@ impl PortTable {
         let mut time_waits = Vec::new();
         for (index, entry) in leases.on_port(netns, port) {
             if let Some(counted) = entry.destination {
-                usage.set_use_locked(counted, class.is_bind());
+                usage.set_connection_locked(counted, class.is_bind());
             }
             if matches!(entry.lease.phase, Phase::TimeWait(_)) {
                 time_waits.push(index);

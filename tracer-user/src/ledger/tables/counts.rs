@@ -20,13 +20,13 @@ impl PortTable {
         if let Some(counted) = entry.destination
             && usage.destination(counted) != wanted.as_ref()
         {
-            usage.leave(counted, port, entry.is_counted_reusable, usage.event_time());
+            usage.remove_connection(counted, port, entry.is_counted_reusable, usage.event_time());
             (entry.destination, entry.is_counted_reusable) = (None, false);
         }
         if let Some(wanted) = wanted
             && entry.destination.is_none()
         {
-            entry.destination = usage.join(wanted, port);
+            entry.destination = usage.add_connection(wanted, port);
         }
         if let Some(counted) = entry.destination
             && entry.is_counted_reusable != is_reusable
@@ -44,7 +44,7 @@ impl PortTable {
             && let Some(time_wait_s) =
                 self.usage.time_wait_s(counted, substate, entry.lease.has_timestamps)
         {
-            self.usage.hold_is_known(counted, at, seconds(at.since(acquired)) + time_wait_s);
+            self.usage.add_hold_time(counted, at, seconds(at.since(acquired)) + time_wait_s);
         }
     }
 
@@ -55,9 +55,9 @@ impl PortTable {
         let Lease { acquired, time_wait, local_port, .. } = entry.lease;
         // That of a TIME_WAIT was known when it began.
         if let Some(acquired) = acquired.filter(|_| time_wait.is_none()) {
-            self.usage.hold_is_known(counted, at, seconds(at.since(acquired)));
+            self.usage.add_hold_time(counted, at, seconds(at.since(acquired)));
         }
-        self.usage.leave(counted, local_port, entry.is_counted_reusable, at);
+        self.usage.remove_connection(counted, local_port, entry.is_counted_reusable, at);
     }
 }
 

@@ -78,7 +78,7 @@ impl PortTable {
 
     /// The levels that were crossed since the last call, oldest first.
     pub fn take_crossed(&mut self) -> Vec<Pressure> {
-        if self.usage.has_crossed() { self.usage.take_crossed() } else { Vec::new() }
+        if self.usage.has_pressure() { self.usage.take_pressure() } else { Vec::new() }
     }
 
     /// Adds a lease.

@@ -195,7 +195,7 @@ impl Ledger {
                 (Some(range_use), culprit)
             }
             (Some(destination), None) => {
-                let range = table.usage().for_destination(&destination);
+                let range = table.usage().range_for(&destination);
                 let is_locked = range.is_some_and(|range| range.bind_locked > 0);
                 (range, is_locked.then(|| culprits.of_range(table, netns, at)).flatten())
             }
@@ -231,7 +231,7 @@ impl Ledger {
     /// What a socket's own range leaves of the namespace's; `None` if that is not known.
     fn own_range(&self, netns: Netns, OwnRange { low, high }: OwnRange) -> Option<(Port, Port)> {
         let number = |end: Option<Port>| end.map_or(0, |port| port.0);
-        let range = self.table.usage().narrowed(netns, (number(low), number(high)))?;
+        let range = self.table.usage().effective_range(netns, (number(low), number(high)))?;
         Some((range.low(), range.high()))
     }
 

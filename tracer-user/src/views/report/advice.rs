@@ -1,25 +1,24 @@
-//! What to do, in this order: each with its evidence, the exact command or option, and what it
-//! would bring.
+//! Advice: what to do, with the evidence for it, the exact command or option, and the gain.
 
 use crate::{
     ledger::Ledger,
     model::{LocalRange, Netns, Port, PortSet, TIME_WAIT_S},
     views::report::{
+        format::{self, endpoint, number},
         model::{
             Advice, DestinationRow, FailureRow, Finding, FindingKind, HolderRow, ListenerRow,
             Report, SettingsRow,
         },
-        show::{self, endpoint, number},
     },
 };
 
-/// Advice on all that was found, the most urgent first.
+/// Advice on all findings, most urgent first.
 #[must_use]
-pub fn give(report: &Report, ledger: &Ledger) -> Vec<Advice> {
+pub fn for_report(report: &Report, ledger: &Ledger) -> Vec<Advice> {
     let mut advice: Vec<Advice> = Vec::new();
     for finding in std::iter::once(&report.verdict).chain(&report.findings) {
-        for one in on(finding, report, ledger) {
-            // Two findings may have one remedy.
+        for one in for_finding(finding, report, ledger) {
+            // Two findings can have the same remedy.
             if !advice.iter().any(|known| known.what == one.what && known.command == one.command) {
                 advice.push(one);
             }
@@ -28,7 +27,7 @@ pub fn give(report: &Report, ledger: &Ledger) -> Vec<Advice> {
     advice
 }
 
-/// What does not help here, though it is often said to.
+/// What does not help, although it is often recommended.
 #[must_use]
 pub fn folklore(report: &Report) -> Vec<String> {
     let has_time_waits = report.destinations.iter().any(|row| {
@@ -51,68 +50,68 @@ pub fn folklore(report: &Report) -> Vec<String> {
     ]
 }
 
-fn on(finding: &Finding, report: &Report, ledger: &Ledger) -> Vec<Advice> {
-    let place = Place::of(finding, report);
-    let row = finding.destination_row.and_then(|place| report.destinations.get(place));
-    let failure = finding.failure_row.and_then(|place| report.failures.get(place));
+fn for_finding(finding: &Finding, report: &Report, ledger: &Ledger) -> Vec<Advice> {
+    let context = CommandContext::for_finding(finding, report);
+    let row = finding.destination_row.and_then(|index| report.destinations.get(index));
+    let failure = finding.failure_row.and_then(|index| report.failures.get(index));
     match finding.kind {
         FindingKind::DestinationExhausted | FindingKind::Filling => {
             let Some(row) = row else { return Vec::new() };
             let mut advice = vec![reuse_connections(row, finding)];
             if row.time_wait > 0 {
-                advice.extend(reuse_time_waits(row, &place));
+                advice.extend(reuse_time_waits(row, &context));
             }
-            advice.extend(widen_range(Some(row), finding, report, &place));
-            advice.push(more_addresses(row));
+            advice.extend(widen_range(Some(row), finding, report, &context));
+            advice.push(add_addresses(row));
             advice
         }
         FindingKind::TimeWaitPileUp => {
             let Some(row) = row else { return Vec::new() };
             let mut advice = vec![reuse_connections(row, finding)];
-            advice.extend(reuse_time_waits(row, &place));
-            advice.extend(widen_range(Some(row), finding, report, &place));
-            advice.push(more_addresses(row));
+            advice.extend(reuse_time_waits(row, &context));
+            advice.extend(widen_range(Some(row), finding, report, &context));
+            advice.push(add_addresses(row));
             advice
         }
         FindingKind::SlowConnect => {
             let Some(row) = row else { return Vec::new() };
-            let mut advice = vec![narrow_the_search(row), reuse_connections(row, finding)];
-            advice.push(more_addresses(row));
+            let mut advice = vec![narrow_search(row), reuse_connections(row, finding)];
+            advice.push(add_addresses(row));
             advice
         }
         FindingKind::BindBeforeConnect => vec![bind_without_port(finding, report)],
         FindingKind::PoisonedPort => {
-            vec![bind_outside_range(finding, report, ledger, &place)]
+            vec![bind_outside_range(finding, report, ledger, &context)]
         }
         FindingKind::ListenerBlocked => {
             let Some(failure) = failure else { return Vec::new() };
-            reserve_blocked(failure, report, &place)
+            reserve_blocked(failure, report, &context)
         }
         FindingKind::ListenerInRange => {
             let listeners = report
                 .listeners
                 .iter()
                 .filter(|listener| listener.is_in_range && Some(listener.netns) == finding.netns);
-            vec![reserve_listeners(listeners, &place)]
+            vec![reserve_listeners(listeners, &context)]
         }
-        FindingKind::CloseWaitLeak => vec![close_them(finding, report)],
-        FindingKind::BoundIdle => vec![release_idle(finding, report)],
+        FindingKind::CloseWaitLeak => vec![close_sockets(finding, report)],
+        FindingKind::BoundIdle => vec![release_idle_ports(finding, report)],
         FindingKind::RangeReserved => vec![Advice {
             what: "Reserve fewer ports, or widen the range.".to_owned(),
             evidence: "no port of ip_local_port_range is left after ip_local_reserved_ports"
                 .to_owned(),
-            command: place.sysctl("net.ipv4.ip_local_reserved_ports", ""),
+            command: context.sysctl("net.ipv4.ip_local_reserved_ports", ""),
             gain: "every port taken off the list can be chosen at once".to_owned(),
         }],
         FindingKind::RangeExhausted => {
-            widen_range(None, finding, report, &place).into_iter().collect()
+            widen_range(None, finding, report, &context).into_iter().collect()
         }
         FindingKind::TimeWaitOverflow => vec![Advice {
             what: "Raise tcp_max_tw_buckets.".to_owned(),
             evidence: finding.sentence.clone(),
-            command: place.sysctl(
+            command: context.sysctl(
                 "net.ipv4.tcp_max_tw_buckets",
-                &place
+                &context
                     .settings
                     .map_or(262_144, |settings| u64::from(settings.max_tw_buckets) * 2)
                     .to_string(),
@@ -121,7 +120,7 @@ fn on(finding: &Finding, report: &Report, ledger: &Ledger) -> Vec<Advice> {
                 .to_owned(),
         }],
         FindingKind::PortHeld => {
-            failure.map(|failure| port_held(failure, finding)).into_iter().collect()
+            failure.map(|failure| free_held_port(failure, finding)).into_iter().collect()
         }
         FindingKind::CallFailed
         | FindingKind::RateJump
@@ -130,15 +129,15 @@ fn on(finding: &Finding, report: &Report, ledger: &Ledger) -> Vec<Advice> {
     }
 }
 
-/// Where commands are to be run.
-struct Place<'a> {
-    /// A process that lives in the namespace.
+/// The namespace in which the advised commands are to be run.
+struct CommandContext<'a> {
+    /// A process in the namespace. `None` if none is known.
     pid: Option<u32>,
     settings: Option<&'a SettingsRow>,
 }
 
-impl<'a> Place<'a> {
-    fn of(finding: &Finding, report: &'a Report) -> Self {
+impl<'a> CommandContext<'a> {
+    fn for_finding(finding: &Finding, report: &'a Report) -> Self {
         let row = report.namespaces.iter().find(|row| Some(row.netns) == finding.netns);
         Self {
             pid: finding.owner.as_ref().and_then(|owner| owner.pid),
@@ -169,7 +168,7 @@ fn reuse_connections(row: &DestinationRow, finding: &Finding) -> Advice {
         };
     }
     let lately = if row.rate_per_s >= 0.05 {
-        format!(", {} a second lately", show::rate(row.rate_per_s))
+        format!(", {} a second lately", format::rate(row.rate_per_s))
     } else {
         String::new()
     };
@@ -190,17 +189,17 @@ fn reuse_connections(row: &DestinationRow, finding: &Finding) -> Advice {
             |mean_s| {
                 format!(
                     "each connection that is reused saves a port for {}",
-                    show::duration(mean_s)
+                    format::duration(mean_s)
                 )
             },
         ),
     }
 }
 
-fn reuse_time_waits(row: &DestinationRow, place: &Place<'_>) -> Option<Advice> {
-    let settings = place.settings?;
+fn reuse_time_waits(row: &DestinationRow, context: &CommandContext<'_>) -> Option<Advice> {
+    let settings = context.settings?;
     if settings.timestamps && row.without_timestamps * 2 > row.time_wait {
-        return Some(timestamps_of_peer(row));
+        return Some(enable_peer_timestamps(row));
     }
     let is_loopback = row.source_addr.is_loopback() || row.peer_addr.is_loopback();
     let is_on =
@@ -210,9 +209,9 @@ fn reuse_time_waits(row: &DestinationRow, place: &Place<'_>) -> Option<Advice> {
     }
     let delay_s = f64::from(settings.tw_reuse_delay_ms.unwrap_or(1000)) / 1e3;
     let capacity = f64::from(settings.capacity);
-    let mut command = place.sysctl("net.ipv4.tcp_tw_reuse", "1");
+    let mut command = context.sysctl("net.ipv4.tcp_tw_reuse", "1");
     if !settings.timestamps {
-        command = format!("{command}; {}", place.sysctl("net.ipv4.tcp_timestamps", "1"));
+        command = format!("{command}; {}", context.sysctl("net.ipv4.tcp_timestamps", "1"));
     }
     let now = row.ceiling_per_s.unwrap_or(capacity / f64::from(TIME_WAIT_S));
     Some(Advice {
@@ -231,15 +230,15 @@ fn reuse_time_waits(row: &DestinationRow, place: &Place<'_>) -> Option<Advice> {
         gain: format!(
             "from {} to {} connections a second to this destination: a port can be reused after {} s \
              instead of 60 (both ends need timestamps)",
-            show::rate(now),
-            show::rate(capacity / delay_s.max(0.001)),
+            format::rate(now),
+            format::rate(capacity / delay_s.max(0.001)),
             delay_s
         ),
     })
 }
 
-/// `tcp_tw_reuse` does nothing for connections without timestamps, which this peer does not send.
-fn timestamps_of_peer(row: &DestinationRow) -> Advice {
+/// For a peer that sends no timestamps, without which `tcp_tw_reuse` has no effect.
+fn enable_peer_timestamps(row: &DestinationRow) -> Advice {
     Advice {
         what: format!(
             "Enable TCP timestamps on {}: without them, no setting of this host ends a TIME_WAIT early.",
@@ -262,16 +261,16 @@ fn widen_range(
     row: Option<&DestinationRow>,
     finding: &Finding,
     report: &Report,
-    place: &Place<'_>,
+    context: &CommandContext<'_>,
 ) -> Option<Advice> {
     const WIDEST: (u16, u16) = (1024, 65_535);
-    let settings = place.settings?;
+    let settings = context.settings?;
     if (settings.range_low, settings.range_high) == WIDEST {
         return None;
     }
     let reserved = PortSet::parse(&settings.reserved).ok()?;
     let range = LocalRange::new(Port(WIDEST.0), Port(WIDEST.1))?;
-    // Listeners' ports must be kept from clients then.
+    // The wider range includes the ports of listeners, which clients must not get.
     let mut to_reserve: Vec<_> = report
         .listeners
         .iter()
@@ -290,21 +289,21 @@ fn widen_range(
         return None;
     }
     let mut command =
-        place.sysctl("net.ipv4.ip_local_port_range", &format!("{} {}", WIDEST.0, WIDEST.1));
+        context.sysctl("net.ipv4.ip_local_port_range", &format!("{} {}", WIDEST.0, WIDEST.1));
     if !to_reserve.is_empty() {
-        let list = with_reserved(&settings.reserved, &to_reserve);
-        let reserve = place.sysctl("net.ipv4.ip_local_reserved_ports", &list);
+        let list = add_to_reserved(&settings.reserved, &to_reserve);
+        let reserve = context.sysctl("net.ipv4.ip_local_reserved_ports", &list);
         command = format!("{reserve}; {command}");
     }
     let rates = row
         .and_then(|row| row.mean_hold_s)
-        // What is held for moments only says nothing of what the range allows for.
+        // Holds of moments are no basis for a rate.
         .filter(|mean_s| *mean_s >= 1.0)
         .map(|mean_s| {
             format!(
                 ", or from {} to {} connections a second",
-                show::rate(f64::from(settings.capacity) / mean_s),
-                show::rate(f64::from(capacity) / mean_s)
+                format::rate(f64::from(settings.capacity) / mean_s),
+                format::rate(f64::from(capacity) / mean_s)
             )
         })
         .unwrap_or_default();
@@ -325,7 +324,7 @@ fn widen_range(
     })
 }
 
-fn more_addresses(row: &DestinationRow) -> Advice {
+fn add_addresses(row: &DestinationRow) -> Advice {
     let capacity = row.capacity.unwrap_or(0);
     Advice {
         what: "Spread the connections over more source or destination addresses.".to_owned(),
@@ -341,16 +340,16 @@ fn more_addresses(row: &DestinationRow) -> Advice {
     }
 }
 
-fn narrow_the_search(row: &DestinationRow) -> Advice {
-    let usual = row.search.quantile_s(0.5).unwrap_or(0.0);
-    let slow = row.search.quantile_s(0.99).unwrap_or(usual);
+fn narrow_search(row: &DestinationRow) -> Advice {
+    let median = row.search.quantile_s(0.5).unwrap_or(0.0);
+    let slow = row.search.quantile_s(0.99).unwrap_or(median);
     Advice {
         what: "Make each socket search a small range of ports.".to_owned(),
         evidence: format!(
             "99 % of searches take up to {}, half of them up to {}: connect() tries all ports of one \
              parity first, and those are in use",
-            show::duration(slow),
-            show::duration(usual)
+            format::duration(slow),
+            format::duration(median)
         ),
         command: "before connect() (Linux 6.3 or newer): setsockopt(fd, IPPROTO_IP, \
                   IP_LOCAL_PORT_RANGE, low | high << 16) with a random range of about 500 \
@@ -358,8 +357,8 @@ fn narrow_the_search(row: &DestinationRow) -> Advice {
             .to_owned(),
         gain: format!(
             "a search visits only these ports: about {} instead of {}",
-            show::duration(usual),
-            show::duration(slow)
+            format::duration(median),
+            format::duration(slow)
         ),
     }
 }
@@ -392,7 +391,7 @@ fn bind_outside_range(
     finding: &Finding,
     report: &Report,
     ledger: &Ledger,
-    place: &Place<'_>,
+    context: &CommandContext<'_>,
 ) -> Advice {
     let row = report.namespaces.iter().find(|row| Some(row.netns) == finding.netns);
     let who = finding.owner.as_ref().map_or_else(|| "the binder".to_owned(), ToString::to_string);
@@ -401,9 +400,9 @@ fn bind_outside_range(
     let locked_ports = netns.into_iter().flat_map(|netns| ledger.locked_ports(netns));
     let mut ports: Vec<u16> = locked_ports.map(|port| port.0).collect();
     ports.sort_unstable();
-    let command = place.settings.map_or_else(String::new, |settings| {
-        let list = with_reserved(&settings.reserved, &ports);
-        place.sysctl("net.ipv4.ip_local_reserved_ports", &list)
+    let command = context.settings.map_or_else(String::new, |settings| {
+        let list = add_to_reserved(&settings.reserved, &ports);
+        context.sysctl("net.ipv4.ip_local_reserved_ports", &list)
     });
     Advice {
         what: format!(
@@ -425,7 +424,11 @@ fn bind_outside_range(
     }
 }
 
-fn reserve_blocked(first: &FailureRow, report: &Report, place: &Place<'_>) -> Vec<Advice> {
+fn reserve_blocked(
+    first: &FailureRow,
+    report: &Report,
+    context: &CommandContext<'_>,
+) -> Vec<Advice> {
     let is_blocked = |failure: &&FailureRow| {
         let by_client = |holder: &HolderRow| matches!(holder.kind, "connect" | "bind_auto");
         failure.netns == first.netns
@@ -437,8 +440,8 @@ fn reserve_blocked(first: &FailureRow, report: &Report, place: &Place<'_>) -> Ve
     let mut ports: Vec<_> = blocked.map(|failure| failure.requested_port).collect();
     ports.sort_unstable();
     ports.dedup();
-    let capacity = place.settings.map_or(0, |settings| settings.capacity);
-    let reserved = place.settings.map_or("", |settings| settings.reserved.as_str());
+    let capacity = context.settings.map_or(0, |settings| settings.capacity);
+    let reserved = context.settings.map_or("", |settings| settings.reserved.as_str());
     let left = capacity.saturating_sub(u32::try_from(ports.len()).unwrap_or(0));
     let mut advice = vec![Advice {
         what: "Reserve the port, so that no client gets it again.".to_owned(),
@@ -447,7 +450,8 @@ fn reserve_blocked(first: &FailureRow, report: &Report, place: &Place<'_>) -> Ve
             first.requested_port,
             number(capacity)
         ),
-        command: place.sysctl("net.ipv4.ip_local_reserved_ports", &with_reserved(reserved, &ports)),
+        command: context
+            .sysctl("net.ipv4.ip_local_reserved_ports", &add_to_reserved(reserved, &ports)),
         gain: format!(
             "the port is free whenever the listener starts; clients keep {} ports",
             number(left)
@@ -456,7 +460,7 @@ fn reserve_blocked(first: &FailureRow, report: &Report, place: &Place<'_>) -> Ve
     if let Some(holder) = &first.holder
         && let Some((addr, port)) = holder.peer_addr.zip(holder.peer_port)
     {
-        let enter = place.pid.map(|pid| format!("nsenter -t {pid} -n ")).unwrap_or_default();
+        let enter = context.pid.map(|pid| format!("nsenter -t {pid} -n ")).unwrap_or_default();
         advice.push(Advice {
             what: "To start the listener now, end the connection that holds the port.".to_owned(),
             evidence: format!("it goes to {}; SO_REUSEADDR does not help", endpoint(addr, port)),
@@ -473,24 +477,25 @@ fn reserve_blocked(first: &FailureRow, report: &Report, place: &Place<'_>) -> Ve
 
 fn reserve_listeners<'a>(
     listeners: impl Iterator<Item = &'a ListenerRow>,
-    place: &Place<'_>,
+    context: &CommandContext<'_>,
 ) -> Advice {
     let mut ports: Vec<_> = listeners.map(|listener| listener.local_port).collect();
     ports.sort_unstable();
     ports.dedup();
-    let reserved = place.settings.map_or("", |settings| settings.reserved.as_str());
+    let reserved = context.settings.map_or("", |settings| settings.reserved.as_str());
     Advice {
         what: "Reserve the ports of listeners that are in the range.".to_owned(),
         evidence: format!(
             "{} may be taken by a client while the listener restarts",
-            show::count(ports.len(), "port")
+            format::count(ports.len(), "port")
         ),
-        command: place.sysctl("net.ipv4.ip_local_reserved_ports", &with_reserved(reserved, &ports)),
+        command: context
+            .sysctl("net.ipv4.ip_local_reserved_ports", &add_to_reserved(reserved, &ports)),
         gain: "a restart cannot fail with EADDRINUSE because of a client".to_owned(),
     }
 }
 
-fn close_them(finding: &Finding, report: &Report) -> Advice {
+fn close_sockets(finding: &Finding, report: &Report) -> Advice {
     let leak = report
         .leaks
         .iter()
@@ -517,7 +522,7 @@ fn close_them(finding: &Finding, report: &Report) -> Advice {
     }
 }
 
-fn release_idle(finding: &Finding, report: &Report) -> Advice {
+fn release_idle_ports(finding: &Finding, report: &Report) -> Advice {
     let row = report.namespaces.iter().find(|row| Some(row.netns) == finding.netns);
     let who = finding.owner.as_ref().map_or_else(|| "the process".to_owned(), ToString::to_string);
     Advice {
@@ -532,7 +537,7 @@ fn release_idle(finding: &Finding, report: &Report) -> Advice {
     }
 }
 
-fn port_held(failure: &FailureRow, finding: &Finding) -> Advice {
+fn free_held_port(failure: &FailureRow, finding: &Finding) -> Advice {
     let is_time_wait = failure
         .holder
         .as_ref()
@@ -554,8 +559,8 @@ fn port_held(failure: &FailureRow, finding: &Finding) -> Advice {
     }
 }
 
-/// The list of reserved ports with these in it, as the kernel takes it.
-fn with_reserved(reserved: &str, ports: &[u16]) -> String {
+/// The value of `ip_local_reserved_ports` with these ports added.
+fn add_to_reserved(reserved: &str, ports: &[u16]) -> String {
     let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
     let list = [reserved.to_owned(), ports.join(",")];
     let list: Vec<_> = list.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();

@@ -1,37 +1,37 @@
-//! What is wrong, in sentences: the verdict, and what else was found.
+//! Findings: the verdict and everything else that is wrong, in sentences.
 
 use std::collections::BTreeMap;
 
 use crate::{
     model::{Cause, LocalRange, Netns, Port},
     views::report::{
+        format::{self, endpoint, number},
         model::{
             DestinationRow, FailureRow, Finding, FindingKind, LeakRow, LeakState, ListenerRow,
             Report, ScanRow, Severity,
         },
         owners::OwnerName,
         rows,
-        show::{self, endpoint, number},
         survey::Survey,
         tally::Tally,
     },
 };
 
-/// Everything that is wrong, the worst first.
+/// All findings, the most severe first.
 #[must_use]
 pub fn find(report: &Report, tally: &Tally) -> Vec<Finding> {
     let mut found = Vec::new();
-    for (place, failure) in report.failures.iter().enumerate() {
+    for (index, failure) in report.failures.iter().enumerate() {
         found.push(Finding {
-            failure_row: Some(place),
+            failure_row: Some(index),
             destination_row: destination_of(report, failure),
-            ..of_failure(report, tally, failure)
+            ..failure_finding(report, tally, failure)
         });
     }
-    found.extend(report.leaks.iter().filter_map(|leak| of_leak(report, leak)));
-    for finding_of in [of_slow_search, of_filling] {
-        found.extend(report.destinations.iter().enumerate().filter_map(|(place, row)| {
-            Some(Finding { destination_row: Some(place), ..finding_of(row)? })
+    found.extend(report.leaks.iter().filter_map(|leak| leak_finding(report, leak)));
+    for finding_of in [slow_search_finding, filling_finding] {
+        found.extend(report.destinations.iter().enumerate().filter_map(|(index, row)| {
+            Some(Finding { destination_row: Some(index), ..finding_of(row)? })
         }));
     }
     for (netns, namespace) in &tally.namespaces {
@@ -53,11 +53,11 @@ pub fn find(report: &Report, tally: &Tally) -> Vec<Finding> {
                 cause: None,
                 owner: None,
                 failed: 0,
-                ..nothing()
+                ..empty()
             });
         }
     }
-    found.extend(of_listeners_in_range(report));
+    found.extend(listener_findings(report));
     for jump in &report.jumps {
         found.push(Finding {
             severity: Severity::Note,
@@ -74,22 +74,21 @@ pub fn find(report: &Report, tally: &Tally) -> Vec<Finding> {
             cause: None,
             owner: Some(jump.owner.clone()),
             failed: 0,
-            ..nothing()
+            ..empty()
         });
     }
     found.extend(report.scans.iter().map(|scan| Finding {
         severity: Severity::Note,
         kind: FindingKind::Scan,
-        sentence: scanned(scan),
+        sentence: scan_sentence(scan),
         netns: Some(scan.netns),
         cause: None,
         owner: None,
         failed: 0,
-        ..nothing()
+        ..empty()
     }));
     let mut merged = merge(found);
-    // Failures of one cause are told by the first of them; what only fills is told if it is not
-    // what fails.
+    // A destination that fills up is not worth a finding of its own if calls fail already.
     let failing: Vec<_> = merged
         .iter()
         .filter(|finding| finding.severity == Severity::Failing)
@@ -98,7 +97,7 @@ pub fn find(report: &Report, tally: &Tally) -> Vec<Finding> {
     merged.retain(|finding| {
         finding.kind != FindingKind::Filling || !failing.contains(&finding.netns)
     });
-    // A lack of ports, which hits everybody, before a port that one process wants.
+    // A lack of ports, which affects every process, comes before a single port that is held.
     let is_shortage =
         |cause| matches!(cause, Some(Cause::RangeFull | Cause::RangeBindLocked | Cause::Reserved));
     merged.sort_by_key(|finding| {
@@ -107,14 +106,14 @@ pub fn find(report: &Report, tally: &Tally) -> Vec<Finding> {
     merged
 }
 
-fn scanned(scan: &ScanRow) -> String {
+fn scan_sentence(scan: &ScanRow) -> String {
     let ScanRow { source_addr, ports, port_low, port_high, tries, rate_per_s, .. } = scan;
-    // The programs tell no more ports apart.
-    const MOST: u32 = 1024;
+    // The eBPF programs count no more different ports.
+    const MAX: u32 = 1024;
     format!(
         "{source_addr} scans ports: it tried {}{} closed ports between {port_low} and {port_high}, {} \
          times{}",
-        if *ports < MOST { "" } else { "over " },
+        if *ports < MAX { "" } else { "over " },
         number(*ports),
         number(*tries),
         rate_per_s.map(|rate| format!(", {rate:.0} a second")).unwrap_or_default()
@@ -137,12 +136,12 @@ pub fn healthy(report: &Report) -> Finding {
         None => "No shortage of ports: no call failed for lack of one, and no client holds any."
             .to_owned(),
     };
-    Finding { sentence, ..nothing() }
+    Finding { sentence, ..empty() }
 }
 
-/// What is said while nothing has been looked for.
+/// A finding without content, of severity `Healthy`.
 #[must_use]
-pub fn nothing() -> Finding {
+pub fn empty() -> Finding {
     Finding {
         severity: Severity::Healthy,
         kind: FindingKind::Healthy,
@@ -156,7 +155,8 @@ pub fn nothing() -> Finding {
     }
 }
 
-/// Findings of the same kind, namespace and owner are one: the worst of them speaks.
+/// Merges failures of the same kind, namespace and owner: the first one is kept, with the sum of the
+/// failed calls.
 fn merge(found: Vec<Finding>) -> Vec<Finding> {
     let mut merged: Vec<Finding> = Vec::new();
     for finding in found {
@@ -174,7 +174,7 @@ fn merge(found: Vec<Finding>) -> Vec<Finding> {
     merged
 }
 
-/// The row of the destination that a call wanted.
+/// Index of the row of the destination that a call wanted.
 fn destination_of(report: &Report, failure: &FailureRow) -> Option<usize> {
     let peer = failure.peer_addr.zip(failure.peer_port)?;
     report.destinations.iter().position(|row| {
@@ -184,9 +184,9 @@ fn destination_of(report: &Report, failure: &FailureRow) -> Option<usize> {
     })
 }
 
-/// Listeners whose ports a client may take, namespace by namespace.
-fn of_listeners_in_range(report: &Report) -> Vec<Finding> {
-    const MOST_NAMED: usize = 5;
+/// Listeners whose ports connect() may choose, by namespace.
+fn listener_findings(report: &Report) -> Vec<Finding> {
+    const MAX_NAMED: usize = 5;
     let mut by_namespace: BTreeMap<u32, Vec<&ListenerRow>> = BTreeMap::new();
     for listener in report.listeners.iter().filter(|listener| listener.is_in_range) {
         by_namespace.entry(listener.netns).or_default().push(listener);
@@ -194,13 +194,13 @@ fn of_listeners_in_range(report: &Report) -> Vec<Finding> {
     let finding = |(netns, listeners): (u32, Vec<&ListenerRow>)| {
         let mut named: Vec<_> = listeners
             .iter()
-            .take(MOST_NAMED)
+            .take(MAX_NAMED)
             .map(|listener| {
                 format!("{} on {}", owner_or_unknown(listener.owner.as_ref()), listener.local_port)
             })
             .collect();
-        if listeners.len() > MOST_NAMED {
-            named.push(format!("{} more", number(listeners.len() - MOST_NAMED)));
+        if listeners.len() > MAX_NAMED {
+            named.push(format!("{} more", number(listeners.len() - MAX_NAMED)));
         }
         Finding {
             severity: Severity::Note,
@@ -214,13 +214,13 @@ fn of_listeners_in_range(report: &Report) -> Vec<Finding> {
             cause: None,
             owner: listeners.first().and_then(|listener| listener.owner.clone()),
             failed: 0,
-            ..nothing()
+            ..empty()
         }
     };
     by_namespace.into_iter().map(finding).collect()
 }
 
-fn of_failure(report: &Report, tally: &Tally, failure: &FailureRow) -> Finding {
+fn failure_finding(report: &Report, tally: &Tally, failure: &FailureRow) -> Finding {
     let caller = failure.callers.first().and_then(|caller| caller.owner.clone());
     let who = owner_or_unknown(caller.as_ref());
     let calls = calls(failure);
@@ -233,16 +233,16 @@ fn of_failure(report: &Report, tally: &Tally, failure: &FailureRow) -> Finding {
         cause: failure.cause,
         owner,
         failed: failure.count,
-        ..nothing()
+        ..empty()
     };
     match failure.cause {
         Some(Cause::RangeFull) if failure.op == "connect" => {
             let row = destination_of(report, failure);
-            let row = row.and_then(|place| report.destinations.get(place));
-            of_exhausted(failure, row, &calls, &range, caller, &finding)
+            let row = row.and_then(|index| report.destinations.get(index));
+            exhausted_finding(failure, row, &calls, &range, caller, &finding)
         }
         Some(Cause::RangeFull | Cause::RangeBindLocked) => {
-            of_bound(failure, tally, &calls, &range, caller, &finding)
+            bound_ports_finding(failure, tally, &calls, &range, caller, &finding)
         }
         Some(Cause::Reserved) => finding(
             FindingKind::RangeReserved,
@@ -252,7 +252,7 @@ fn of_failure(report: &Report, tally: &Tally, failure: &FailureRow) -> Finding {
                  none can be chosen."
             ),
         ),
-        Some(Cause::PortHeld) => of_held(failure, tally, &calls, caller, &finding),
+        Some(Cause::PortHeld) => held_port_finding(failure, tally, &calls, caller, &finding),
         cause => Finding {
             severity: Severity::Warning,
             ..finding(
@@ -273,7 +273,7 @@ fn of_failure(report: &Report, tally: &Tally, failure: &FailureRow) -> Finding {
     }
 }
 
-fn of_exhausted(
+fn exhausted_finding(
     failure: &FailureRow,
     row: Option<&DestinationRow>,
     calls: &str,
@@ -296,7 +296,7 @@ fn of_exhausted(
         let ceiling = row
             .and_then(|row| row.ceiling_per_s)
             .map(|ceiling| {
-                format!(". That allows at most {} connections a second", show::rate(ceiling))
+                format!(". That allows at most {} connections a second", format::rate(ceiling))
             })
             .unwrap_or_default();
         let sentence = format!(
@@ -316,8 +316,8 @@ fn of_exhausted(
     finding(FindingKind::DestinationExhausted, owner.or(caller), sentence)
 }
 
-/// A search failed because of ports that are bound.
-fn of_bound(
+/// A search for a port failed because ports are bound.
+fn bound_ports_finding(
     failure: &FailureRow,
     tally: &Tally,
     calls: &str,
@@ -326,7 +326,7 @@ fn of_bound(
     finding: &impl Fn(FindingKind, Option<OwnerName>, String) -> Finding,
 ) -> Finding {
     let Survey { bound, bound_auto, bound_listening, bound_shared, held, .. } = failure.survey;
-    // The tracer itself may have named whoever bound most.
+    // The failure may name the process that has bound most.
     let named = failure.holder.as_ref().and_then(|holder| holder.owner.clone());
     let owner = tally.owners.name(bound.owner).or(named);
     let by = owner_or_unknown(owner.as_ref());
@@ -336,7 +336,7 @@ fn of_bound(
         let sentence = format!(
             "{calls} by {who}: {} of {range} belong to listeners of {by}, which makes them \
              unavailable to connect().",
-            show::count(of_owner, "port")
+            format::count(of_owner, "port")
         );
         return finding(FindingKind::RangeExhausted, owner, sentence);
     }
@@ -372,7 +372,7 @@ fn of_bound(
     finding(FindingKind::RangeExhausted, owner.or(caller), sentence)
 }
 
-fn of_held(
+fn held_port_finding(
     failure: &FailureRow,
     tally: &Tally,
     calls: &str,
@@ -412,23 +412,23 @@ fn calls(failure: &FailureRow) -> String {
         (_, 0) => format!(" of {local_addr} to any port"),
         (_, port) => format!(" to {}", endpoint(*local_addr, port)),
     };
-    format!("{}{what} failed with {error}", show::count(*count, &format!("{op}()")))
+    format!("{}{what} failed with {error}", format::count(*count, &format!("{op}()")))
 }
 
-/// So many at once are no accident.
-const LEAST_LEAK: u32 = 10;
+/// Fewer unused ports than this are no finding.
+const MIN_LEAK: u32 = 10;
 
-fn of_leak(report: &Report, leak: &LeakRow) -> Option<Finding> {
+fn leak_finding(report: &Report, leak: &LeakRow) -> Option<Finding> {
     let LeakRow { netns, state, count, oldest_s, .. } = leak;
-    if *count < LEAST_LEAK {
+    if *count < MIN_LEAK {
         return None;
     }
     let owner = owner_or_unknown(leak.owner.as_ref());
     let count_text = number(*count);
-    let oldest = show::duration(*oldest_s);
+    let oldest = format::duration(*oldest_s);
     let row = report.namespaces.iter().find(|row| row.netns == *netns);
     let (kind, sentence) = match state {
-        // A process that closes more than it leaves open is busy, not leaking.
+        // A process that closes more connections than it leaves open is busy, not leaking.
         LeakState::CloseWait if leak.closed_otherwise > u64::from(*count) => return None,
         LeakState::CloseWait => (
             FindingKind::CloseWaitLeak,
@@ -439,7 +439,7 @@ fn of_leak(report: &Report, leak: &LeakRow) -> Option<Finding> {
             ),
         ),
         LeakState::BoundIdle => {
-            // Ports outside the range are nobody else's loss.
+            // Bound ports outside the range take nothing from connect().
             let capacity = row?.settings.as_ref()?.capacity;
             let is_much = u64::from(row?.bind_locked) * 10 >= u64::from(capacity);
             if !is_much {
@@ -461,23 +461,23 @@ fn of_leak(report: &Report, leak: &LeakRow) -> Option<Finding> {
         cause: None,
         owner: leak.owner.clone(),
         failed: 0,
-        ..nothing()
+        ..empty()
     })
 }
 
-/// connect() prefers ports of one parity; when those are in use it looks at all of them first.
-/// Before failure comes slowness.
-fn of_slow_search(row: &DestinationRow) -> Option<Finding> {
-    /// From here on half the ports, all of one parity, are about to be gone.
-    const LEAST_FILL: f64 = 0.45;
-    const TIMES_THE_USUAL: f64 = 8.0;
-    const LEAST_S: f64 = 50e-6;
-    const LEAST_COUNT: u64 = 10;
-    let fill = row.fill().filter(|fill| *fill >= LEAST_FILL)?;
-    let usual_s = row.search.quantile_s(0.5)?;
-    let slow_s = (usual_s * TIMES_THE_USUAL).max(LEAST_S);
+/// connect() tries all ports of one parity first. Once those are in use, each call searches half of
+/// the range in vain: connect() is slow long before it fails.
+fn slow_search_finding(row: &DestinationRow) -> Option<Finding> {
+    /// Slightly below one half, at which all ports of one parity are in use.
+    const MIN_FILL: f64 = 0.45;
+    const TIMES_THE_MEDIAN: f64 = 8.0;
+    const MIN_S: f64 = 50e-6;
+    const MIN_COUNT: u64 = 10;
+    let fill = row.fill().filter(|fill| *fill >= MIN_FILL)?;
+    let median_s = row.search.quantile_s(0.5)?;
+    let slow_s = (median_s * TIMES_THE_MEDIAN).max(MIN_S);
     let slow = row.search.count_from(slow_s);
-    (slow >= LEAST_COUNT && slow * 100 >= row.search.count() && row.failed == 0).then(|| Finding {
+    (slow >= MIN_COUNT && slow * 100 >= row.search.count() && row.failed == 0).then(|| Finding {
         severity: if fill >= 0.9 { Severity::Critical } else { Severity::Warning },
         kind: FindingKind::SlowConnect,
         sentence: format!(
@@ -487,8 +487,8 @@ fn of_slow_search(row: &DestinationRow) -> Option<Finding> {
             endpoint(row.peer_addr, row.peer_port),
             number(slow),
             number(row.search.count()),
-            show::duration(slow_s),
-            show::duration(usual_s),
+            format::duration(slow_s),
+            format::duration(median_s),
             number(row.used),
             number(row.capacity.unwrap_or(0)),
             number(row.owner_ports),
@@ -499,12 +499,12 @@ fn of_slow_search(row: &DestinationRow) -> Option<Finding> {
         cause: None,
         owner: row.owner.clone(),
         failed: 0,
-        ..nothing()
+        ..empty()
     })
 }
 
-fn of_filling(row: &DestinationRow) -> Option<Finding> {
-    /// So soon is now.
+fn filling_finding(row: &DestinationRow) -> Option<Finding> {
+    /// A destination that fills up sooner than this is a finding.
     const SOON_S: f64 = 300.0;
     let fill = row.fill()?;
     let eta_s = row.eta_s.filter(|eta_s| *eta_s <= SOON_S);
@@ -519,8 +519,8 @@ fn of_filling(row: &DestinationRow) -> Option<Finding> {
         .map(|eta_s| {
             format!(
                 "; at {} a second, none are left in {}",
-                show::rate(row.rate_per_s),
-                show::duration(eta_s)
+                format::rate(row.rate_per_s),
+                format::duration(eta_s)
             )
         })
         .unwrap_or_default();
@@ -543,7 +543,7 @@ fn of_filling(row: &DestinationRow) -> Option<Finding> {
         cause: None,
         owner: row.owner.clone(),
         failed: row.failed,
-        ..nothing()
+        ..empty()
     })
 }
 

@@ -1,16 +1,16 @@
-//! Distributions of times, from microseconds to days.
+//! Histograms of durations, from microseconds to days.
 
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
-/// How often times of each size occurred. Bucket edges are 1, 2 and 5 of each power of ten, so
-/// that a quantile is known to a factor of 2.5; the least, the most and the mean are exact.
+/// A histogram of durations. Bucket edges are 1, 2 and 5 times each power of ten, so quantiles are
+/// exact to a factor of 2.5; minimum, maximum and mean are exact.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
     counts: [u64; BUCKETS],
     count: u64,
     sum_s: f64,
-    least_s: f64,
-    most_s: f64,
+    min_s: f64,
+    max_s: f64,
 }
 
 /// From below 1 us to above 100,000 s.
@@ -18,12 +18,12 @@ const BUCKETS: usize = 35;
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: [0; BUCKETS], count: 0, sum_s: 0.0, least_s: 0.0, most_s: 0.0 }
+        Self { counts: [0; BUCKETS], count: 0, sum_s: 0.0, min_s: 0.0, max_s: 0.0 }
     }
 }
 
 impl Histogram {
-    /// Enters a time.
+    /// Adds a duration in seconds. Negative and non-finite values are ignored.
     pub fn add(&mut self, seconds: f64) {
         if !seconds.is_finite() || seconds < 0.0 {
             return;
@@ -32,32 +32,33 @@ impl Histogram {
         if let Some(count) = self.counts.get_mut(bucket.unwrap_or(BUCKETS - 1)) {
             *count += 1;
         }
-        self.least_s = if self.count == 0 { seconds } else { self.least_s.min(seconds) };
-        self.most_s = self.most_s.max(seconds);
+        self.min_s = if self.count == 0 { seconds } else { self.min_s.min(seconds) };
+        self.max_s = self.max_s.max(seconds);
         self.sum_s += seconds;
         self.count += 1;
     }
 
-    /// How many times there are.
+    /// The number of samples.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Their mean, if there are any.
+    /// The mean in seconds. `None` if there are no samples.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "a mean needs no more")]
+    #[expect(clippy::cast_precision_loss, reason = "the precision suffices for a mean")]
     pub fn mean_s(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum_s / self.count as f64)
     }
 
-    /// The longest.
+    /// The maximum in seconds. `None` if there are no samples.
     #[must_use]
-    pub fn most_s(&self) -> Option<f64> {
-        (self.count > 0).then_some(self.most_s)
+    pub fn max_s(&self) -> Option<f64> {
+        (self.count > 0).then_some(self.max_s)
     }
 
-    /// A time that this part of them does not exceed, to the bucket's upper edge.
+    /// The quantile for `part` (0 to 1), in seconds: the upper edge of its bucket. `None` if there
+    /// are no samples.
     #[must_use]
     #[expect(
         clippy::cast_precision_loss,
@@ -70,19 +71,19 @@ impl Histogram {
         let mut below = 0;
         self.counts.iter().enumerate().find_map(|(bucket, count)| {
             below += count;
-            let edge_s = if bucket == BUCKETS - 1 { self.most_s } else { edge_s(bucket) };
-            (below >= rank && *count > 0).then(|| edge_s.clamp(self.least_s, self.most_s))
+            let edge_s = if bucket == BUCKETS - 1 { self.max_s } else { edge_s(bucket) };
+            (below >= rank && *count > 0).then(|| edge_s.clamp(self.min_s, self.max_s))
         })
     }
 
-    /// How many are in buckets that begin at this time or later.
+    /// The number of samples in buckets whose lower edge is at least `seconds`.
     #[must_use]
     pub fn count_from(&self, seconds: f64) -> u64 {
         self.buckets().filter(|(low, _, _)| *low >= seconds).map(|(_, _, count)| count).sum()
     }
 
-    /// Lower edge, upper edge and count of each bucket from the first to the last that is not
-    /// empty. The last bucket of all has no upper edge.
+    /// Lower edge, upper edge and count of the buckets from the first to the last non-empty one. The
+    /// upper edge of the overflow bucket is infinite.
     pub fn buckets(&self) -> impl Iterator<Item = (f64, f64, u64)> {
         let first = self.counts.iter().position(|count| *count > 0).unwrap_or(BUCKETS);
         let last = self.counts.iter().rposition(|count| *count > 0).unwrap_or(0);
@@ -98,8 +99,8 @@ impl Histogram {
 fn edge_s(bucket: usize) -> f64 {
     let edge = [1.0, 2.0, 5.0].get(bucket % 3).copied().unwrap_or(1.0);
     let decade_us = 10_f64.powi(i32::try_from(bucket / 3).unwrap_or(0));
-    // Microseconds are whole numbers, and their quotient is the number nearest to the edge. A
-    // product with 0.000001, which is no binary number, may be the next one: 4.9999999999999996e-6.
+    // Dividing whole microseconds gives the double nearest to the edge. Multiplying by 1e-6, which
+    // has no exact representation, can give its neighbour: 4.9999999999999996e-6.
     edge * decade_us / 1e6
 }
 
@@ -107,7 +108,7 @@ impl Serialize for Histogram {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Bucket {
-            /// Exclusive; `None` for no limit.
+            /// Upper edge, exclusive; `None` for the overflow bucket.
             below_s: Option<f64>,
             count: u64,
         }
@@ -118,10 +119,10 @@ impl Serialize for Histogram {
         let mut fields = serializer.serialize_struct("Histogram", 7)?;
         fields.serialize_field("count", &self.count)?;
         fields.serialize_field("mean_s", &self.mean_s())?;
-        fields.serialize_field("min_s", &(self.count > 0).then_some(self.least_s))?;
+        fields.serialize_field("min_s", &(self.count > 0).then_some(self.min_s))?;
         fields.serialize_field("p50_s", &self.quantile_s(0.5))?;
         fields.serialize_field("p99_s", &self.quantile_s(0.99))?;
-        fields.serialize_field("max_s", &self.most_s())?;
+        fields.serialize_field("max_s", &self.max_s())?;
         fields.serialize_field("buckets", &buckets)?;
         fields.end()
     }
@@ -134,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_one_has_nothing() {
+    fn an_empty_histogram_has_no_statistics() {
         let histogram = Histogram::default();
         assert_eq!(histogram.buckets().count(), 0);
         assert_eq!((histogram.mean_s(), histogram.quantile_s(0.5)), (None, None));
@@ -165,7 +166,7 @@ mod tests {
             sorted.sort_by(f64::total_cmp);
             let median = sorted[(sorted.len() - 1) / 2];
             let shown = histogram.quantile_s(0.5).unwrap();
-            prop_assert!(shown >= median && shown <= histogram.most_s().unwrap());
+            prop_assert!(shown >= median && shown <= histogram.max_s().unwrap());
         }
     }
 }

@@ -1,16 +1,16 @@
-//! The report: what a stream of records amounts to.
+//! The report: a summary of a stream of records.
 //!
-//! Records add up in the [`Tally`]; what is held and how many ports are left, the ledger says. A
-//! [`Report`] is made of both once, at the end.
+//! The [`Tally`] aggregates records; the ledger knows which ports are held and how many are left. A
+//! [`Report`] is made from both once, at the end.
 
 mod advice;
 mod findings;
+mod format;
 mod histogram;
 mod model;
 mod owners;
 mod rows;
 mod services;
-mod show;
 mod survey;
 mod table;
 mod tally;
@@ -30,17 +30,17 @@ use tally::Tally;
 
 use crate::{ledger::Ledger, model::Instant, record::filter::Filter};
 
-/// Rows of the longer tables that are shown.
-const MOST_ROWS: usize = 15;
-/// What is found beside the verdict and shown.
-const MOST_FINDINGS: usize = 10;
+/// Maximum number of rows in the longer tables.
+const MAX_ROWS: usize = 15;
+/// Maximum number of findings besides the verdict.
+const MAX_FINDINGS: usize = 10;
 
-/// How a report is shown.
+/// The output format of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Text, in colour or not.
+    /// Text for reading.
     Text {
-        /// For a terminal.
+        /// True to use colours, for a terminal.
         colour: bool,
     },
     /// One JSON object.
@@ -48,26 +48,26 @@ pub enum Form {
 }
 
 impl Form {
-    /// The report in this form.
+    /// Formats the report.
     #[must_use]
     pub fn write(self, report: &Report) -> String {
         match self {
             Self::Text { colour } => text::render(report, colour),
-            // The report is made of what JSON can say.
+            // Serialization cannot fail: all keys are strings.
             Self::Json => serde_json::to_string(&report.record()).unwrap_or_default() + "\n",
         }
     }
 }
 
 impl Report {
-    /// Of all that was observed.
+    /// The report on everything that was observed.
     fn of(tally: &mut Tally, ledger: &Ledger, services: &Services, filter: &Filter) -> Self {
         let held = rows::held(tally, ledger, filter);
         let failures = rows::failures(tally, ledger);
         let tally = &*tally;
         let mut report = Self {
             observed: observed(tally),
-            verdict: findings::nothing(),
+            verdict: findings::empty(),
             findings: Vec::new(),
             namespaces: rows::namespaces(tally, ledger, &held),
             destinations: rows::destinations(tally, ledger, &held),
@@ -94,29 +94,29 @@ impl Report {
         let mut found = findings::find(&report, tally);
         let is_bad = found.first().is_some_and(|worst| worst.severity > Severity::Note);
         report.verdict = if is_bad { found.remove(0) } else { findings::healthy(&report) };
-        found.truncate(MOST_FINDINGS);
+        found.truncate(MAX_FINDINGS);
         report.findings = found;
-        // Where something is wrong comes first.
-        let troubled: Vec<_> = std::iter::once(&report.verdict)
+        // Namespaces with findings come first.
+        let with_findings: Vec<_> = std::iter::once(&report.verdict)
             .chain(&report.findings)
             .filter_map(|finding| finding.netns)
             .collect();
-        report.namespaces.sort_by_key(|row| !troubled.contains(&row.netns));
-        report.advice = advice::give(&report, ledger);
+        report.namespaces.sort_by_key(|row| !with_findings.contains(&row.netns));
+        report.advice = advice::for_report(&report, ledger);
         report.folklore = advice::folklore(&report);
-        report.destinations.truncate(MOST_ROWS);
-        report.owners.truncate(MOST_ROWS);
-        report.failures.truncate(MOST_ROWS);
+        report.destinations.truncate(MAX_ROWS);
+        report.owners.truncate(MAX_ROWS);
+        report.failures.truncate(MAX_ROWS);
         report
     }
 
-    /// The report as a record of the interface.
+    /// The report as a record of the JSON output.
     fn record(&self) -> impl Serialize {
         #[derive(Serialize)]
         struct Record<'a> {
             v: u32,
             r#type: &'static str,
-            /// Of the last record.
+            /// Time of day of the last record.
             time: Option<&'a str>,
             #[serde(flatten)]
             report: &'a Report,
@@ -127,8 +127,8 @@ impl Report {
 
 fn observed(tally: &Tally) -> Observed {
     let mut shortcomings = tally.warnings.clone();
-    let mut note = |is_so: bool, what: &str| {
-        if is_so {
+    let mut note = |is_lacking: bool, what: &str| {
+        if is_lacking {
             shortcomings.push(what.to_owned());
         }
     };

@@ -1,4 +1,4 @@
-//! What a report consists of: rows of tables, ready to be shown or written as JSON.
+//! The contents of a report: rows of tables, ready to be printed or serialized.
 
 use std::net::IpAddr;
 
@@ -12,123 +12,123 @@ use crate::{
 /// A report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// What was observed.
+    /// What the report is based on.
     pub observed: Observed,
-    /// The worst of what was found, in a sentence.
+    /// The most severe finding.
     pub verdict: Finding,
-    /// What else was found, the worst first.
+    /// Further findings, the most severe first.
     pub findings: Vec<Finding>,
     /// Namespaces in which ports are or were held.
     pub namespaces: Vec<NamespaceRow>,
-    /// The fullest first.
+    /// Destinations of clients, fullest first.
     pub destinations: Vec<DestinationRow>,
-    /// How many there are.
+    /// Number of destinations, including those without a row.
     pub destinations_total: usize,
-    /// Those that hold most first.
+    /// Owners, by number of leases.
     pub owners: Vec<OwnerRow>,
-    /// How many there are.
+    /// Number of owners, including those without a row.
     pub owners_total: usize,
-    /// Distributions.
+    /// Histograms of durations.
     pub histograms: Histograms,
-    /// Calls that got no port, by cause.
+    /// Calls that got no port, by call and cause.
     pub failures: Vec<FailureRow>,
-    /// How many kinds there are.
+    /// Number of kinds of failures, including those without a row.
     pub failures_total: usize,
-    /// Ports that are held for nothing.
+    /// Ports that are held but not used.
     pub leaks: Vec<LeakRow>,
-    /// Who listens.
+    /// Listeners, by namespace and port.
     pub listeners: Vec<ListenerRow>,
-    /// Processes that take ports far faster than they did.
+    /// Processes that began to acquire ports far faster than before.
     pub jumps: Vec<JumpRow>,
-    /// Sources that tried many closed ports, those that tried most first.
+    /// Sources that tried many closed ports, by number of attempts.
     pub scans: Vec<ScanRow>,
-    /// What to do, in this order.
+    /// What to do, most urgent first.
     pub advice: Vec<Advice>,
-    /// What does not help, though it is often said to.
+    /// What does not help, although it is often recommended.
     pub folklore: Vec<String>,
 }
 
-/// What was observed.
+/// What a report is based on.
 #[derive(Clone, Debug, Serialize)]
 pub struct Observed {
-    /// Time of day of the first record, RFC 3339.
+    /// Time of day of the first record, RFC 3339. `None` if there is no record.
     pub since: Option<String>,
-    /// Of the last.
+    /// Time of day of the last record, RFC 3339. `None` if there is no record.
     pub until: Option<String>,
-    /// Seconds.
+    /// Time between the first and the last record, in seconds.
     pub duration_s: f64,
-    /// Records.
+    /// Number of records.
     pub records: u64,
-    /// The kernel's release.
+    /// Release of the kernel. `None` without a `start` record.
     pub kernel: Option<String>,
-    /// Facts that were lost, and those that were lost for good.
+    /// Facts that were lost, and how many of them no comparison has healed.
     pub lost: u64,
     pub lost_for_good: u64,
     /// Records that a recording lacks because its reader was slow.
     pub dropped: u64,
-    /// What is missing, in sentences.
+    /// What could not be observed, in sentences.
     pub shortcomings: Vec<String>,
 }
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Nothing is wrong.
     Healthy,
-    /// Worth knowing; nothing fails because of it now.
+    /// Worth knowing; no call fails because of it.
     Note,
-    /// Ports run short, or are wasted.
+    /// Ports become scarce, or are wasted.
     Warning,
-    /// Ports run out very soon.
+    /// Ports are about to run out.
     Critical,
     /// Calls fail.
     Failing,
 }
 
-/// What was found.
+/// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
-    /// Nothing.
+    /// Nothing is wrong.
     Healthy,
     /// All ports are in use for a destination.
     DestinationExhausted,
-    /// They are, mostly by TIME_WAITs.
+    /// All ports are in use for a destination, most of them in TIME_WAIT.
     TimeWaitPileUp,
-    /// Clients bind an address before they connect, and take a port for all destinations with it.
+    /// Clients bind before they connect, which makes each port unavailable to other destinations.
     BindBeforeConnect,
-    /// Somebody bound ports that connections share.
+    /// A process bound ports that connections share.
     PoisonedPort,
-    /// All ports are taken, by whatever.
+    /// All ports are held.
     RangeExhausted,
     /// All ports are reserved.
     RangeReserved,
     /// A client's connection holds the port of a listener.
     ListenerBlocked,
-    /// Somebody else holds the port.
+    /// Another holder has the requested port.
     PortHeld,
     /// A call failed for another reason than a lack of ports.
     CallFailed,
-    /// A process does not close what its peers have closed.
+    /// A process does not close connections that its peers have closed.
     CloseWaitLeak,
-    /// A process binds ports and does nothing with them.
+    /// A process binds ports and does not use them.
     BoundIdle,
-    /// connect() searches for long.
+    /// connect() takes long to find a port.
     SlowConnect,
-    /// A destination's ports are nearly used up.
+    /// The ports for a destination are nearly used up.
     Filling,
-    /// `tcp_max_tw_buckets` cuts TIME_WAITs short.
+    /// Connections end without TIME_WAIT because `tcp_max_tw_buckets` is reached.
     TimeWaitOverflow,
-    /// A listener's port is one that connect() may take while it restarts.
+    /// connect() may take a listener's port while the listener restarts.
     ListenerInRange,
-    /// A process takes ports far faster than it did.
+    /// A process acquires ports far faster than before.
     RateJump,
-    /// Somebody tries closed ports.
+    /// A source tries many closed ports.
     Scan,
 }
 
-/// One thing that was found.
+/// A finding.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
     pub severity: Severity,
@@ -136,18 +136,18 @@ pub struct Finding {
     pub sentence: String,
     pub netns: Option<u32>,
     pub cause: Option<Cause>,
-    /// Who brought it about.
+    /// The process that caused it. `None` if it is not known.
     pub owner: Option<OwnerName>,
     /// Calls that failed because of it.
     pub failed: u64,
-    /// Places of the rows that it is about, in the report's tables.
+    /// Indexes of the rows that it is about, in the report's tables.
     #[serde(skip)]
     pub failure_row: Option<usize>,
     #[serde(skip)]
     pub destination_row: Option<usize>,
 }
 
-/// Leases by what their holders do.
+/// Number of leases by phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Phases {
     pub bound: u32,
@@ -160,7 +160,7 @@ pub struct Phases {
     pub time_wait: u32,
 }
 
-/// Leases by how they began.
+/// Number of leases by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Kinds {
     pub connect: u32,
@@ -170,22 +170,22 @@ pub struct Kinds {
     pub accept: u32,
 }
 
-/// A namespace.
+/// A row of the table of network namespaces.
 #[derive(Clone, Debug, Serialize)]
 pub struct NamespaceRow {
     pub netns: u32,
-    /// `None` where the settings could not be read.
+    /// `None` if the settings could not be read.
     pub settings: Option<SettingsRow>,
-    /// How often they changed while observed.
+    /// How often the settings changed during the observation.
     pub settings_changes: u32,
     pub leases: u32,
     pub phases: Phases,
-    /// Ports of the range that somebody holds.
+    /// Ports of the range that are held.
     pub held_in_range: u32,
-    /// Ports of the range that connect() leaves out because somebody bound them.
+    /// Ports of the range that connect() does not choose because they are bound.
     pub bind_locked: u32,
     pub taken: u64,
-    /// The ports that clients got while observed.
+    /// The lowest and the highest port that a client got. `None` if there was none.
     pub client_port_low: Option<u16>,
     pub client_port_high: Option<u16>,
 }
@@ -206,46 +206,46 @@ pub struct SettingsRow {
     pub somaxconn: u32,
 }
 
-/// A destination.
+/// A row of the table of destinations.
 #[derive(Clone, Debug, Serialize)]
 pub struct DestinationRow {
     pub netns: u32,
     pub source_addr: IpAddr,
     pub peer_addr: IpAddr,
     pub peer_port: u16,
-    /// Ports of the range in use for it.
+    /// Ports of the range in use for this destination.
     pub used: u32,
     pub peak: u32,
     pub capacity: Option<u32>,
-    /// Ports that are not in use for it, but bound.
+    /// Ports that are not in use for this destination, but bound.
     pub bind_locked: u32,
-    /// Of those in use.
+    /// How many of the used ports are in TIME_WAIT.
     pub time_wait: u32,
-    /// Of those in TIME_WAIT: the peer sent no timestamps, so that no connect() takes them over.
+    /// How many of these have a peer that sent no timestamps, so connect() cannot reuse them.
     pub without_timestamps: u32,
-    /// Of those in use: a connect() takes them over now.
+    /// How many of the used ports connect() would take over from a TIME_WAIT now.
     pub reusable: u32,
-    /// connect()s that will still get a port.
+    /// How many more connect()s will get a port. `None` if the range is not known.
     pub headroom: Option<u32>,
     pub rate_per_s: f64,
     pub release_per_s: f64,
     pub mean_hold_s: Option<f64>,
-    /// Some of the holds go on, in TIME_WAITs whose end is foreseeable.
+    /// True if `mean_hold_s` includes TIME_WAITs that have not ended yet, whose length is known.
     pub is_hold_estimated: bool,
-    /// Connections a second that the ports allow for: capacity over mean hold time.
+    /// Connections a second that the ports allow: capacity over mean hold time.
     pub ceiling_per_s: Option<f64>,
-    /// Seconds to exhaustion; 0 if it has come.
+    /// Seconds until no port is left; 0 if none is left, `None` if that is not foreseeable.
     pub eta_s: Option<f64>,
     pub taken: u64,
     pub failed: u64,
-    /// Who uses most of it.
+    /// The process that uses most of the ports.
     pub owner: Option<OwnerName>,
     pub owner_ports: u32,
     pub search: Histogram,
 }
 
 impl DestinationRow {
-    /// Part of the ports that cannot be had.
+    /// Fraction of the ports that are unavailable. `None` if the range is not known or empty.
     #[must_use]
     pub fn fill(&self) -> Option<f64> {
         let capacity = self.capacity.filter(|capacity| *capacity > 0)?;
@@ -254,10 +254,10 @@ impl DestinationRow {
     }
 }
 
-/// An owner.
+/// A row of the table of owners.
 #[derive(Clone, Debug, Serialize)]
 pub struct OwnerRow {
-    /// `None` for ports whose owner nobody knows, such as TIME_WAITs from before the start.
+    /// `None` for leases without a known owner, such as TIME_WAITs from before the start.
     pub owner: Option<OwnerName>,
     pub uid: Option<u32>,
     pub cgroup: Option<String>,
@@ -268,20 +268,20 @@ pub struct OwnerRow {
     pub failed: u64,
 }
 
-/// Distributions.
+/// Histograms of durations.
 #[derive(Clone, Debug, Serialize)]
 pub struct Histograms {
-    /// How long ports were held.
+    /// Hold times of ports.
     pub lifetime: Histogram,
-    /// How long TIME_WAITs lasted.
+    /// Durations of TIME_WAITs.
     pub time_wait: Histogram,
-    /// How long ports were free before they were used again.
+    /// Times between the release and the reuse of a port.
     pub reuse_interval: Histogram,
-    /// How long connect() searched, of those that found a port.
+    /// Search times of the connect()s that found a port.
     pub search: Histogram,
 }
 
-/// Failures of a kind.
+/// A row of the table of failures: the failures of one kind.
 #[derive(Clone, Debug, Serialize)]
 pub struct FailureRow {
     pub netns: u32,
@@ -289,36 +289,36 @@ pub struct FailureRow {
     pub error: String,
     pub cause: Option<Cause>,
     pub local_addr: IpAddr,
-    /// 0 for any.
+    /// 0 for any port.
     pub requested_port: u16,
     pub peer_addr: Option<IpAddr>,
     pub peer_port: Option<u16>,
     pub count: u64,
-    /// Seconds since the start of the observation.
+    /// First and last failure, in seconds since the start of the observation.
     pub first_s: f64,
     pub last_s: f64,
     pub callers: Vec<Caller>,
     pub holder: Option<HolderRow>,
     pub used: Option<u32>,
     pub bind_locked: Option<u32>,
-    /// Who held most of what was wanted when the call failed, and how many.
+    /// The owner of most of the ports in the way when the call failed, and how many it had.
     pub held_by: Option<OwnerName>,
     pub held_ports: u32,
-    /// The namespace's range at the last of them.
+    /// The namespace's range at the latest failure.
     #[serde(skip)]
     pub local_range: Option<LocalRange>,
     #[serde(skip)]
     pub(super) survey: Survey,
 }
 
-/// Who called.
+/// A caller, and how often it failed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Caller {
     pub owner: Option<OwnerName>,
     pub count: u64,
 }
 
-/// Who is in the way.
+/// The holder of the requested port.
 #[derive(Clone, Debug, Serialize)]
 pub struct HolderRow {
     pub owner: Option<OwnerName>,
@@ -330,54 +330,54 @@ pub struct HolderRow {
     pub peer_port: Option<u16>,
 }
 
-/// Ports that are held for nothing.
+/// A row of the table of ports that are held but not used.
 #[derive(Clone, Debug, Serialize)]
 pub struct LeakRow {
     pub netns: u32,
     pub state: LeakState,
     pub owner: Option<OwnerName>,
     pub count: u32,
-    /// At least; what was there at the start may be older.
+    /// Lower bound: what was there at the start may be older.
     pub oldest_s: f64,
     pub youngest_s: f64,
-    /// The peer of most of them, and the local port.
+    /// The most frequent peer. `local_port` is `None` unless all have the same.
     pub peer_addr: Option<IpAddr>,
     pub local_port: Option<u16>,
-    /// The owner does close some, but not these.
+    /// Connections that the owner did close after their peers.
     pub closed_otherwise: u64,
 }
 
-/// What they are held in.
+/// The state of unused ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeakState {
     /// The peer has closed, the owner has not.
     CloseWait,
-    /// Closed here, not by the peer.
+    /// Closed by this side, not by the peer.
     FinWait2,
     /// Bound, and neither connected nor listening.
     BoundIdle,
 }
 
-/// A listener.
+/// A row of the table of listeners.
 #[derive(Clone, Debug, Serialize)]
 pub struct ListenerRow {
     pub netns: u32,
     pub local_addr: IpAddr,
     pub local_port: u16,
-    /// IANA's.
+    /// The port's class according to IANA.
     pub class: &'static str,
     pub service: Option<String>,
-    /// Listens on all addresses.
+    /// True if it listens on all addresses.
     pub is_wildcard: bool,
     pub owner: Option<OwnerName>,
-    /// Accepted while observed.
+    /// Connections accepted during the observation.
     pub accepted: u64,
-    /// Its port is one that connect() may choose while the listener restarts.
+    /// True if connect() may choose the port while the listener restarts.
     pub is_in_range: bool,
 }
 
-/// A process that takes ports far faster than it did.
+/// A process that began to acquire ports far faster than before.
 #[derive(Clone, Debug, Serialize)]
 pub struct JumpRow {
     pub owner: OwnerName,
@@ -392,7 +392,7 @@ pub struct JumpRow {
 pub struct ScanRow {
     pub netns: u32,
     pub source_addr: IpAddr,
-    /// Different ones: at least so many, at most 1,024.
+    /// Number of different ports: a lower bound, at most 1,024.
     pub ports: u32,
     pub port_low: u16,
     pub port_high: u16,
@@ -401,15 +401,15 @@ pub struct ScanRow {
     pub duration_s: f64,
 }
 
-/// What to do.
+/// A piece of advice.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Advice {
-    /// A sentence.
+    /// What to do, in a sentence.
     pub what: String,
-    /// Why, in numbers that were seen.
+    /// The observed figures behind it.
     pub evidence: String,
-    /// The exact command, socket option or change of code.
+    /// The exact command, socket option or code change.
     pub command: String,
-    /// What it would bring.
+    /// The expected gain.
     pub gain: String,
 }

@@ -11,41 +11,40 @@ use crate::{
     record::{Cgroup, comm},
 };
 
-/// Owners told apart by process. Those of later processes are told apart by name only.
-const MOST_PROCESSES: usize = 10_000;
+/// Number of processes that have an entry of their own. Later processes share one per name.
+const MAX_PROCESSES: usize = 10_000;
 
 /// All owners, in the order in which they were seen.
 #[derive(Debug, Default)]
 pub(super) struct Owners {
     all: Vec<OwnerTally>,
     by_process: FxHashMap<(u32, [u8; 16]), OwnerId>,
-    /// Those of which there are too many to tell processes apart.
+    /// The shared entries of processes beyond [`MAX_PROCESSES`].
     by_name: FxHashMap<[u8; 16], OwnerId>,
 }
 
-/// An owner's place in [`Owners`].
+/// An index into [`Owners`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct OwnerId(usize);
 
 /// A process that acquired ports.
 #[derive(Clone, Debug)]
 pub(super) struct OwnerTally {
-    /// Process, command and container. Without a pid: all later processes of this name on a host
-    /// that had very many.
+    /// Process, command and container. The pid is `None` for a shared entry.
     pub(super) name: OwnerName,
     pub(super) uid: u32,
-    /// Its cgroup, if that has a name.
+    /// Its cgroup. `None` if its path is not known.
     pub(super) cgroup: Option<Cgroup>,
-    /// Ports acquired while observed.
+    /// Ports acquired during the observation.
     pub(super) taken: u64,
     /// Calls that got no port.
     pub(super) failed: u64,
-    /// Connections that the peer closed first and that this owner closed then.
+    /// Connections that the peer closed first, and this owner after it.
     pub(super) closed_after_peer: u64,
-    pub(super) pace: Pace,
+    pub(super) rate_history: RateHistory,
 }
 
-/// A process by name.
+/// The name of a process: command, pid and container.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct OwnerName {
     pub pid: Option<u32>,
@@ -69,19 +68,19 @@ impl fmt::Display for OwnerName {
 }
 
 impl Owners {
-    /// The owner's place, which it is given if it is new.
-    pub(super) fn place(&mut self, at: Instant, owner: &Owner, cgroup: Option<&Cgroup>) -> OwnerId {
+    /// The id of an owner, which is added if it is new.
+    pub(super) fn id_of(&mut self, at: Instant, owner: &Owner, cgroup: Option<&Cgroup>) -> OwnerId {
         if let Some(known) = self.by_process.get(&(owner.pid, owner.comm)) {
             return *known;
         }
-        let tells_processes = self.all.len() < MOST_PROCESSES;
-        if !tells_processes && let Some(known) = self.by_name.get(&owner.comm) {
+        let has_own_entry = self.all.len() < MAX_PROCESSES;
+        if !has_own_entry && let Some(known) = self.by_name.get(&owner.comm) {
             return *known;
         }
         let id = OwnerId(self.all.len());
         self.all.push(OwnerTally {
             name: OwnerName {
-                pid: tells_processes.then_some(owner.pid),
+                pid: has_own_entry.then_some(owner.pid),
                 comm: comm(&owner.comm).into_owned(),
                 container: cgroup.and_then(|cgroup| cgroup.container.clone()),
             },
@@ -90,9 +89,9 @@ impl Owners {
             taken: 0,
             failed: 0,
             closed_after_peer: 0,
-            pace: Pace { since: at, ..Pace::default() },
+            rate_history: RateHistory { since: at, ..RateHistory::default() },
         });
-        if tells_processes {
+        if has_own_entry {
             self.by_process.insert((owner.pid, owner.comm), id);
         } else {
             self.by_name.insert(owner.comm, id);
@@ -100,7 +99,7 @@ impl Owners {
         id
     }
 
-    /// The owner of this place.
+    /// The owner with this id.
     pub(super) fn get(&self, id: OwnerId) -> Option<&OwnerTally> {
         self.all.get(id.0)
     }
@@ -114,77 +113,77 @@ impl Owners {
         self.get(id?).map(|owner| owner.name.clone())
     }
 
-    /// Every owner with its place.
+    /// Every owner with its id.
     pub(super) fn iter(&self) -> impl Iterator<Item = (OwnerId, &OwnerTally)> {
-        self.all.iter().enumerate().map(|(place, owner)| (OwnerId(place), owner))
+        self.all.iter().enumerate().map(|(index, owner)| (OwnerId(index), owner))
     }
 }
 
-/// How fast a process takes ports, second by second.
+/// How many ports a process acquires in each second.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pace {
-    /// When the process was seen first.
+pub(super) struct RateHistory {
+    /// When the process was first seen.
     since: Instant,
-    /// The current second, since the start of the observation.
+    /// The current second, counted from the start of the observation.
     second: u64,
     count: u64,
-    /// Ports taken in the seconds before it, and the most in one of them.
+    /// Ports acquired in all seconds before it, and the maximum in one of them.
     before: u64,
     peak: u64,
     /// The latest jump.
-    jump: Option<Jump>,
+    jump: Option<RateJump>,
 }
 
-/// A process takes ports far faster than before.
+/// A second in which a process acquired ports far faster than before.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Jump {
+pub(super) struct RateJump {
     /// Seconds since the start of the observation.
     pub(super) at_s: u64,
-    /// Ports in that second.
+    /// Ports acquired in that second.
     pub(super) per_s: u64,
-    /// Its mean before.
+    /// The mean of the seconds before it.
     pub(super) before_per_s: f64,
 }
 
-impl Pace {
-    /// A past as long as this is one to compare with.
-    const PAST_S: u64 = 10;
-    /// A jump is to at least ten times the mean, and twice the peak, of the past, and to at least
+impl RateHistory {
+    /// A shorter history is not enough for a comparison.
+    const MIN_HISTORY_S: u64 = 10;
+    /// A jump reaches at least ten times the mean and twice the peak of the history, and at least
     /// fifty ports a second.
     const TIMES_THE_MEAN: f64 = 10.0;
-    const LEAST_PER_S: u64 = 50;
+    const MIN_PER_S: u64 = 50;
 
-    /// A port was taken. `first` is the start of the observation.
-    pub(super) fn tick(&mut self, first: Instant, now: Instant) {
+    /// Counts a port that was acquired. `first` is the start of the observation.
+    pub(super) fn add_port(&mut self, first: Instant, now: Instant) {
         let second = now.since(first) / 1_000_000_000;
         if second != self.second {
-            self.close(first);
+            self.end_second(first);
             self.second = second;
         }
         self.count += 1;
     }
 
-    fn close(&mut self, first: Instant) {
+    fn end_second(&mut self, first: Instant) {
         self.jump = self.jump_now(first).or(self.jump);
         self.before += self.count;
         self.peak = self.peak.max(self.count);
         self.count = 0;
     }
 
-    /// The latest jump, the current second included.
-    pub(super) fn jump(&self, first: Instant) -> Option<Jump> {
+    /// The latest jump, including the current second.
+    pub(super) fn jump(&self, first: Instant) -> Option<RateJump> {
         self.jump_now(first).or(self.jump)
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "rates need no more")]
-    fn jump_now(&self, first: Instant) -> Option<Jump> {
+    #[expect(clippy::cast_precision_loss, reason = "the precision suffices for rates")]
+    fn jump_now(&self, first: Instant) -> Option<RateJump> {
         let seen_since = seconds(self.since.since(first)).floor();
-        let past_s = self.second as f64 - seen_since;
-        let mean = self.before as f64 / past_s.max(1.0);
-        let is_jump = past_s >= Self::PAST_S as f64
-            && self.count >= Self::LEAST_PER_S
+        let history_s = self.second as f64 - seen_since;
+        let mean = self.before as f64 / history_s.max(1.0);
+        let is_jump = history_s >= Self::MIN_HISTORY_S as f64
+            && self.count >= Self::MIN_PER_S
             && self.count >= 2 * self.peak
             && self.count as f64 >= Self::TIMES_THE_MEAN * mean;
-        is_jump.then_some(Jump { at_s: self.second, per_s: self.count, before_per_s: mean })
+        is_jump.then_some(RateJump { at_s: self.second, per_s: self.count, before_per_s: mean })
     }
 }

@@ -1,4 +1,4 @@
-//! The rows of a report's tables, from what the records add up to and from the ledger.
+//! The rows of a report's tables, from the tally and the ledger.
 
 use std::{
     cmp::Reverse,
@@ -27,21 +27,21 @@ use crate::{
     record::{filter::Filter, names},
 };
 
-/// A lease that is held at the end, with what the report needs of it.
+/// A lease that is held at the end, and what the report needs to know about it.
 pub(super) struct Held<'a> {
     lease: &'a Lease,
     owner: Option<OwnerId>,
     destination: Option<Destination>,
-    /// connect() may choose its port, or the range is not known.
+    /// True if connect() may choose its port, or if the range is not known.
     is_choosable: bool,
 }
 
-/// The leases that are held, as far as the filter shows them.
+/// The leases that are held and pass the filter.
 pub(super) fn held<'a>(tally: &mut Tally, ledger: &'a Ledger, filter: &Filter) -> Vec<Held<'a>> {
     let at = tally.last;
     let mut held = Vec::new();
     for lease in ledger.leases() {
-        let owner = lease.owner.as_ref().map(|owner| tally.owners.place(at, owner, None));
+        let owner = lease.owner.as_ref().map(|owner| tally.owners.id_of(at, owner, None));
         let cgroup = owner.and_then(|id| tally.owners.get(id)?.cgroup.as_ref());
         if !filter.admits_held(lease, cgroup) {
             continue;
@@ -54,17 +54,17 @@ pub(super) fn held<'a>(tally: &mut Tally, ledger: &'a Ledger, filter: &Filter) -
             is_choosable: settings.is_none_or(|settings| settings.may_choose(lease.local_port)),
         });
     }
-    // The ledger's order is that of its memory.
+    // The ledger has no order of its own.
     held.sort_by_key(|held| held.lease.id);
     held
 }
 
-/// The settings of a namespace, by the latest record about it.
+/// The latest settings of a namespace. `None` if they are not known.
 pub(super) fn settings_of(tally: &Tally, netns: Netns) -> Option<&Settings> {
     tally.namespaces.get(&netns)?.settings.as_ref()
 }
 
-/// Namespaces in which something is held or was taken.
+/// Namespaces in which ports are or were held.
 pub(super) fn namespaces(tally: &Tally, ledger: &Ledger, held: &[Held<'_>]) -> Vec<NamespaceRow> {
     let mut rows: BTreeMap<Netns, (u32, Phases)> = BTreeMap::new();
     for held in held {
@@ -84,7 +84,7 @@ pub(super) fn namespaces(tally: &Tally, ledger: &Ledger, held: &[Held<'_>]) -> V
             phases,
             held_in_range: ledger.range(netns).map_or_else(
                 || {
-                    // While the settings are not known, every port counts.
+                    // If the settings are not known, every port counts.
                     let here = held.iter().filter(|held| held.lease.netns == netns);
                     let ports: BTreeSet<_> = here.map(|held| held.lease.local_port).collect();
                     u32::try_from(ports.len()).unwrap_or(u32::MAX)
@@ -122,7 +122,7 @@ fn is_close_wait(lease: &Lease) -> bool {
     lease.phase == Phase::Closing && lease.closed_by == Some(Side::Peer)
 }
 
-/// True if it waits for the peer's FIN.
+/// True if the connection waits for the peer's FIN.
 fn is_fin_wait(lease: &Lease) -> bool {
     lease.phase == Phase::TimeWait(Substate::FinWait2)
         || (lease.phase == Phase::Closing && lease.closed_by == Some(Side::Local))
@@ -155,7 +155,7 @@ impl Kinds {
     }
 }
 
-/// What the connections to a destination are at the end.
+/// The connections to a destination at the end of the observation.
 #[derive(Default)]
 struct Connections {
     used: u32,
@@ -165,7 +165,7 @@ struct Connections {
     owners: BTreeMap<Option<OwnerId>, u32>,
 }
 
-/// Destinations of clients, the fullest first.
+/// Destinations of clients, fullest first.
 pub(super) fn destinations(
     tally: &Tally,
     ledger: &Ledger,
@@ -212,7 +212,7 @@ fn destination_row(
     connections: &Connections,
 ) -> DestinationRow {
     let Destination { netns, source, peer: (addr, port) } = *destination;
-    // A namespace that has ended has no counts any more, but its settings are remembered.
+    // The ledger drops the counts of a namespace that has ended; the tally has its settings.
     let range = ledger.range_for(destination).or_else(|| {
         settings_of(tally, netns).map(|settings| RangeUse {
             capacity: settings.capacity(),
@@ -256,12 +256,12 @@ fn destination_row(
     }
 }
 
-/// A measured number in six significant digits: the others would only be noise.
+/// A number rounded to six significant digits; the others are noise.
 fn significant(number: f64) -> f64 {
     format!("{number:.5e}").parse().unwrap_or(number)
 }
 
-/// Owners, those that hold most first.
+/// Owners, by number of leases.
 pub(super) fn owners(tally: &Tally, held: &[Held<'_>]) -> Vec<OwnerRow> {
     let mut holds: FxHashMap<Option<OwnerId>, (u32, Kinds, Phases)> = FxHashMap::default();
     for held in held {
@@ -296,12 +296,12 @@ pub(super) fn owners(tally: &Tally, held: &[Held<'_>]) -> Vec<OwnerRow> {
     rows
 }
 
-/// Failures, the most frequent first. What is rarer than the first two hundred is left out.
+/// The two hundred most frequent kinds of failures, most frequent first.
 pub(super) fn failures(tally: &mut Tally, ledger: &Ledger) -> Vec<FailureRow> {
-    const MOST: usize = 200;
+    const MAX: usize = 200;
     let mut all: Vec<_> = tally.failures.clone().into_iter().collect();
     all.sort_by_key(|(_, failures)| Reverse(failures.count));
-    all.truncate(MOST);
+    all.truncate(MAX);
     all.iter().map(|(key, failures)| failure_row(tally, ledger, key, failures)).collect()
 }
 
@@ -318,7 +318,7 @@ fn failure_row(
         .map(|(id, count)| Caller { owner: tally.owners.name(*id), count: *count })
         .collect();
     callers.sort_by_key(|caller| Reverse(caller.count));
-    // If there was no time to look then, what is there now must do.
+    // If the holders were not surveyed when the call failed, use the present ones.
     let survey = if failures.survey.at.is_some() {
         failures.survey.clone()
     } else {
@@ -366,10 +366,10 @@ fn failure_row(
     }
 }
 
-/// How long something is held before it is shown as held for nothing.
+/// How long an unused port must be held before it is listed as a leak.
 const LEAK_AGE_S: f64 = 2.0;
 
-/// Ports that are held for nothing, by owner.
+/// Ports that are held but not used, by owner.
 pub(super) fn leaks(tally: &Tally, held: &[Held<'_>]) -> Vec<LeakRow> {
     #[derive(Default)]
     struct Found {
@@ -388,7 +388,7 @@ pub(super) fn leaks(tally: &Tally, held: &[Held<'_>]) -> Vec<LeakRow> {
             _ if is_fin_wait(lease) => (LeakState::FinWait2, lease.time_wait.or(lease.closing)),
             _ => continue,
         };
-        // What was there at the start is as old as the observation, at least.
+        // What was there at the start is at least as old as the observation.
         let age_s = seconds(tally.last.since(since.unwrap_or(first)));
         if age_s < LEAK_AGE_S {
             continue;
@@ -425,7 +425,7 @@ pub(super) fn leaks(tally: &Tally, held: &[Held<'_>]) -> Vec<LeakRow> {
     rows
 }
 
-/// Who listens, by namespace and port.
+/// Listeners, by namespace and port.
 pub(super) fn listeners(tally: &Tally, held: &[Held<'_>], services: &Services) -> Vec<ListenerRow> {
     let listening = held.iter().filter(|held| held.lease.phase == Phase::Listen);
     let mut rows: Vec<_> = listening
@@ -452,12 +452,12 @@ pub(super) fn listeners(tally: &Tally, held: &[Held<'_>], services: &Services) -
     rows
 }
 
-/// Processes that take ports far faster than they did.
+/// Processes that began to acquire ports far faster than before.
 pub(super) fn jumps(tally: &Tally) -> Vec<JumpRow> {
     let first = tally.first.unwrap_or(Instant::BOOT);
     let jumps = tally.owners.iter().filter_map(|(_, owner)| {
-        let jump = owner.pace.jump(first)?;
-        #[expect(clippy::cast_precision_loss, reason = "no run lasts that long")]
+        let jump = owner.rate_history.jump(first)?;
+        #[expect(clippy::cast_precision_loss, reason = "no run lasts 2^53 seconds")]
         let at_s = jump.at_s as f64;
         let owner: OwnerName = owner.name.clone();
         Some(JumpRow { owner, at_s, per_s: jump.per_s, before_per_s: jump.before_per_s })
@@ -467,7 +467,7 @@ pub(super) fn jumps(tally: &Tally) -> Vec<JumpRow> {
     rows
 }
 
-/// Sources that tried many closed ports, those that tried most first.
+/// Sources that tried many closed ports, by number of attempts.
 pub(super) fn scans(tally: &Tally) -> Vec<ScanRow> {
     let mut rows: Vec<_> = tally
         .scans

@@ -2,15 +2,16 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
-/// Names of TCP ports: those of this host, and a few of IANA's for hosts that have no list.
+/// Names of TCP ports: those of the host's `/etc/services`, and a built-in list for hosts that have
+/// none.
 #[derive(Clone, Debug, Default)]
 pub struct Services {
     names: HashMap<u16, String>,
 }
 
 impl Services {
-    /// From the text of `/etc/services` (services(5)): name, port/protocol, aliases. Lines that
-    /// are not understood are passed over. The first name of a port counts.
+    /// Parses `/etc/services` (services(5)): name, port/protocol, aliases. Invalid lines are skipped.
+    /// The first name of a port is used.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut names = HashMap::new();
@@ -27,19 +28,19 @@ impl Services {
         Self { names }
     }
 
-    /// The name of a port.
+    /// The name of a port. `None` if it has none.
     #[must_use]
     pub fn name(&self, port: u16) -> Option<Cow<'_, str>> {
         let own = self.names.get(&port).map(|name| Cow::Borrowed(name.as_str()));
         own.or_else(|| {
-            let place = IANA.binary_search_by_key(&port, |(port, _)| *port).ok()?;
-            IANA.get(place).map(|(_, name)| Cow::Borrowed(*name))
+            let index = IANA.binary_search_by_key(&port, |(port, _)| *port).ok()?;
+            IANA.get(index).map(|(_, name)| Cow::Borrowed(*name))
         })
     }
 }
 
-/// What is met most often, from IANA's Service Name and Transport Protocol Port Number Registry,
-/// and a few of wide use that it lists under other names. Ascending.
+/// Common services of IANA's Service Name and Transport Protocol Port Number Registry, and a few
+/// widely used ones that it lists under other names. In ascending order.
 const IANA: [(u16, &str); 62] = [
     (20, "ftp-data"),
     (21, "ftp"),
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hosts_own_names_go_first() {
+    fn names_of_the_host_take_precedence() {
         let text =
             "# comment\nweb 80/tcp www # x\nother 80/udp\nfancy 12345/tcp\nbroken\nx y/tcp\n";
         let services = Services::parse(text);
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_in_order() {
+    fn the_table_is_sorted() {
         assert!(IANA.is_sorted_by(|(one, _), (other, _)| one < other));
     }
 }

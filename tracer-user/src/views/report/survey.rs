@@ -1,5 +1,5 @@
-//! Who holds the ports of a range at one moment: looked at when a call fails, because later the
-//! holders may be gone.
+//! Who holds the ports of a range at one moment. Surveyed when a call fails, because the holders may
+//! be gone later.
 
 use std::collections::BTreeMap;
 
@@ -12,39 +12,39 @@ use crate::{
 /// The holders of a namespace's range.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Survey {
-    /// When it was made; `None` if it was not.
+    /// When the survey was made. `None` if there was none.
     pub(super) at: Option<Instant>,
-    /// Ports that can be chosen; `None` if the settings are not known.
+    /// Ports of the range that are not reserved. `None` if the settings are not known.
     pub(super) capacity: Option<u32>,
-    /// Of the ports in use for the destination that was asked for.
+    /// The ports in use for the requested destination, and their main owner.
     pub(super) to_destination: Share,
-    /// Those of them in TIME_WAIT, or in FIN_WAIT2 without a process.
+    /// How many of these are in TIME_WAIT, or in FIN_WAIT2 without a process.
     pub(super) time_wait: u32,
-    /// Of all ports that are held, whatever the call was.
+    /// All ports of the range that are held, and their main owner.
     pub(super) held: Share,
-    /// Of the ports that somebody bound, which are lost to connect().
+    /// The ports that are bound, which connect() does not choose, and their main owner.
     pub(super) bound: Share,
-    /// Ports of the first binder that it bound by asking for port 0.
+    /// How many of the main owner's ports it bound by asking for port 0.
     pub(super) bound_auto: u32,
-    /// Ports of the first binder that belong to its listeners.
+    /// How many of the main owner's bound ports belong to its listeners.
     pub(super) bound_listening: u32,
-    /// Ports of the first binder that connections of others share.
+    /// How many of the main owner's bound ports are shared by connections of others.
     pub(super) bound_shared: u32,
 }
 
-/// A number of ports, and who has most of them.
+/// A number of ports, and the owner of most of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Share {
-    /// All.
+    /// The number of ports.
     pub(super) ports: u32,
-    /// The owner that has most; `None` if that one is not known.
+    /// The owner of most of them. `None` if it is not known.
     pub(super) owner: Option<OwnerId>,
-    /// How many that one has.
+    /// How many belong to that owner.
     pub(super) of_owner: u32,
 }
 
 #[derive(Default)]
-struct Bound {
+struct BoundPorts {
     ports: u32,
     auto: u32,
     listening: u32,
@@ -52,7 +52,7 @@ struct Bound {
 }
 
 impl Survey {
-    /// Looks at every lease.
+    /// Surveys the ledger. Visits every lease.
     pub(super) fn of(
         at: Instant,
         ledger: &Ledger,
@@ -65,16 +65,16 @@ impl Survey {
             |lease: &Lease| settings.is_none_or(|settings| settings.may_choose(lease.local_port));
         let mut to_destination: BTreeMap<Option<OwnerId>, u32> = BTreeMap::new();
         let mut held: BTreeMap<Option<OwnerId>, u32> = BTreeMap::new();
-        let mut bound: BTreeMap<Option<OwnerId>, Bound> = BTreeMap::new();
+        let mut bound: BTreeMap<Option<OwnerId>, BoundPorts> = BTreeMap::new();
         let mut time_wait = 0;
         let here = ledger.leases().filter(|lease| lease.netns == netns && is_choosable(lease));
-        // Accepted connections are on their listener's port.
+        // Accepted connections share their listener's port.
         for lease in here.filter(|lease| lease.kind != Kind::Accept) {
-            let owner = lease.owner.as_ref().map(|owner| owners.place(at, owner, None));
+            let owner = lease.owner.as_ref().map(|owner| owners.id_of(at, owner, None));
             *held.entry(owner).or_default() += 1;
             if destination.is_some() && destination_of(lease) == destination {
                 *to_destination.entry(owner).or_default() += 1;
-                // A FIN_WAIT2 may have become a TIME_WAIT without an event.
+                // A FIN_WAIT2 can become a TIME_WAIT without an event, so both count.
                 time_wait += u32::from(matches!(lease.phase, Phase::TimeWait(_)));
             }
             if lease.kind != Kind::Connect {

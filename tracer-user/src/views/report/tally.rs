@@ -1,5 +1,5 @@
-//! Adds up what records say: what was taken, what was released, what failed. What is held, and how
-//! many ports are left, the ledger says.
+//! Aggregates records: ports acquired and released, calls that failed. The ports that are held, and
+//! how many are left, come from the ledger.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -20,33 +20,33 @@ use crate::{
     record::{Body, Cgroup, Loss, LostAt, Record, names},
 };
 
-/// Destinations remembered before those that use no port and never failed are forgotten.
-const MOST_DESTINATIONS: usize = 50_000;
-/// Namespaces remembered before those in which nothing is held and nothing failed are forgotten.
-const MOST_NAMESPACES: usize = 1000;
-/// Scans that are told apart.
-const MOST_SCANS: usize = 1000;
-/// Different failures that are told apart.
-const MOST_FAILURES: usize = 10_000;
+/// Number of destinations beyond which those that use no port and had no failure are dropped.
+const MAX_DESTINATIONS: usize = 50_000;
+/// Number of namespaces beyond which those without leases and failures are dropped.
+const MAX_NAMESPACES: usize = 1000;
+/// Scans that are counted separately.
+const MAX_SCANS: usize = 1000;
+/// Kinds of failures that are counted; further ones are ignored.
+const MAX_FAILURES: usize = 10_000;
 
-/// All that the records said.
+/// What the records add up to.
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// Added to an instant, gives the nanoseconds since 1970.
+    /// Nanoseconds to add to an [`Instant`] to get the time since 1970.
     pub(super) realtime_offset_ns: i128,
     /// Number of records.
     pub(super) records: u64,
-    /// Time of the first record, and the latest time of any.
+    /// Time of the first record, and the latest time of all records.
     pub(super) first: Option<Instant>,
     pub(super) last: Instant,
     /// The kernel's release.
     pub(super) kernel: Option<String>,
-    /// What the tracer did not see, in sentences.
+    /// What the tracer could not observe, in sentences.
     pub(super) warnings: Vec<String>,
-    /// There was a `start` record, and after the last of them a `summary`.
+    /// True if there was a `start` record; `is_ended` if a `summary` followed the latest one.
     pub(super) is_begun: bool,
     pub(super) is_ended: bool,
-    /// Facts lost, and those of them after which ledger and kernel were not found to agree.
+    /// Facts lost, and how many of them no comparison with the kernel has healed.
     pub(super) lost: u64,
     pub(super) lost_for_good: u64,
     /// Records that a recording lacks because its reader was slow.
@@ -55,41 +55,41 @@ pub(super) struct Tally {
     pub(super) owners: Owners,
     pub(super) destinations: FxHashMap<Destination, Traffic>,
     pub(super) failures: BTreeMap<FailureKey, Failures>,
-    /// What each source has tried, by the latest record about it.
+    /// The latest record about each source.
     pub(super) scans: BTreeMap<(Netns, IpAddr), Scan>,
-    /// How long ports were held.
+    /// Hold times of ports.
     pub(super) lifetimes: Histogram,
-    /// How long TIME_WAITs lasted.
+    /// Durations of TIME_WAITs.
     pub(super) time_waits: Histogram,
-    /// How long ports were free before they were used again.
+    /// Times between the release and the reuse of a port.
     pub(super) reuse_intervals: Histogram,
-    /// How long connect() searched, where it found a port.
+    /// Search times of the connect()s that found a port.
     pub(super) searches: Histogram,
-    /// When all leases were looked at last.
-    looked: Instant,
+    /// Time of the latest survey.
+    last_survey: Instant,
 }
 
-/// What went to a destination while observed.
+/// The traffic to a destination during the observation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Traffic {
-    /// The most ports of the range in use at a time.
+    /// The maximum number of ports of the range in use at once.
     pub(super) peak: u32,
-    /// Ports taken.
+    /// Ports acquired.
     pub(super) taken: u64,
     /// Calls that got no port.
     pub(super) failed: u64,
-    /// How long connect() searched.
+    /// Search times of connect().
     pub(super) searches: Histogram,
 }
 
-/// What happened in a network namespace while observed.
+/// What happened in a network namespace during the observation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct NamespaceTally {
     /// The latest settings; `None` if they could not be read.
     pub(super) settings: Option<Settings>,
     /// How often they changed.
     pub(super) changes: u32,
-    /// Lowest and highest port that was chosen for a client.
+    /// The lowest and the highest port that the kernel chose for a client.
     pub(super) client_ports: Option<(Port, Port)>,
     /// Ports acquired.
     pub(super) taken: u64,
@@ -101,7 +101,7 @@ pub(super) struct NamespaceTally {
     pub(super) time_wait_overflows: u64,
 }
 
-/// What failures have in common.
+/// What the failures of one kind have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct FailureKey {
     pub(super) netns: Netns,
@@ -110,37 +110,38 @@ pub(super) struct FailureKey {
     /// The errno's symbol.
     pub(super) error: String,
     pub(super) cause: Option<Cause>,
-    /// Local address that was wanted.
+    /// The requested local address.
     pub(super) addr: IpAddr,
-    /// Local port that was wanted; 0 for any.
+    /// The requested local port; 0 for any.
     pub(super) port: u16,
-    /// Where connect() was to go.
+    /// The peer of a connect().
     pub(super) peer: Option<(IpAddr, u16)>,
 }
 
-/// Failures of a kind.
+/// Failures of one kind.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Failures {
     pub(super) count: u64,
-    /// When the first and the last happened.
+    /// Time of the first and the last failure.
     pub(super) first: Instant,
     pub(super) last: Instant,
-    /// Who called, and how often.
+    /// The callers, and how often each failed.
     pub(super) callers: BTreeMap<Option<OwnerId>, u64>,
-    /// The last holder that was named as being in the way.
-    pub(super) holder: Option<HolderSeen>,
-    /// Ports in use for the destination, and lost to it because they are bound, at the last.
+    /// The holder that the latest failure names.
+    pub(super) holder: Option<BlockingHolder>,
+    /// Ports in use for the destination, and ports unavailable to it because they are bound, at the
+    /// latest failure.
     pub(super) used: Option<u32>,
     pub(super) bind_locked: Option<u32>,
-    /// The namespace's range at the last of them.
+    /// The namespace's range at the latest failure.
     pub(super) local_range: Option<LocalRange>,
-    /// Who held the ports, at the last of them for which that was looked at.
+    /// Who held the ports, at the latest failure for which that was surveyed.
     pub(super) survey: Survey,
 }
 
-/// A holder that was in the way.
+/// The holder of a port that a call asked for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct HolderSeen {
+pub(super) struct BlockingHolder {
     pub(super) owner: Option<OwnerId>,
     pub(super) kind: Kind,
     pub(super) phase: Phase,
@@ -150,7 +151,7 @@ pub(super) struct HolderSeen {
 }
 
 impl Tally {
-    /// Nothing yet.
+    /// An empty tally.
     pub(super) fn new(realtime_offset_ns: i128) -> Self {
         Self {
             realtime_offset_ns,
@@ -173,12 +174,12 @@ impl Tally {
             time_waits: Histogram::default(),
             reuse_intervals: Histogram::default(),
             searches: Histogram::default(),
-            looked: Instant::BOOT,
+            last_survey: Instant::BOOT,
         }
     }
 
-    /// Takes one record, with the ledger as it is then.
-    pub(super) fn take(&mut self, record: &Record<'_>, ledger: &Ledger) {
+    /// Adds a record. `ledger` is the state at that moment.
+    pub(super) fn add(&mut self, record: &Record<'_>, ledger: &Ledger) {
         let Record { at, body } = *record;
         self.records += 1;
         self.first.get_or_insert(at);
@@ -196,13 +197,13 @@ impl Tally {
                 }
                 namespace.settings = Some(settings.clone());
             }
-            Body::Lease { event, cgroup } => self.lease(&event, cgroup, ledger),
+            Body::Lease { event, cgroup } => self.add_lease_event(&event, cgroup, ledger),
             Body::Fail { failure, cgroup, holder_cgroup } => {
-                self.fail(failure, cgroup, holder_cgroup, ledger);
+                self.add_failure(failure, cgroup, holder_cgroup, ledger);
             }
             Body::Scan(scan) => {
                 let key = (scan.netns, scan.source.ip());
-                if self.scans.len() < MOST_SCANS || self.scans.contains_key(&key) {
+                if self.scans.len() < MAX_SCANS || self.scans.contains_key(&key) {
                     self.scans.insert(key, *scan);
                 }
             }
@@ -216,14 +217,15 @@ impl Tally {
         }
     }
 
-    /// How long was observed, seconds.
+    /// Duration of the observation, in seconds.
     pub(super) fn duration_s(&self) -> f64 {
         self.first.map_or(0.0, |first| seconds(self.last.since(first)))
     }
 
-    /// Containers come and go: what is over and never failed makes room.
+    /// The entry of a namespace. Containers come and go, so namespaces that hold no port and had no
+    /// failure are dropped when there are too many.
     fn namespace(&mut self, netns: Netns, ledger: &Ledger) -> &mut NamespaceTally {
-        if self.namespaces.len() >= MOST_NAMESPACES && !self.namespaces.contains_key(&netns) {
+        if self.namespaces.len() >= MAX_NAMESPACES && !self.namespaces.contains_key(&netns) {
             self.namespaces
                 .retain(|netns, namespace| namespace.failed > 0 || ledger.is_held_in(*netns));
         }
@@ -231,7 +233,7 @@ impl Tally {
     }
 
     fn traffic(&mut self, destination: Destination, ledger: &Ledger) -> &mut Traffic {
-        if self.destinations.len() >= MOST_DESTINATIONS
+        if self.destinations.len() >= MAX_DESTINATIONS
             && !self.destinations.contains_key(&destination)
         {
             self.destinations.retain(|destination, traffic| {
@@ -242,21 +244,26 @@ impl Tally {
         self.destinations.entry(destination).or_default()
     }
 
-    fn lease(&mut self, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>, ledger: &Ledger) {
+    fn add_lease_event(
+        &mut self,
+        event: &LeaseEvent<'_>,
+        cgroup: Option<&Cgroup>,
+        ledger: &Ledger,
+    ) {
         let LeaseEvent { at, lease, change } = *event;
-        let owner = lease.owner.as_ref().map(|owner| self.owners.place(at, owner, cgroup));
-        // A change that is the first of its lease makes the namespace known.
+        let owner = lease.owner.as_ref().map(|owner| self.owners.id_of(at, owner, cgroup));
+        // Makes sure that the namespace has an entry.
         self.namespace(lease.netns, ledger);
         match change {
             Change::Held | Change::Listen | Change::Update | Change::TimeWait(_) => {}
             Change::Bind { reuse, .. } => {
                 self.note_reuse(reuse);
-                self.acquired(at, lease, owner, ledger);
+                self.add_acquired(at, lease, owner, ledger);
             }
             Change::Connect { search_ns, reuse } => {
                 self.note_reuse(reuse);
-                self.acquired(at, lease, owner, ledger);
-                self.connects(lease, ledger);
+                self.add_acquired(at, lease, owner, ledger);
+                self.add_connection(lease, ledger);
                 if let Some(search_ns) = search_ns {
                     let search_s = seconds(search_ns);
                     self.searches.add(search_s);
@@ -266,27 +273,33 @@ impl Tally {
                 }
             }
             Change::Accept { .. } => {
-                self.acquired(at, lease, owner, ledger);
+                self.add_acquired(at, lease, owner, ledger);
                 let namespace = self.namespace(lease.netns, ledger);
                 *namespace.accepted.entry(lease.local_port).or_default() += 1;
             }
             Change::Established { .. } => {
-                // connect() of a socket that was bound before.
+                // The connect() of a socket that was bound before.
                 if !matches!(lease.kind, Kind::Connect | Kind::Accept) {
-                    self.connects(lease, ledger);
+                    self.add_connection(lease, ledger);
                 }
             }
             Change::Closing { .. } => {}
-            Change::Release { reason } => self.released(at, lease, reason, owner, ledger),
+            Change::Release { reason } => self.add_released(at, lease, reason, owner, ledger),
         }
     }
 
-    fn acquired(&mut self, at: Instant, lease: &Lease, owner: Option<OwnerId>, ledger: &Ledger) {
+    fn add_acquired(
+        &mut self,
+        at: Instant,
+        lease: &Lease,
+        owner: Option<OwnerId>,
+        ledger: &Ledger,
+    ) {
         let first = self.first.unwrap_or(at);
         if let Some(owner) = self.owners.get_mut(owner) {
             owner.taken += 1;
             if lease.kind != Kind::Accept {
-                owner.pace.tick(first, at);
+                owner.rate_history.add_port(first, at);
             }
         }
         let namespace = self.namespace(lease.netns, ledger);
@@ -298,7 +311,7 @@ impl Tally {
         }
     }
 
-    fn connects(&mut self, lease: &Lease, ledger: &Ledger) {
+    fn add_connection(&mut self, lease: &Lease, ledger: &Ledger) {
         let Some(destination) = destination_of(lease) else { return };
         let used = ledger.range_for(&destination).map_or(0, |range| range.used);
         let traffic = self.traffic(destination, ledger);
@@ -306,7 +319,7 @@ impl Tally {
         traffic.peak = traffic.peak.max(used);
     }
 
-    fn released(
+    fn add_released(
         &mut self,
         at: Instant,
         lease: &Lease,
@@ -330,7 +343,7 @@ impl Tally {
         }
     }
 
-    fn fail(
+    fn add_failure(
         &mut self,
         failure: &Failure<'_>,
         cgroup: Option<&Cgroup>,
@@ -338,7 +351,7 @@ impl Tally {
         ledger: &Ledger,
     ) {
         let Failure { at, netns, operation, local_addr, local_port, peer, holder, .. } = *failure;
-        let caller = failure.owner.as_ref().map(|owner| self.owners.place(at, owner, cgroup));
+        let caller = failure.owner.as_ref().map(|owner| self.owners.id_of(at, owner, cgroup));
         if let Some(owner) = self.owners.get_mut(caller) {
             owner.failed += 1;
         }
@@ -351,8 +364,7 @@ impl Tally {
         let namespace = self.namespace(netns, ledger);
         namespace.failed += 1;
         let local_range = namespace.settings.as_ref().map(|settings| settings.range);
-        // Recordings of earlier versions say neither how full the range was nor why the call
-        // failed.
+        // Recordings of earlier versions contain neither the use of the range nor the cause.
         let range = failure.range.or_else(|| match destination {
             Some(destination) => ledger.range_for(&destination),
             None => ledger.range(netns),
@@ -371,11 +383,11 @@ impl Tally {
             port: local_port,
             peer: peer.map(|(addr, port)| (addr.ip(), port.0)),
         };
-        if self.failures.len() >= MOST_FAILURES && !self.failures.contains_key(&key) {
+        if self.failures.len() >= MAX_FAILURES && !self.failures.contains_key(&key) {
             return;
         }
-        let holder = holder.map(|lease| HolderSeen {
-            owner: lease.owner.as_ref().map(|owner| self.owners.place(at, owner, holder_cgroup)),
+        let holder = holder.map(|lease| BlockingHolder {
+            owner: lease.owner.as_ref().map(|owner| self.owners.id_of(at, owner, holder_cgroup)),
             kind: lease.kind,
             phase: lease.phase,
             addr: lease.local_addr.ip(),
@@ -397,8 +409,7 @@ impl Tally {
         failures.local_range = local_range.or(failures.local_range);
     }
 
-    /// Who holds the ports, unless that was looked at a moment ago. Looking takes as long as there
-    /// are leases.
+    /// Surveys who holds the ports. `None` if that was done a moment ago: a survey visits every lease.
     fn survey(
         &mut self,
         at: Instant,
@@ -406,17 +417,18 @@ impl Tally {
         destination: Option<Destination>,
         ledger: &Ledger,
     ) -> Option<Survey> {
-        const AGAIN_NS: u64 = 1_000_000_000;
-        /// Looking takes a hundredth of that, and so a hundredth of the time at most.
+        const MIN_INTERVAL_NS: u64 = 1_000_000_000;
+        /// A survey takes about a hundredth of that, so surveys take at most 1 % of the time.
         const PAUSE_NS_PER_LEASE: u64 = 4_000;
-        const FEW: u64 = 1_000;
+        const SMALL_LEDGER: u64 = 1_000;
         let surveyed = self.failures.get(key).and_then(|failures| failures.survey.at);
         let leases = ledger.len() as u64;
-        let pause_ns = if leases > FEW { PAUSE_NS_PER_LEASE.saturating_mul(leases) } else { 0 };
-        let is_due = surveyed.is_none_or(|surveyed| at.since(surveyed) >= AGAIN_NS)
-            && at.since(self.looked) >= pause_ns;
+        let pause_ns =
+            if leases > SMALL_LEDGER { PAUSE_NS_PER_LEASE.saturating_mul(leases) } else { 0 };
+        let is_due = surveyed.is_none_or(|surveyed| at.since(surveyed) >= MIN_INTERVAL_NS)
+            && at.since(self.last_survey) >= pause_ns;
         is_due.then(|| {
-            self.looked = at;
+            self.last_survey = at;
             Survey::of(at, ledger, &mut self.owners, key.netns, destination)
         })
     }

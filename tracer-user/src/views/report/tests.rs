@@ -1,4 +1,4 @@
-//! Recordings made up for what is hard to bring about, and for what is damaged.
+//! Reports on made-up recordings: situations that are hard to stage, and damaged input.
 
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ use crate::{
 
 const NETNS: u32 = 4_026_531_840;
 
-/// A recording under way.
+/// A recording that is being made up.
 #[derive(Default)]
 struct Tape {
     lines: Vec<String>,
@@ -69,24 +69,29 @@ impl Tape {
         );
     }
 
-    fn lease(&mut self, kind: &str, who: &Who, port: u16, rest: Value) {
-        let mut fields = who.fields(port);
+    fn lease(&mut self, kind: &str, process: &Process, port: u16, rest: Value) {
+        let mut fields = process.fields(port);
         extend(&mut fields, rest);
         self.record(kind, fields);
     }
 
     /// connect() to 10.0.0.2:80; returns the lease.
-    fn connect(&mut self, who: &Who, port: u16) -> u64 {
+    fn connect(&mut self, process: &Process, port: u16) -> u64 {
         self.leases += 1;
         let lease = self.leases;
-        self.lease("connect", who, port, json!({"lease": lease, "search_us": 5.0, "reuse": null}));
+        self.lease(
+            "connect",
+            process,
+            port,
+            json!({"lease": lease, "search_us": 5.0, "reuse": null}),
+        );
         lease
     }
 
-    fn fail(&mut self, who: &Who) {
+    fn fail(&mut self, process: &Process) {
         self.lease(
             "fail",
-            who,
+            process,
             0,
             json!({
                 "lease": null, "local_port": null, "op": "connect", "errno": 99,
@@ -108,17 +113,17 @@ impl Tape {
 }
 
 /// A process.
-struct Who {
+struct Process {
     kind: &'static str,
     pid: u32,
     comm: &'static str,
     peer: bool,
 }
 
-const CLIENT: Who = Who { kind: "connect", pid: 12, comm: "client", peer: true };
-const BINDER: Who = Who { kind: "bind", pid: 13, comm: "binder", peer: false };
+const CLIENT: Process = Process { kind: "connect", pid: 12, comm: "client", peer: true };
+const BINDER: Process = Process { kind: "bind", pid: 13, comm: "binder", peer: false };
 
-impl Who {
+impl Process {
     fn fields(&self, port: u16) -> Value {
         json!({
             "lease": 0, "cookie": 1, "kind": self.kind, "family": "ipv4",
@@ -144,7 +149,7 @@ fn read(input: &[u8], filter: &Filter) -> (Report, Recording) {
 }
 
 #[test]
-fn what_is_damaged_is_said_and_the_rest_is_reported() {
+fn damaged_lines_are_named_and_the_rest_is_reported() {
     let mut tape = Tape::new();
     tape.range(50_000, 50_009, "");
     tape.connect(&CLIENT, 50_000);
@@ -167,7 +172,7 @@ fn what_is_damaged_is_said_and_the_rest_is_reported() {
 }
 
 #[test]
-fn a_recording_of_something_else_is_not_told_line_by_line() {
+fn a_file_that_is_no_recording_is_not_reported_line_by_line() {
     let input = b"garbage\n".repeat(1000);
     let (report, outcome) = read(&input, &Filter::default());
     assert_eq!((outcome.records, outcome.damaged, outcome.problems.len()), (0, 1000, 11));
@@ -179,11 +184,11 @@ fn a_recording_of_something_else_is_not_told_line_by_line() {
 }
 
 #[test]
-fn the_filter_holds_for_recordings() {
+fn the_filter_applies_to_recordings() {
     let mut tape = Tape::new();
     tape.range(50_000, 50_009, "");
     tape.connect(&CLIENT, 50_000);
-    tape.connect(&Who { comm: "other", pid: 14, ..CLIENT }, 50_001);
+    tape.connect(&Process { comm: "other", pid: 14, ..CLIENT }, 50_001);
     let filter = Filter::default().and(Criterion::Comm, vec!["other".to_owned()]);
     let (report, _) = read(tape.text().as_bytes(), &filter);
     let owners: Vec<_> =
@@ -192,7 +197,7 @@ fn the_filter_holds_for_recordings() {
 }
 
 #[test]
-fn what_is_used_follows_the_range() {
+fn used_ports_follow_a_change_of_the_range() {
     let mut tape = Tape::new();
     tape.range(50_000, 50_009, "");
     for port in 50_000..50_006 {
@@ -208,7 +213,7 @@ fn what_is_used_follows_the_range() {
 }
 
 #[test]
-fn a_failure_names_the_range_that_it_met() {
+fn a_failure_names_the_range_at_that_time() {
     let mut tape = Tape::new();
     tape.range(50_000, 50_003, "");
     for port in 50_000..50_004 {
@@ -221,7 +226,7 @@ fn a_failure_names_the_range_that_it_met() {
 }
 
 #[test]
-fn ports_that_are_bound_are_lost_to_all_destinations() {
+fn bound_ports_are_unavailable_to_all_destinations() {
     let mut tape = Tape::new();
     tape.range(50_000, 50_003, "");
     tape.connect(&CLIENT, 50_000);
@@ -245,11 +250,11 @@ fn ports_that_are_bound_are_lost_to_all_destinations() {
 }
 
 #[test]
-fn whoever_held_the_ports_when_a_call_failed_is_named_though_it_let_go() {
+fn the_owner_at_the_time_of_a_failure_is_named_even_after_it_released_the_ports() {
     let mut tape = Tape::new();
     tape.range(50_000, 50_003, "");
     let leases: Vec<_> = (50_000..50_004).map(|port| tape.connect(&CLIENT, port)).collect();
-    tape.fail(&Who { comm: "victim", pid: 15, ..CLIENT });
+    tape.fail(&Process { comm: "victim", pid: 15, ..CLIENT });
     for (lease, port) in leases.iter().zip(50_000..) {
         let released = json!({"lease": lease, "reason": "closed", "held_s": 1.0});
         tape.lease("release", &CLIENT, port, released);
@@ -266,11 +271,11 @@ fn whoever_held_the_ports_when_a_call_failed_is_named_though_it_let_go() {
 fn a_process_that_takes_ports_far_faster_than_before_is_named() {
     let mut tape = Tape::new();
     tape.range(1024, 65_535, "");
-    let steady = Who { comm: "steady", pid: 14, ..CLIENT };
+    let steady = Process { comm: "steady", pid: 14, ..CLIENT };
     let mut port = 1024;
-    let mut connect = |tape: &mut Tape, who: &Who| {
+    let mut connect = |tape: &mut Tape, process: &Process| {
         port += 1;
-        tape.connect(who, port);
+        tape.connect(process, port);
     };
     for _ in 0..20 {
         tape.wait(1.0);
@@ -316,7 +321,7 @@ fn time_waits_set_the_ceiling_and_the_advice_says_what_helps() {
 }
 
 #[test]
-fn of_time_waits_without_timestamps_none_is_reusable_and_the_peer_is_to_mend_it() {
+fn time_waits_without_timestamps_are_not_reusable_and_the_advice_is_for_the_peer() {
     let with = |timestamps: Option<bool>| {
         let mut tape = Tape::new();
         tape.settings(50_000, 50_059, "", 1);
@@ -347,7 +352,7 @@ fn of_time_waits_without_timestamps_none_is_reusable_and_the_peer_is_to_mend_it(
 }
 
 #[test]
-fn a_second_run_in_the_stream_holds_nothing_of_the_first() {
+fn a_second_run_in_the_stream_starts_without_the_leases_of_the_first() {
     let mut tape = Tape::new();
     tape.range(50_000, 50_003, "");
     tape.connect(&CLIENT, 50_000);
@@ -360,7 +365,7 @@ fn a_second_run_in_the_stream_holds_nothing_of_the_first() {
 }
 
 #[test]
-fn namespaces_that_have_gone_are_forgotten() {
+fn namespaces_that_have_ended_are_dropped() {
     let mut tape = Tape::new();
     for netns in 1..2_500 {
         let lease = json!({"lease": netns, "netns": netns, "search_us": 1.0});
@@ -371,16 +376,16 @@ fn namespaces_that_have_gone_are_forgotten() {
     assert!(tape.report().namespaces.len() <= 1000);
 }
 
-/// The longest of everything.
+/// With the longest values everywhere.
 #[test]
-fn the_text_fits_120_columns_and_has_no_colour_unless_asked() {
+fn the_text_fits_120_columns_and_has_colour_only_on_request() {
     let mut tape = Tape::new();
     tape.range(
         1024,
         65_535,
         &(1025..1100).step_by(2).map(|p| p.to_string()).collect::<Vec<_>>().join(","),
     );
-    let who = Who { comm: "a-long-process-n", pid: 4_194_303, ..CLIENT };
+    let process = Process { comm: "a-long-process-n", pid: 4_194_303, ..CLIENT };
     let long = json!({
         "local_addr": "2001:db8:1111:2222:3333:4444:5555:6666",
         "peer_addr": "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff",
@@ -395,14 +400,19 @@ fn the_text_fits_120_columns_and_has_no_colour_unless_asked() {
     };
     for lease in 0..30_000 {
         let port = 30_000 + u16::try_from(lease % 30_000).unwrap();
-        tape.lease("connect", &who, port, with(json!({"lease": lease, "search_us": 123_456.0})));
+        tape.lease(
+            "connect",
+            &process,
+            port,
+            with(json!({"lease": lease, "search_us": 123_456.0})),
+        );
     }
     let listen =
         with(json!({"lease": 40_000, "kind": "bind", "peer_addr": null, "peer_port": null}));
-    tape.lease("listen", &who, 30_000, listen);
+    tape.lease("listen", &process, 30_000, listen);
     tape.lease(
         "fail",
-        &who,
+        &process,
         0,
         with(json!({
             "lease": null, "local_port": null, "op": "connect", "errno": 99,
@@ -414,7 +424,7 @@ fn the_text_fits_120_columns_and_has_no_colour_unless_asked() {
             },
         })),
     );
-    // A second namespace, so that each row tells its own.
+    // A second namespace, so that every row names its own.
     let own = json!({"lease": 50_000, "netns": 1, "search_us": 1.0});
     tape.lease("connect", &CLIENT, 50_000, own);
     let shown = text::render(&tape.report(), false);

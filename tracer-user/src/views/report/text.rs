@@ -1,25 +1,25 @@
-//! A report as text, readable at 120 columns.
+//! The report as text, for 120 columns.
 
 use std::fmt::Write as _;
 
 use crate::{
     record::names,
     views::report::{
+        format::{duration, endpoint, number, rate},
         histogram::Histogram,
         model::{FailureRow, Finding, LeakState, Report, SettingsRow, Severity},
         owners::OwnerName,
-        show::{duration, endpoint, number, rate},
         table::{Table, wrap},
     },
 };
 
 const WIDTH: usize = 118;
-/// Of tables that are not cut already.
-const MOST_ROWS: usize = 25;
-/// Of a list of reserved ports.
-const MOST_RESERVED: usize = 60;
+/// Maximum number of rows of tables that are not limited in the report itself.
+const MAX_ROWS: usize = 25;
+/// Maximum number of characters of a list of reserved ports.
+const MAX_RESERVED: usize = 60;
 
-/// Writes the report; `colour` only for a terminal.
+/// Formats the report; with `colour` for a terminal.
 #[must_use]
 pub fn render(report: &Report, colour: bool) -> String {
     let mut page = Page { text: String::new(), colour };
@@ -45,27 +45,27 @@ struct Page {
 impl Page {
     fn verdict(&mut self, report: &Report) {
         let verdict = &report.verdict;
-        let (lead, code) = word(verdict.severity);
+        let (lead, code) = label(verdict.severity);
         let is_one = report.namespaces.len() == 1;
-        let said = |finding: &Finding| match finding.netns {
+        let sentence = |finding: &Finding| match finding.netns {
             Some(netns) if !is_one => format!("netns {netns}: {}", finding.sentence),
             _ => finding.sentence.clone(),
         };
-        let lines = wrap(&said(verdict), WIDTH - lead.len() - 2);
+        let lines = wrap(&sentence(verdict), WIDTH - lead.len() - 2);
         for (at, line) in lines.iter().enumerate() {
             let head = if at == 0 {
-                self.painted(&format!("{lead}: "), code)
+                self.styled(&format!("{lead}: "), code)
             } else {
                 " ".repeat(lead.len() + 2)
             };
             self.line(&format!("{head}{line}"));
         }
         for finding in &report.findings {
-            let (lead, code) = word(finding.severity);
+            let (lead, code) = label(finding.severity);
             let lead = format!("  also {}: ", lead.to_lowercase());
             let indent = " ".repeat(lead.len());
-            for (at, line) in wrap(&said(finding), WIDTH - lead.len()).iter().enumerate() {
-                let head = if at == 0 { self.painted(&lead, code) } else { indent.clone() };
+            for (at, line) in wrap(&sentence(finding), WIDTH - lead.len()).iter().enumerate() {
+                let head = if at == 0 { self.styled(&lead, code) } else { indent.clone() };
                 self.line(&format!("{head}{line}"));
             }
         }
@@ -95,7 +95,7 @@ impl Page {
                 cause.unwrap_or_else(|| "-".to_owned()),
                 wanted(failure),
                 callers(failure),
-                in_the_way(failure),
+                blocker(failure),
             ]);
         }
         self.table(&table);
@@ -122,7 +122,7 @@ impl Page {
             (">CLOSING", 7),
             (">TIME-W", 7),
         ]);
-        let shown = report.namespaces.get(..MOST_ROWS).unwrap_or(&report.namespaces);
+        let shown = report.namespaces.get(..MAX_ROWS).unwrap_or(&report.namespaces);
         for row in shown {
             let settings = row.settings.as_ref();
             let of =
@@ -147,7 +147,7 @@ impl Page {
         }
         self.table(&table);
         self.more(shown.len(), report.namespaces.len(), "namespaces");
-        // Most namespaces have the settings that they were born with.
+        // Most namespaces have the default settings: list equal settings once.
         let mut settings: Vec<(String, Vec<String>)> = Vec::new();
         for row in shown {
             let Some(text) = row.settings.as_ref().map(|s| settings_text(s, row.settings_changes))
@@ -189,7 +189,7 @@ impl Page {
             ("MOST BY", 42),
         ]);
         let dash = || "-".to_owned();
-        // With one namespace its number tells nothing.
+        // The inode is of no use if there is only one namespace.
         let is_one = report.namespaces.len() == 1;
         for row in &report.destinations {
             let unknown = || "?".to_owned();
@@ -276,7 +276,7 @@ impl Page {
             (">PORT", 5),
             ("PEER", 39),
         ]);
-        let shown = report.leaks.get(..MOST_ROWS).unwrap_or(&report.leaks);
+        let shown = report.leaks.get(..MAX_ROWS).unwrap_or(&report.leaks);
         for row in shown {
             let state = match row.state {
                 LeakState::CloseWait => "CLOSE-WAIT: the peer has closed",
@@ -312,7 +312,7 @@ impl Page {
             ("", 30),
         ]);
         let is_one = report.namespaces.len() == 1;
-        let shown = report.listeners.get(..MOST_ROWS).unwrap_or(&report.listeners);
+        let shown = report.listeners.get(..MAX_ROWS).unwrap_or(&report.listeners);
         for row in shown {
             let notes = [
                 row.is_wildcard.then_some("all addresses"),
@@ -370,7 +370,7 @@ impl Page {
             histogram.mean_s().map(duration).unwrap_or_default(),
             of(0.5),
             of(0.99),
-            histogram.most_s().map(duration).unwrap_or_default()
+            histogram.max_s().map(duration).unwrap_or_default()
         ));
         for (low, high, count) in histogram.buckets() {
             let range = if high.is_finite() {
@@ -378,7 +378,7 @@ impl Page {
             } else {
                 format!("{:>7} or longer", duration(low))
             };
-            // What is there is seen, however little it is.
+            // A bucket that is not empty has a bar.
             let length = if count == 0 { 0 } else { (count * BAR / most).max(1) };
             let bar = "█".repeat(usize::try_from(length).unwrap_or(0));
             self.line(format!("  {range} {:>9} {bar}", number(count)).trim_end());
@@ -447,8 +447,8 @@ impl Page {
 
     fn heading(&mut self, text: &str) {
         self.text.push('\n');
-        let painted = self.painted(text, "1");
-        self.line(&painted);
+        let styled = self.styled(text, "1");
+        self.line(&styled);
     }
 
     fn table(&mut self, table: &Table) {
@@ -463,7 +463,7 @@ impl Page {
         }
     }
 
-    /// A text after a lead, its further lines indented.
+    /// Writes a text after a lead, wrapped, with further lines indented.
     fn wrapped(&mut self, lead: &str, text: &str) {
         let indent = " ".repeat(lead.chars().count());
         for (at, line) in wrap(text, WIDTH - indent.len()).iter().enumerate() {
@@ -476,12 +476,12 @@ impl Page {
         let _ = writeln!(self.text, "{text}");
     }
 
-    fn painted(&self, text: &str, code: &str) -> String {
+    fn styled(&self, text: &str, code: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
-fn word(severity: Severity) -> (&'static str, &'static str) {
+fn label(severity: Severity) -> (&'static str, &'static str) {
     match severity {
         Severity::Healthy => ("HEALTHY", "1;32"),
         Severity::Note => ("NOTE", "1;36"),
@@ -500,7 +500,7 @@ fn settings_text(settings: &SettingsRow, changes: u32) -> String {
         (1, _) => format!(" (always{delay})"),
         _ => format!(" (loopback only{delay})"),
     };
-    let reserved = match settings.reserved.get(..MOST_RESERVED) {
+    let reserved = match settings.reserved.get(..MAX_RESERVED) {
         _ if settings.reserved.is_empty() => "none".to_owned(),
         Some(start) => format!("{start}..."),
         None => settings.reserved.clone(),
@@ -539,7 +539,7 @@ fn callers(failure: &FailureRow) -> String {
     }
 }
 
-fn in_the_way(failure: &FailureRow) -> String {
+fn blocker(failure: &FailureRow) -> String {
     if let Some(holder) = &failure.holder {
         let who =
             holder.owner.as_ref().map_or_else(|| "not known".to_owned(), OwnerName::to_string);

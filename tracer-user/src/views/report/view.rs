@@ -1,4 +1,4 @@
-//! A report on what happens now: a view that shows nothing until the end.
+//! The report as a view, which prints nothing until the end.
 
 use super::{Form, Report, Services, tally::Tally};
 use crate::{
@@ -7,10 +7,10 @@ use crate::{
     views::{Delivery, Verbosity, View},
 };
 
-/// Adds up records, and writes the report when the last has come.
+/// Aggregates records, and writes the report after the last one.
 ///
-/// A recording is read back into the same records and the same ledger, so that a report on it
-/// cannot differ from the live one.
+/// A recording is read back into the same records and the same ledger, so a report on it cannot
+/// differ from the live one.
 #[derive(Debug)]
 pub struct ReportView {
     tally: Tally,
@@ -22,8 +22,8 @@ pub struct ReportView {
 }
 
 impl ReportView {
-    /// `realtime_offset_ns` turns monotonic times into the time of day; the filter is that of the
-    /// records which come.
+    /// `realtime_offset_ns` is added to a monotonic time to get the time of day. `filter` is the one
+    /// that the records have passed.
     #[must_use]
     pub fn new(
         realtime_offset_ns: i128,
@@ -42,18 +42,18 @@ impl ReportView {
         }
     }
 
-    /// Number of records that came.
+    /// Number of records so far.
     #[must_use]
     pub fn records(&self) -> u64 {
         self.tally.records
     }
 
-    /// Sets what turns monotonic times into the time of day, once a recording has said it.
+    /// Sets the offset from monotonic time to the time of day, once it is known from the recording.
     pub fn set_realtime_offset(&mut self, realtime_offset_ns: i128) {
         self.tally.realtime_offset_ns = realtime_offset_ns;
     }
 
-    /// The report on what has come so far.
+    /// The report on the records so far.
     #[must_use]
     pub fn report(&mut self, ledger: &Ledger) -> Report {
         Report::of(&mut self.tally, ledger, &self.services, &self.filter)
@@ -62,7 +62,7 @@ impl ReportView {
 
 impl View for ReportView {
     fn record(&mut self, record: &Record<'_>, ledger: &Ledger) {
-        self.tally.take(record, ledger);
+        self.tally.add(record, ledger);
         match record.body {
             Body::Start(start) if self.verbosity >= Verbosity::Normal => {
                 crate::stderr::write_line!(

@@ -1,8 +1,8 @@
-//! How single values are written in tables and sentences.
+//! Formats single values for tables and sentences.
 
 use std::net::IpAddr;
 
-/// `127.0.0.1:80`, `[::1]:80`, `*:80`.
+/// An address and a port: `127.0.0.1:80`, `[::1]:80`, `*:80`.
 #[must_use]
 pub fn endpoint(addr: IpAddr, port: u16) -> String {
     match addr {
@@ -12,13 +12,13 @@ pub fn endpoint(addr: IpAddr, port: u16) -> String {
     }
 }
 
-/// A number in groups of three digits.
+/// A number with thousands separators.
 #[must_use]
 pub fn number(number: impl TryInto<u64>) -> String {
     let digits = number.try_into().unwrap_or(u64::MAX).to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -26,7 +26,7 @@ pub fn number(number: impl TryInto<u64>) -> String {
     text
 }
 
-/// A number of things.
+/// A number and a noun, in the plural unless it is one.
 #[must_use]
 pub fn count(of: impl TryInto<u64>, thing: &str) -> String {
     match of.try_into().unwrap_or(u64::MAX) {
@@ -35,7 +35,7 @@ pub fn count(of: impl TryInto<u64>, thing: &str) -> String {
     }
 }
 
-/// Something a second: two digits that count, at least.
+/// A rate per second, with at least two significant digits.
 #[must_use]
 #[expect(
     clippy::cast_possible_truncation,
@@ -52,7 +52,7 @@ pub fn rate(per_s: f64) -> String {
     }
 }
 
-/// A duration in the unit that shows it best, in at most eight characters.
+/// A duration in a suitable unit, in at most eight characters.
 #[must_use]
 pub fn duration(seconds: f64) -> String {
     match seconds {
