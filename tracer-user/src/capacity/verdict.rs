@@ -99,7 +99,7 @@ fn range(settings: &Settings) -> Verdict {
     let capacity = settings.capacity();
     let rate = match capacity / TIME_WAIT_S {
         // Small rates are not rounded down.
-        0..10 => format!("{:.1}", f64::from(capacity) / f64::from(TIME_WAIT_S)),
+        0..10 => format!("{:.2}", f64::from(capacity) / f64::from(TIME_WAIT_S)),
         rate => rate.to_string(),
     };
     let parity = if settings.range.len() % 2 == 1 {
