@@ -55,7 +55,7 @@ pub struct Args {
 
 /// The input contains no records.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}: not a recording of `portlife trace -o json`: it contains no valid record")]
+#[error("{0}: no record could be read; expected what `portlife trace -o json` writes")]
 struct NothingRead(String);
 
 pub fn run(args: Args) -> anyhow::Result<()> {
