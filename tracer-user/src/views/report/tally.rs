@@ -364,16 +364,8 @@ impl Tally {
         let namespace = self.namespace(netns, ledger);
         namespace.failed += 1;
         let local_range = namespace.settings.as_ref().map(|settings| settings.range);
-        // Recordings of earlier versions contain neither the use of the range nor the cause.
-        let range = failure.range.or_else(|| match destination {
-            Some(destination) => ledger.range_for(&destination),
-            None => ledger.range(netns),
-        });
         let is_search = local_port == 0 || operation == Operation::Connect;
-        let cause = failure.cause.or_else(|| {
-            let with_range = Failure { range: range.filter(|_| is_search), ..*failure };
-            cause_of(&with_range)
-        });
+        let cause = cause_of(&Failure { range: failure.range.filter(|_| is_search), ..*failure });
         let key = FailureKey {
             netns,
             operation: names::operation(operation),
@@ -404,8 +396,9 @@ impl Tally {
         failures.last = at;
         *failures.callers.entry(caller).or_default() += 1;
         failures.holder = holder.or(failures.holder);
-        failures.used = range.map(|range| range.used).or(failures.used);
-        failures.bind_locked = range.map(|range| range.bind_locked).or(failures.bind_locked);
+        failures.used = failure.range.map(|range| range.used).or(failures.used);
+        failures.bind_locked =
+            failure.range.map(|range| range.bind_locked).or(failures.bind_locked);
         failures.local_range = local_range.or(failures.local_range);
     }
 

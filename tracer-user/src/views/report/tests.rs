@@ -88,7 +88,9 @@ impl Tape {
         lease
     }
 
-    fn fail(&mut self, process: &Process) {
+    /// connect() to 10.0.0.2:80 that finds `used` ports in use for it, and the others of the range
+    /// bind-locked.
+    fn fail(&mut self, process: &Process, capacity: u32, used: u32) {
         self.lease(
             "fail",
             process,
@@ -97,6 +99,7 @@ impl Tape {
                 "lease": null, "local_port": null, "op": "connect", "errno": 99,
                 "error": "EADDRNOTAVAIL", "requested_addr": "10.0.0.1", "requested_port": 0,
                 "cause": null, "holder": null, "search_us": 100.0,
+                "range": {"capacity": capacity, "used": used, "bind_locked": capacity - used},
             }),
         );
     }
@@ -219,7 +222,7 @@ fn a_failure_names_the_range_at_that_time() {
     for port in 50_000..50_004 {
         tape.connect(&CLIENT, port);
     }
-    tape.fail(&CLIENT);
+    tape.fail(&CLIENT, 4, 4);
     tape.range(32_768, 60_999, "");
     let sentence = tape.report().verdict.sentence;
     assert!(sentence.contains("50000-50003") && !sentence.contains("60999"), "{sentence}");
@@ -239,10 +242,10 @@ fn bound_ports_are_unavailable_to_all_destinations() {
     assert_eq!((row.used, row.bind_locked, row.headroom), (1, 2, Some(1)));
     tape.lease("release", &BINDER, 50_001, json!({"lease": 101, "reason": "closed"}));
     assert_eq!(tape.report().destinations[0].headroom, Some(2));
-    // A recording that does not tell the cause: it is what takes most of the range.
+    // A record without a cause: it is what takes most of the range.
     tape.lease("bind", &BINDER, 50_001, json!({"lease": 104, "requested_port": 50_001}));
     tape.lease("bind", &BINDER, 50_003, json!({"lease": 105, "requested_port": 50_003}));
-    tape.fail(&CLIENT);
+    tape.fail(&CLIENT, 4, 1);
     let report = tape.report();
     assert_eq!(report.failures[0].cause, Some(Cause::RangeBindLocked));
     assert_eq!(report.verdict.kind, FindingKind::PoisonedPort);
@@ -254,7 +257,7 @@ fn the_owner_at_the_time_of_a_failure_is_named_even_after_it_released_the_ports(
     let mut tape = Tape::new();
     tape.range(50_000, 50_003, "");
     let leases: Vec<_> = (50_000..50_004).map(|port| tape.connect(&CLIENT, port)).collect();
-    tape.fail(&Process { comm: "victim", pid: 15, ..CLIENT });
+    tape.fail(&Process { comm: "victim", pid: 15, ..CLIENT }, 4, 4);
     for (lease, port) in leases.iter().zip(50_000..) {
         let released = json!({"lease": lease, "reason": "closed", "held_s": 1.0});
         tape.lease("release", &CLIENT, port, released);
@@ -308,7 +311,7 @@ fn time_waits_set_the_ceiling_and_the_advice_says_what_helps() {
         let lease = tape.connect(&CLIENT, port);
         tape.lease("time_wait", &CLIENT, port, json!({"lease": lease, "substate": "time_wait"}));
     }
-    tape.fail(&CLIENT);
+    tape.fail(&CLIENT, 60, 60);
     let report = tape.report();
     assert_eq!(report.verdict.kind, FindingKind::TimeWaitPileUp);
     let ceiling = report.destinations[0].ceiling_per_s.unwrap();
@@ -332,7 +335,7 @@ fn time_waits_without_timestamps_are_not_reusable_and_the_advice_is_for_the_peer
             tape.lease("time_wait", &CLIENT, port, time_wait);
         }
         tape.wait(5.0);
-        tape.fail(&CLIENT);
+        tape.fail(&CLIENT, 60, 60);
         tape.report()
     };
     for timestamps in [Some(true), None] {
