@@ -91,8 +91,8 @@
 //!
 //! // One of the two ports is left for this destination.
 //! let destination = Destination { netns, source, peer };
-//! let view = ledger.destination(&destination).expect("a port is used for it");
-//! assert_eq!(view.range.headroom(), 1);
+//! let range = ledger.range_for(&destination).expect("the settings are known");
+//! assert_eq!((range.used, range.headroom()), (1, 1));
 //! assert_eq!(ledger.leases_on(netns, Port(40_000)).count(), 1);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -1,7 +1,8 @@
 //! Why a call got no port, and what helps.
 
 use crate::model::{
-    Cause, Failure, Instant, Kind, Lease, Operation, Phase, Substate, TIME_WAIT_S, seconds,
+    Cause, Failure, Instant, Kind, Lease, Operation, Phase, RangeUse, Substate, TIME_WAIT_S,
+    seconds,
 };
 
 /// The remedy for a failure.
@@ -41,13 +42,19 @@ pub fn cause_of(failure: &Failure<'_>) -> Option<Cause> {
     if is_another_range(range.headroom(), range.capacity, range.reserved) {
         return None;
     }
-    Some(match failure.operation {
+    Some(shortage_of(failure.operation, &range))
+}
+
+/// Why a call finds no port in a range that has none left.
+#[must_use]
+pub fn shortage_of(operation: Operation, range: &RangeUse) -> Cause {
+    match operation {
         _ if range.capacity == 0 => Cause::Reserved,
         Operation::Connect if range.bind_locked > 0 && range.bind_locked >= range.used => {
             Cause::RangeBindLocked
         }
         Operation::Connect | Operation::Bind | Operation::Listen => Cause::RangeFull,
-    })
+    }
 }
 
 /// True if the call must have searched another range, because most of this one is free. If the number
@@ -65,13 +72,7 @@ pub fn is_another_range(free: u32, capacity: u32, reserved: u32) -> bool {
 pub fn advice_on(failure: &Failure<'_>, cause: Option<Cause>) -> Option<Advice> {
     let holder = failure.holder;
     match cause? {
-        Cause::RangeBindLocked => Some(match holder {
-            Some(Lease { kind: Kind::Connect, .. }) => Advice::PoisonedBuckets,
-            Some(Lease { phase: Phase::Listen, .. } | Lease { kind: Kind::Accept, .. }) => {
-                Advice::ListenersInRange
-            }
-            _ => Advice::BindWithoutPort,
-        }),
+        Cause::RangeBindLocked => Some(advice_on_bind_lock(holder)),
         Cause::RangeFull => Some(match failure.operation {
             Operation::Connect => Advice::SpreadDestination,
             Operation::Bind | Operation::Listen => Advice::BindWithoutPort,
@@ -89,6 +90,18 @@ pub fn advice_on(failure: &Failure<'_>, cause: Option<Cause>) -> Option<Advice> 
     }
 }
 
+/// The remedy for bind-locked ports, of which this lease holds one.
+#[must_use]
+pub fn advice_on_bind_lock(holder: Option<&Lease>) -> Advice {
+    match holder {
+        Some(Lease { kind: Kind::Connect, .. }) => Advice::PoisonedBuckets,
+        Some(Lease { phase: Phase::Listen, .. } | Lease { kind: Kind::Accept, .. }) => {
+            Advice::ListenersInRange
+        }
+        _ => Advice::BindWithoutPort,
+    }
+}
+
 /// Seconds until a holder releases its port, up to the rounding of its timer. `None` unless it is in
 /// TIME_WAIT.
 #[must_use]
@@ -103,7 +116,7 @@ pub fn free_in_s(holder: &Lease, now: Instant) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Addr, Cookie, Family, Netns, Port, RangeUse};
+    use crate::model::{Addr, Cookie, Family, Netns, Port};
 
     fn failure(operation: Operation, range: RangeUse) -> Failure<'static> {
         Failure {

@@ -25,6 +25,11 @@ impl KernelTime {
     pub fn from_ns(ns: u64) -> Self {
         Self { ms: (ns / 1_000_000) as u32, s: (ns / 1_000_000_000) as u32 }
     }
+
+    /// The first time at which what began now is older than this.
+    pub(super) fn later(self, ms: u32) -> Self {
+        Self { ms: self.ms.wrapping_add(ms).wrapping_add(1), s: self.s.wrapping_add(ms / 1000 + 1) }
+    }
 }
 
 /// The parameters of a connect() that chooses its port.
@@ -111,25 +116,7 @@ impl NamespaceState<'_> {
     /// The ports and the headroom for a connect() that chooses its port.
     #[must_use]
     pub fn connect(&self, query: &Connect) -> ConnectView {
-        let search = search::of_connect(self.settings, self.rules, query.own_range);
-        let mut uses = PortUses::new(search.range);
-        for holder in self.holders {
-            let Some(entry) = uses.entry(holder.local_port) else { continue };
-            // A search within a VRF sees only that VRF's buckets; only the one outside is supported.
-            if holder.l3mdev != 0 {
-                continue;
-            }
-            let is_in_the_way = is_same_connection(holder, query);
-            let found = match (is_in_the_way, holder.class) {
-                (true, BucketClass::Connect) if self.is_time_wait_reusable(holder) => {
-                    PortUse::Reusable
-                }
-                (true, _) => PortUse::Destination,
-                (false, BucketClass::Bind) => PortUse::Bound,
-                (false, BucketClass::Connect) => PortUse::None,
-            };
-            *entry = found.max(*entry);
-        }
+        let (search, uses) = self.connect_uses(query);
         let mut range = RangeUse {
             reserved: self.settings.reserved.count_within(search.range),
             ..RangeUse::default()
@@ -149,6 +136,45 @@ impl NamespaceState<'_> {
         let usable = |found: PortUse| matches!(found, PortUse::None | PortUse::Reusable);
         let headroom = self.headroom(&uses, search, range.headroom(), usable);
         ConnectView { range, headroom }
+    }
+
+    /// The ports that connect() does not choose only because they are bound: those that
+    /// [`RangeUse::bind_locked`] counts, ascending.
+    #[must_use]
+    pub fn bind_locked_ports(&self, query: &Connect) -> Vec<Port> {
+        let (_, uses) = self.connect_uses(query);
+        let bound = self.unreserved(&uses).filter(|(_, found)| *found == PortUse::Bound);
+        bound.map(|(port, _)| port).collect()
+    }
+
+    /// Milliseconds until connect() can choose each port that is in use for the destination, in the
+    /// order of the ports: 0 if it can now, `None` while a socket holds the port. `left_ms` is the
+    /// time that is left on the timer of a TIME_WAIT.
+    #[must_use]
+    pub fn used_ports_free_in_ms(
+        &self,
+        query: &Connect,
+        left_ms: impl Fn(&Holder) -> Option<u32>,
+    ) -> Vec<Option<u32>> {
+        let (search, uses) = self.connect_uses(query);
+        // For each port of the range, when the last of its holders is out of the way.
+        let mut free_in_ms = vec![Some(0); search.range.len() as usize];
+        for holder in self.holders.iter().filter(|holder| holder.l3mdev == 0) {
+            let slot = uses.index(holder.local_port).and_then(|index| free_in_ms.get_mut(index));
+            let Some(slot) = slot else { continue };
+            let ready_in_ms = match (is_same_connection(holder, query), holder.class) {
+                (false, BucketClass::Connect) => continue,
+                // The bucket lasts, and keeps its class, until its last owner is gone.
+                (_, BucketClass::Bind) => left_ms(holder),
+                (true, BucketClass::Connect) => {
+                    [left_ms(holder), self.reusable_in_ms(holder)].into_iter().flatten().min()
+                }
+            };
+            *slot = slot.zip(ready_in_ms).map(|(one, other)| one.max(other));
+        }
+        let is_used = |found| matches!(found, PortUse::Destination | PortUse::Reusable);
+        let used = self.unreserved(&uses).filter(|(_, found)| is_used(*found));
+        used.filter_map(|(port, _)| free_in_ms.get(uses.index(port)?).copied()).collect()
     }
 
     /// True if a connect() of a socket that is bound to this port would succeed.
@@ -203,6 +229,30 @@ impl NamespaceState<'_> {
         BindView { capacity: free + used, used, headroom }
     }
 
+    /// The ports that a search visits, and how each is used as seen by this connect().
+    fn connect_uses(&self, query: &Connect) -> (Search, PortUses) {
+        let search = search::of_connect(self.settings, self.rules, query.own_range);
+        let mut uses = PortUses::new(search.range);
+        for holder in self.holders {
+            let Some(entry) = uses.entry(holder.local_port) else { continue };
+            // A search within a VRF sees only that VRF's buckets; only the one outside is supported.
+            if holder.l3mdev != 0 {
+                continue;
+            }
+            let is_in_the_way = is_same_connection(holder, query);
+            let found = match (is_in_the_way, holder.class) {
+                (true, BucketClass::Connect) if self.reusable_in_ms(holder) == Some(0) => {
+                    PortUse::Reusable
+                }
+                (true, _) => PortUse::Destination,
+                (false, BucketClass::Bind) => PortUse::Bound,
+                (false, BucketClass::Connect) => PortUse::None,
+            };
+            *entry = found.max(*entry);
+        }
+        (search, uses)
+    }
+
     fn unreserved<'u>(&'u self, uses: &'u PortUses) -> impl Iterator<Item = (Port, PortUse)> + 'u {
         let ports = uses.range.ports().zip(uses.uses.iter().copied());
         ports.filter(|(port, _)| !self.settings.reserved.contains(*port))
@@ -230,33 +280,42 @@ impl NamespaceState<'_> {
         }
     }
 
-    /// True if a connect() to the same destination may take over the port of this TIME_WAIT
-    /// (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c).
-    fn is_time_wait_reusable(&self, holder: &Holder) -> bool {
+    /// Milliseconds until a connect() to the same destination may take over the port of this
+    /// TIME_WAIT, 0 if it may now (`tcp_twsk_unique`, net/ipv4/tcp_ipv4.c). `None` if it never may,
+    /// or if the holder is a socket. Kernels that count whole seconds are up to a second early.
+    fn reusable_in_ms(&self, holder: &Holder) -> Option<u32> {
+        const LOOPBACK_IFINDEX: u32 = 1;
         let HolderBy::TimeWait { peer, substate, entry_stamp_ms, ts_recent_stamp_s } = holder.by
         else {
-            return false;
+            return None;
         };
-        const LOOPBACK_IFINDEX: u32 = 1;
         let is_permitted = reuse::is_permitted_between(
             self.settings.time_wait_reuse,
             holder.local_addr,
             peer.0,
             holder.device == LOOPBACK_IFINDEX,
         );
-        // Times wrap around, so their difference is compared.
-        #[expect(clippy::cast_possible_wrap, reason = "as time_after32 does")]
-        let is_after = |now: u32, then: u32| (now.wrapping_sub(then) as i32) > 0;
-        let is_old_enough = match self.rules.reuse {
+        if ts_recent_stamp_s == 0 || !is_permitted || !self.rules.reuse.admits(substate) {
+            return None;
+        }
+        match self.rules.reuse {
             ReuseRule::NextSecond | ReuseRule::NextSecondNotFinWait2 => {
-                is_after(self.now.s, ts_recent_stamp_s)
+                Some(until_after(self.now.s, ts_recent_stamp_s).saturating_mul(1000))
             }
-            ReuseRule::Delay => entry_stamp_ms.is_some_and(|began| {
-                is_after(self.now.ms, began.wrapping_add(reuse::delay_ms(self.settings)))
-            }),
-        };
-        ts_recent_stamp_s != 0 && is_permitted && self.rules.reuse.admits(substate) && is_old_enough
+            ReuseRule::Delay => {
+                let old_enough = entry_stamp_ms?.wrapping_add(reuse::delay_ms(self.settings));
+                Some(until_after(self.now.ms, old_enough))
+            }
+        }
     }
+}
+
+/// How long it takes until `now` is after `then`, as `time_after32` compares them: times wrap around,
+/// so their difference counts.
+#[expect(clippy::cast_possible_wrap, reason = "as time_after32 does")]
+fn until_after(now: u32, then: u32) -> u32 {
+    let is_after = (now.wrapping_sub(then) as i32) > 0;
+    if is_after { 0 } else { then.wrapping_sub(now).saturating_add(1) }
 }
 
 /// The state of a port as seen by a search, from best to worst.
@@ -279,14 +338,18 @@ impl PortUses {
         Self { range, uses: vec![PortUse::None; range.len() as usize] }
     }
 
+    /// The index of a port, beyond the end for a port above the range. `None` below it.
+    fn index(&self, port: Port) -> Option<usize> {
+        port.0.checked_sub(self.range.low().0).map(usize::from)
+    }
+
     fn entry(&mut self, port: Port) -> Option<&mut PortUse> {
-        let index = port.0.checked_sub(self.range.low().0)?;
-        self.uses.get_mut(usize::from(index))
+        let index = self.index(port)?;
+        self.uses.get_mut(index)
     }
 
     fn get(&self, port: Port) -> Option<PortUse> {
-        let index = port.0.checked_sub(self.range.low().0)?;
-        self.uses.get(usize::from(index)).copied()
+        self.uses.get(self.index(port)?).copied()
     }
 }
 

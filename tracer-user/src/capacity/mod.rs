@@ -7,6 +7,7 @@
 //! Invariant: pure. No I/O, no clock, no aya. Settings, holders and time are passed in.
 
 mod cause;
+mod destination;
 mod forecast;
 mod headroom;
 mod level;
@@ -17,7 +18,12 @@ mod search;
 mod usage;
 mod verdict;
 
-pub use cause::{Advice, advice_on, cause_of, free_in_s, is_another_range};
+pub use cause::{
+    Advice, advice_on, advice_on_bind_lock, cause_of, free_in_s, is_another_range, shortage_of,
+};
+pub use destination::{
+    DestinationInNamespace, DestinationView, Locker, Remedy, RemedySetting, SourcePorts, SourceView,
+};
 pub use forecast::Forecast;
 pub use headroom::{BindAny, BindView, Connect, ConnectView, Headroom, KernelTime, NamespaceState};
 pub use occupancy::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortView};

@@ -1,4 +1,6 @@
-//! `portlife why PORT`.
+//! `portlife why PORT|ADDR:PORT`.
+
+use std::net::{IpAddr, SocketAddr};
 
 use super::{
     options::{AnswerOptions, OutputFormat, resolve_namespaces},
@@ -12,21 +14,17 @@ use crate::{
         },
         namespace::scope::Scope,
     },
-    model::{Instant, Port},
+    model::{Addr, Instant, Port},
     record::Cgroup,
-    sources::occupants,
-    views::{
-        Verbosity,
-        stream::json::Json,
-        why::{self, Answer},
-    },
+    sources,
+    views::{Verbosity, stream::json::Json, why},
 };
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The port
-    #[arg(value_name = "PORT", value_parser = port)]
-    port: Port,
+    /// A local port, or a destination: which ports connections to it use, and how many are left
+    #[arg(value_name = "PORT|ADDR:PORT", value_parser = what)]
+    what: What,
     /// Only this network namespace: its inode, a path to it, or pid:N for that of a process
     #[arg(short, long = "netns", value_name = "NETNS")]
     namespaces: Vec<String>,
@@ -34,34 +32,108 @@ pub struct Args {
     pub(super) options: AnswerOptions,
 }
 
+/// What the question is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// A local port.
+    Port(Port),
+    /// An address and port of a peer.
+    Destination(Addr, Port),
+}
+
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let Args { port, namespaces, options } = args;
-    let namespaces = resolve_namespaces(namespaces)?;
-    let view = occupants::look_for(*port, Scope::of(&namespaces))?;
-    for problem in &view.problems {
-        crate::stderr::write_line!("portlife: {problem}");
-    }
+    let Args { what, namespaces, options } = args;
+    let scope = Scope::of(&resolve_namespaces(namespaces)?);
     let cgroups = CgroupRoot::open().ok();
     let cgroup_of = |id| {
         let path = cgroups.as_ref()?.path_of(id)?;
         let container = container_of(&path).map(str::to_owned);
         Some(Cgroup { path, container })
     };
-    let answer = Answer { port: *port, view: &view, cgroup_of: &cgroup_of };
-    let text = match options.output {
-        OutputFormat::Text => why::text(&answer).into_bytes(),
-        OutputFormat::Json => {
-            let json = Json::new(clock::realtime_offset_ns(), Verbosity::Quiet);
-            json.why(Instant::from_ns(clock::monotonic_ns()), &answer)
+    let json = || Json::new(clock::realtime_offset_ns(), Verbosity::Quiet);
+    let now = || Instant::from_ns(clock::monotonic_ns());
+    let answer = match *what {
+        What::Port(port) => {
+            let view = sources::port::look_for(port, scope)?;
+            report_problems(&view.problems);
+            let answer = why::port::Answer { port, view: &view, cgroup_of: &cgroup_of };
+            match options.output {
+                OutputFormat::Text => why::port::text(&answer).into_bytes(),
+                OutputFormat::Json => json().why(now(), &answer),
+            }
+        }
+        What::Destination(addr, port) => {
+            let view = sources::destination::look_for((addr, port), scope)?;
+            report_problems(&view.problems);
+            let answer = why::destination::Answer { view: &view, cgroup_of: &cgroup_of };
+            match options.output {
+                OutputFormat::Text => why::destination::text(&answer).into_bytes(),
+                OutputFormat::Json => json().why_destination(now(), &answer),
+            }
         }
     };
-    print(&text)
+    print(&answer)
 }
 
-fn port(text: &str) -> Result<Port, String> {
-    text.parse::<u16>()
-        .ok()
-        .filter(|number| *number != 0)
-        .map(Port)
-        .ok_or_else(|| "give a port from 1 to 65535".to_owned())
+fn report_problems(problems: &[String]) {
+    for problem in problems {
+        crate::stderr::write_line!("portlife: {problem}");
+    }
+}
+
+fn what(text: &str) -> Result<What, String> {
+    const EXPECTED: &str =
+        "expected a port from 1 to 65535, or a destination: ADDR:PORT or [ADDR]:PORT";
+    let port = |number: u16| (number != 0).then_some(Port(number)).ok_or(EXPECTED.to_owned());
+    if let Ok(number) = text.parse::<u16>() {
+        return port(number).map(What::Port);
+    }
+    let Ok(destination) = text.parse::<SocketAddr>() else {
+        return Err(match text.parse::<IpAddr>() {
+            Ok(IpAddr::V4(addr)) => format!("the port is missing: expected {addr}:PORT"),
+            Ok(IpAddr::V6(addr)) => format!("expected [{addr}]:PORT, with the brackets"),
+            Err(_) => EXPECTED.to_owned(),
+        });
+    };
+    if destination.ip().is_unspecified() {
+        return Err(
+            "that is no destination: connect() takes it for the loopback address".to_owned()
+        );
+    }
+    Ok(What::Destination(destination.ip().into(), port(destination.port())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_and_destinations_are_told_apart() {
+        let destination = |addr: &str, port| {
+            Ok(What::Destination(addr.parse::<IpAddr>().unwrap().into(), Port(port)))
+        };
+        assert_eq!(what("80"), Ok(What::Port(Port(80))));
+        assert_eq!(what("10.0.0.2:80"), destination("10.0.0.2", 80));
+        assert_eq!(what("[fd00::2]:80"), destination("fd00::2", 80));
+        assert_eq!(what("[::ffff:10.0.0.2]:80"), destination("10.0.0.2", 80));
+    }
+
+    #[test]
+    fn malformed_questions_are_rejected_with_what_is_expected() {
+        for text in
+            ["", "0", "65536", "http", "10.0.0.2:0", "10.0.0.2:65536", "example.org:80", ":80"]
+        {
+            let error = what(text).unwrap_err();
+            assert!(error.starts_with("expected a port from 1 to 65535"), "{text}: {error}");
+        }
+        for (text, hint) in [
+            ("10.0.0.2", "expected 10.0.0.2:PORT"),
+            ("fd00::2", "expected [fd00::2]:PORT"),
+            ("0.0.0.0:80", "no destination"),
+            ("[::]:80", "no destination"),
+        ] {
+            let error = what(text).unwrap_err();
+            assert!(error.contains(hint), "{text}: {error}");
+        }
+    }
 }

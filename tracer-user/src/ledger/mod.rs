@@ -32,4 +32,3 @@ pub(crate) use replay::Replay;
 pub use sink::Sink;
 pub use snapshot::Differences;
 pub(crate) use tables::destination_of;
-pub use view::DestinationView;

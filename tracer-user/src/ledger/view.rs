@@ -2,23 +2,7 @@
 //! [`capacity`](crate::capacity).
 
 use super::Ledger;
-use crate::{
-    capacity::Forecast,
-    model::{Destination, Instant, Netns, Port, RangeUse, Rates, Settings},
-};
-
-/// A destination, and what it leaves of its namespace's ports.
-#[derive(Clone, Copy, Debug)]
-pub struct DestinationView<'a> {
-    /// The destination.
-    pub destination: &'a Destination,
-    /// The ports of the range as a connect() to it sees them.
-    pub range: RangeUse,
-    /// How fast it takes and releases ports.
-    pub rates: Rates,
-    /// When no port will be left for it.
-    pub forecast: Forecast,
-}
+use crate::model::{Destination, Instant, Netns, Port, RangeUse, Rates, Settings};
 
 impl Ledger {
     /// Sets the time at which the questions that follow are asked.
@@ -61,20 +45,5 @@ impl Ledger {
     #[must_use]
     pub fn rates_for(&self, destination: &Destination) -> Option<Rates> {
         self.table.usage().destination_rates(destination)
-    }
-
-    /// One destination; `None` if no port was used for it lately.
-    #[must_use]
-    pub fn destination<'a>(&self, destination: &'a Destination) -> Option<DestinationView<'a>> {
-        let range = self.table.usage().range_for(destination)?;
-        let rates = self.table.usage().destination_rates(destination)?;
-        Some(DestinationView::new(destination, range, rates))
-    }
-}
-
-impl<'a> DestinationView<'a> {
-    /// A destination that leaves these ports and takes them at these rates.
-    pub(crate) fn new(destination: &'a Destination, range: RangeUse, rates: Rates) -> Self {
-        Self { destination, range, rates, forecast: Forecast::of(&range, &rates) }
     }
 }

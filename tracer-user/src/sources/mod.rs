@@ -1,6 +1,10 @@
 //! Where observations come from.
 
 #[cfg(feature = "programs")]
-pub mod occupants;
+pub(crate) mod destination;
+#[cfg(feature = "programs")]
+mod lookup;
+#[cfg(feature = "programs")]
+pub(crate) mod port;
 pub mod replay;
 pub mod scan;

@@ -3,8 +3,12 @@
 //! Invariant: a view receives records and asks the ledger; it knows nothing of the kernel.
 
 pub mod check;
+mod format;
+pub mod owner_name;
+mod phases;
 pub mod report;
 pub mod stream;
+mod table;
 pub mod why;
 
 use crate::{

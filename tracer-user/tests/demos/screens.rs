@@ -50,7 +50,10 @@ const COMMAND: Varying = Varying {
     patterns: &[
         (r"on Linux \S+\n", "on Linux RELEASE\n"),
         // Which hooks there are, and which of two kinds, depends on the kernel.
-        (r"(?m)^  (ok|-|note) +\w+ +(tp_btf|fentry|fexit|cgroup|iter|\S.* (is|are) used instead\b).*\n", ""),
+        (
+            r"(?m)^  (ok|-|note) +\w+ +(tp_btf|fentry|fexit|cgroup|iter|\S.* (is|are) used instead\b).*\n",
+            "",
+        ),
         // A setting of newer kernels.
         (r"(?m)^ .* net\.ipv4\.tcp_tw_reuse_delay = 1000\n.*\n", ""),
         // The owner, and the cgroup in which the tests run.

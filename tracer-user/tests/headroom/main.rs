@@ -14,6 +14,7 @@ mod traced;
 use std::{
     env, io,
     net::{Ipv4Addr, SocketAddr},
+    process::Command,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -21,10 +22,12 @@ use std::{
     thread,
 };
 
+use serde_json::Value;
 use socket2::Socket;
 use tracer_user::{
     capacity::{
-        BindAny, Connect, KernelRules, KernelTime, NamespaceState, ReuseRule, SocketRangeRule,
+        BindAny, Connect, Headroom, KernelRules, KernelTime, NamespaceState, ReuseRule,
+        SocketRangeRule,
     },
     kernel::{
         host::clock,
@@ -66,11 +69,12 @@ fn exactly_as_many_calls_succeed_as_predicted() {
             });
         }
     });
-    let Totals { checks, calls, ambiguous, locked, reusing } =
+    let Totals { checks, calls, ambiguous, locked, reusing, commands } =
         total.into_inner().expect("the thread does not panic");
     println!(
         "{cases} namespaces, {checks} predictions, {calls} calls; bound buckets mattered {locked} \
-         times, reusable TIME_WAITs {reusing} times; {ambiguous} predictions left one port to chance"
+         times, reusable TIME_WAITs {reusing} times; {ambiguous} predictions left one port to chance; \
+         {commands} were the same in `portlife why`"
     );
 }
 
@@ -111,11 +115,14 @@ struct Totals {
     /// Number of predictions in which bound buckets, or the reuse of TIME_WAITs, made a difference.
     locked: u64,
     reusing: u64,
+    /// Number of predictions that were compared with the command's.
+    commands: u64,
 }
 
 impl Totals {
     fn add(&mut self, other: &Self) {
-        let Self { checks, calls, ambiguous, locked, reusing } = other;
+        let Self { checks, calls, ambiguous, locked, reusing, commands } = other;
+        self.commands += commands;
         self.checks += checks;
         self.calls += calls;
         self.ambiguous += ambiguous;
@@ -186,6 +193,9 @@ impl<'a> Case<'a> {
             own_range,
         };
         let predicted = moment.connect(&query);
+        if own_range.is_none() && self.random.chance(1, 4) {
+            self.compare_with_command(&query, predicted.headroom);
+        }
         // The bounds differ by the port that a search of an odd number of ports skips.
         assert!(predicted.headroom.max <= predicted.range.headroom());
         self.totals.locked += u64::from(predicted.range.bind_locked > 0);
@@ -217,6 +227,32 @@ impl<'a> Case<'a> {
             self.seed,
             view.holders
         );
+    }
+
+    /// `portlife why ADDR:PORT` must show the same headroom.
+    fn compare_with_command(&mut self, query: &Connect, headroom: Headroom) {
+        let Connect { source, destination: (addr, port), device, own_range: _ } = *query;
+        let output = Command::new(env!("CARGO_BIN_EXE_portlife"))
+            .args(["why", &SocketAddr::new(addr.ip(), port.0).to_string(), "-o", "json"])
+            .args(["-n", &self.sandbox.netns().0.to_string()])
+            .output()
+            .expect("portlife runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("the output is JSON");
+        let sources = answer["namespaces"][0]["sources"].as_array().expect("a list");
+        let shown = sources.iter().find(|shown| {
+            shown["source_addr"] == source.to_string()
+                && shown["interface"].as_u64().unwrap_or(0) == u64::from(device)
+        });
+        // It is listed if it is used already, or if the routing table chooses it.
+        let Some(shown) = shown else { return };
+        assert_eq!(
+            (shown["headroom"].as_u64(), shown["headroom_max"].as_u64()),
+            (Some(headroom.min.into()), Some(headroom.max.into())),
+            "seed {}: {query:?}\n{answer:#}",
+            self.seed
+        );
+        self.totals.commands += 1;
     }
 
     fn ask_bind(&mut self, state: &State, kept: &mut Vec<Socket>) {

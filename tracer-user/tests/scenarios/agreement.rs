@@ -10,6 +10,7 @@ use serde_json::Value;
 use socket2::Socket;
 use tracer_user::{
     agent::{self, Options},
+    capacity::Forecast,
     kernel::{
         hooks::{loader::LoadOptions, table::HookFamily},
         host::clock,
@@ -213,15 +214,16 @@ fn agrees_on_the_end(pressure: &Value, ledger: &Ledger) {
         source: addr("source_addr"),
         peer: (addr("peer_addr"), Port(u16::try_from(number("peer_port")).expect("a port"))),
     };
-    let view = ledger.destination(&destination).expect("it is in use");
-    assert_eq!(u64::from(view.range.headroom()), number("headroom"), "{pressure}");
+    let range = ledger.range_for(&destination).expect("the settings are known");
+    let rates = ledger.rates_for(&destination).expect("it is in use");
+    assert_eq!(u64::from(range.headroom()), number("headroom"), "{pressure}");
     let close = |name: &str, here: Option<f64>| match (pressure[name].as_f64(), here) {
         (Some(there), Some(here)) => {
             assert!((there - here).abs() <= 1e-6 * there.abs().max(1.0), "{here}: {pressure}");
         }
         (there, here) => assert_eq!(there, here, "{name}: {pressure}"),
     };
-    close("eta_s", view.forecast.eta_s);
-    close("rate_per_s", Some(view.rates.taken_per_s));
-    close("hold_s", view.rates.hold_s);
+    close("eta_s", Forecast::of(&range, &rates).eta_s);
+    close("rate_per_s", Some(rates.taken_per_s));
+    close("hold_s", rates.hold_s);
 }

@@ -28,3 +28,4 @@ mod time_wait;
 mod tuples;
 mod vrf;
 mod why;
+mod why_destination;

@@ -21,7 +21,7 @@ use crate::model::{Addr, Cookie, Family, Held, HeldBy, Netns, Port, Substate};
 /// # Errors
 /// If the kernel has no sock_diag for TCP, or the dump fails.
 pub fn list(netns: Netns, found: &mut Vec<Held>) -> io::Result<()> {
-    dump(None, |message| found.extend(message.held(netns)))
+    dump(Wanted::All, |message| found.extend(message.held(netns)))
 }
 
 /// A hold on a port, and the time that is left on its timer.
@@ -34,13 +34,24 @@ pub(crate) struct Timed {
     pub(crate) time_wait_left_ms: Option<u32>,
 }
 
-/// Lists the same for one port only; the kernel skips all others.
+/// What to list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Everything.
+    All,
+    /// The holders of this local port. The kernel skips the others.
+    LocalPort(Port),
+    /// Connections to this port, of any address. The kernel skips the others.
+    PeerPort(Port),
+}
+
+/// Lists what is wanted, with the time that is left on the timers of TIME_WAITs.
 ///
 /// # Errors
 /// As [`list`].
-pub(crate) fn list_port(netns: Netns, port: Port) -> io::Result<Vec<Timed>> {
+pub(crate) fn list_timed(netns: Netns, wanted: Wanted) -> io::Result<Vec<Timed>> {
     let mut found = Vec::new();
-    dump(Some(port), |message| {
+    dump(wanted, |message| {
         found.extend(message.held(netns).map(|held| {
             let is_time_wait = matches!(held.by, HeldBy::TimeWait(_));
             Timed { held, time_wait_left_ms: is_time_wait.then_some(message.expires) }
@@ -49,7 +60,7 @@ pub(crate) fn list_port(netns: Netns, port: Port) -> io::Result<Vec<Timed>> {
     Ok(found)
 }
 
-fn dump(port: Option<Port>, mut each: impl FnMut(Message)) -> io::Result<()> {
+fn dump(wanted: Wanted, mut each: impl FnMut(Message)) -> io::Result<()> {
     if holds_nothing() {
         return Ok(());
     }
@@ -60,7 +71,7 @@ fn dump(port: Option<Port>, mut each: impl FnMut(Message)) -> io::Result<()> {
         Some(netlink::SOCK_DIAG),
     )?;
     let mut buffer = vec![0; 1 << 16];
-    let request = Request::dump(port);
+    let request = Request::dump(wanted);
     send(&socket, request.as_bytes(), SendFlags::empty())?;
     while !receive(&socket, &mut buffer, &mut each)? {}
     Ok(())
@@ -153,11 +164,17 @@ struct Message {
 }
 
 impl Request {
-    fn dump(port: Option<Port>) -> Self {
+    fn dump(wanted: Wanted) -> Self {
         const TCPDIAG_GETSOCK: u16 = 18;
         const NLM_F_REQUEST_DUMP: u16 = 0x301;
         // Bound-but-idle sockets are listed since 6.8; older kernels ignore the bit.
         const STATES: u32 = !(1 << TcpState::SynRecv as u32 | 1 << TcpState::NewSynRecv as u32);
+        // Zero is any port.
+        let (local_port, peer_port) = match wanted {
+            Wanted::All => (0, 0),
+            Wanted::LocalPort(port) => (port.0, 0),
+            Wanted::PeerPort(port) => (0, port.0),
+        };
         Self {
             header: Header {
                 length: size_of::<Self>() as u32,
@@ -169,9 +186,9 @@ impl Request {
             family: AF_UNSPEC,
             prefix_lengths: [0; 2],
             extensions: 0,
-            // Zero is any port.
             id: SocketId {
-                local_port: port.map_or(0, |port| port.0).to_be_bytes(),
+                local_port: local_port.to_be_bytes(),
+                peer_port: peer_port.to_be_bytes(),
                 ..SocketId::default()
             },
             states: STATES,

@@ -47,11 +47,11 @@ impl<'a> Identity<'a> {
 
 /// The process that holds a port, or that called.
 #[derive(Clone, Copy)]
-pub(super) struct Process<'a> {
+pub(crate) struct Process<'a> {
     /// `None` if it was not seen.
-    pub(super) owner: Option<&'a Owner>,
+    pub(crate) owner: Option<&'a Owner>,
     /// Its cgroup; `None` if that is not known.
-    pub(super) cgroup: Option<&'a Cgroup>,
+    pub(crate) cgroup: Option<&'a Cgroup>,
 }
 
 impl Serialize for Process<'_> {

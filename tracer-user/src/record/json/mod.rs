@@ -15,6 +15,6 @@ mod round_trip;
 mod tests;
 mod write;
 
-pub(crate) use holder::Holder;
+pub(crate) use holder::{Holder, Process};
 pub(crate) use read::Line;
 pub(crate) use write::Writer;

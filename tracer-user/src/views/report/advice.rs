@@ -3,9 +3,9 @@
 use crate::{
     ledger::Ledger,
     model::{LocalRange, Netns, Port, PortSet, TIME_WAIT_S},
-    views::report::{
+    views::{
         format::{self, endpoint, number},
-        model::{
+        report::model::{
             Advice, DestinationRow, FailureRow, Finding, FindingKind, HolderRow, ListenerRow,
             Report, SettingsRow,
         },

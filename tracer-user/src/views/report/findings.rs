@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 
 use crate::{
     model::{Cause, LocalRange, Netns, Port},
-    views::report::{
+    views::{
         format::{self, endpoint, number},
-        model::{
-            DestinationRow, FailureRow, Finding, FindingKind, LeakRow, LeakState, ListenerRow,
-            Report, ScanRow, Severity,
+        owner_name::OwnerName,
+        report::{
+            model::{
+                DestinationRow, FailureRow, Finding, FindingKind, LeakRow, LeakState, ListenerRow,
+                Report, ScanRow, Severity,
+            },
+            rows,
+            survey::Survey,
+            tally::Tally,
         },
-        owners::OwnerName,
-        rows,
-        survey::Survey,
-        tally::Tally,
     },
 };
 

@@ -5,14 +5,12 @@
 
 mod advice;
 mod findings;
-mod format;
 mod histogram;
 mod model;
 mod owners;
 mod rows;
 mod services;
 mod survey;
-mod table;
 mod tally;
 #[cfg(test)]
 mod tests;

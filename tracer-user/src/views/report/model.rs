@@ -6,7 +6,11 @@ use serde::Serialize;
 
 use crate::{
     model::{Cause, LocalRange},
-    views::report::{histogram::Histogram, owners::OwnerName, survey::Survey},
+    views::{
+        owner_name::OwnerName,
+        phases::Phases,
+        report::{histogram::Histogram, survey::Survey},
+    },
 };
 
 /// A report.
@@ -145,19 +149,6 @@ pub struct Finding {
     pub failure_row: Option<usize>,
     #[serde(skip)]
     pub destination_row: Option<usize>,
-}
-
-/// Number of leases by phase.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Phases {
-    pub bound: u32,
-    pub listen: u32,
-    pub connecting: u32,
-    pub established: u32,
-    pub close_wait: u32,
-    pub closing: u32,
-    pub fin_wait2: u32,
-    pub time_wait: u32,
 }
 
 /// Number of leases by kind.

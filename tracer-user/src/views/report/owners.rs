@@ -1,14 +1,12 @@
 //! The processes that acquire ports, and what each of them did while observed.
 
-use std::fmt;
-
 use rustc_hash::FxHashMap;
-use serde::Serialize;
 use tracer_ebpf::Owner;
 
 use crate::{
     model::{Instant, seconds},
-    record::{Cgroup, comm},
+    record::Cgroup,
+    views::owner_name::OwnerName,
 };
 
 /// Number of processes that have an entry of their own. Later processes share one per name.
@@ -44,29 +42,6 @@ pub(super) struct OwnerTally {
     pub(super) rate_history: RateHistory,
 }
 
-/// The name of a process: command, pid and container.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct OwnerName {
-    pub pid: Option<u32>,
-    pub comm: String,
-    pub container: Option<String>,
-}
-
-impl fmt::Display for OwnerName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pid, comm, container } = self;
-        write!(f, "{comm}")?;
-        if let Some(pid) = pid {
-            write!(f, "[{pid}]")?;
-        }
-        if let Some(container) = container {
-            // As container tools abbreviate them.
-            write!(f, " in {}", container.get(..12).unwrap_or(container))?;
-        }
-        Ok(())
-    }
-}
-
 impl Owners {
     /// The id of an owner, which is added if it is new.
     pub(super) fn id_of(&mut self, at: Instant, owner: &Owner, cgroup: Option<&Cgroup>) -> OwnerId {
@@ -79,10 +54,10 @@ impl Owners {
         }
         let id = OwnerId(self.all.len());
         self.all.push(OwnerTally {
-            name: OwnerName {
-                pid: has_own_entry.then_some(owner.pid),
-                comm: comm(&owner.comm).into_owned(),
-                container: cgroup.and_then(|cgroup| cgroup.container.clone()),
+            name: if has_own_entry {
+                OwnerName::of_process(owner, cgroup)
+            } else {
+                OwnerName { pid: None, ..OwnerName::of_process(owner, cgroup) }
             },
             uid: owner.uid,
             cgroup: cgroup.cloned(),

@@ -11,20 +11,25 @@ use rustc_hash::FxHashMap;
 use super::{
     model::{
         Caller, DestinationRow, FailureRow, HolderRow, JumpRow, Kinds, LeakRow, LeakState,
-        ListenerRow, NamespaceRow, OwnerRow, Phases, ScanRow, SettingsRow,
+        ListenerRow, NamespaceRow, OwnerRow, ScanRow, SettingsRow,
     },
-    owners::{OwnerId, OwnerName},
+    owners::OwnerId,
     services::Services,
     survey::{Share, Survey},
     tally::{FailureKey, Failures, Tally},
 };
 use crate::{
-    ledger::{DestinationView, Ledger, destination_of},
+    capacity::Forecast,
+    ledger::{Ledger, destination_of},
     model::{
         Cause, Destination, Instant, Kind, Lease, Netns, Phase, PortClass, RangeUse, Rates, Scan,
         Settings, Side, Substate, seconds,
     },
     record::{filter::Filter, names},
+    views::{
+        owner_name::OwnerName,
+        phases::{Phases, is_close_wait},
+    },
 };
 
 /// A lease that is held at the end, and what the report needs to know about it.
@@ -118,29 +123,10 @@ fn settings_row(settings: &Settings) -> SettingsRow {
     }
 }
 
-fn is_close_wait(lease: &Lease) -> bool {
-    lease.phase == Phase::Closing && lease.closed_by == Some(Side::Peer)
-}
-
 /// True if the connection waits for the peer's FIN.
 fn is_fin_wait(lease: &Lease) -> bool {
     lease.phase == Phase::TimeWait(Substate::FinWait2)
         || (lease.phase == Phase::Closing && lease.closed_by == Some(Side::Local))
-}
-
-impl Phases {
-    fn count(&mut self, lease: &Lease) {
-        *match lease.phase {
-            Phase::Bound => &mut self.bound,
-            Phase::Listen => &mut self.listen,
-            Phase::Connecting => &mut self.connecting,
-            Phase::Established => &mut self.established,
-            Phase::Closing if is_close_wait(lease) => &mut self.close_wait,
-            Phase::Closing => &mut self.closing,
-            Phase::TimeWait(Substate::FinWait2) => &mut self.fin_wait2,
-            Phase::TimeWait(Substate::TimeWait) => &mut self.time_wait,
-        } += 1;
-    }
 }
 
 impl Kinds {
@@ -222,9 +208,7 @@ fn destination_row(
         })
     });
     let rates = ledger.rates_for(destination).unwrap_or_default();
-    let forecast = range
-        .map(|range| DestinationView::new(destination, range, rates).forecast)
-        .unwrap_or_default();
+    let forecast = range.map(|range| Forecast::of(&range, &rates)).unwrap_or_default();
     let Rates { taken_per_s, released_per_s, hold_s } = rates;
     let traffic = tally.destinations.get(destination);
     let used = range.map_or(connections.used, |range| range.used);

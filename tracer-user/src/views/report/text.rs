@@ -4,11 +4,13 @@ use std::fmt::Write as _;
 
 use crate::{
     record::names,
-    views::report::{
+    views::{
         format::{duration, endpoint, number, rate},
-        histogram::Histogram,
-        model::{FailureRow, Finding, LeakState, Report, SettingsRow, Severity},
-        owners::OwnerName,
+        owner_name::OwnerName,
+        report::{
+            histogram::Histogram,
+            model::{FailureRow, Finding, LeakState, Report, SettingsRow, Severity},
+        },
         table::{Table, wrap},
     },
 };

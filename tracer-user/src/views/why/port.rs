@@ -1,37 +1,42 @@
-//! The answer of `portlife why`: who holds a port, and what it is good for.
+//! The answer of `portlife why PORT`: who holds the port, and who can use it.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 
+use super::{CgroupOf, cgroup, owner};
 use crate::{
     capacity::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortView},
-    model::{BucketClass, Instant, Lease, Phase, Port, PortClass},
+    model::{BucketClass, Instant, Phase, Port, PortClass},
     record::{Cgroup, comm, json::Holder, names},
-    views::stream::{
-        json::Json,
-        text::{endpoint, peer},
+    views::{
+        format::count,
+        owner_name::OwnerName,
+        stream::{
+            json::Json,
+            text::{endpoint, peer},
+        },
     },
 };
 
-/// What there is to say.
+/// The answer.
 #[derive(Clone, Copy)]
 pub struct Answer<'a> {
-    /// The port that was asked for.
+    /// The port in question.
     pub port: Port,
-    /// Who holds it.
+    /// Its holders.
     pub view: &'a PortView,
-    /// The cgroup with an id.
-    pub cgroup_of: &'a dyn Fn(u64) -> Option<Cgroup>,
+    /// Finds the cgroup of an owner.
+    pub cgroup_of: CgroupOf<'a>,
 }
 
-impl Answer<'_> {
-    fn cgroup(&self, lease: &Lease) -> Option<Cgroup> {
-        (self.cgroup_of)(lease.owner.as_ref()?.cgroup_id)
-    }
-}
+/// Holders that the text lists one by one. More are grouped.
+const MAX_LISTED: usize = 10;
+/// Groups of holders that the text lists.
+const MAX_GROUPS: usize = 12;
 
-/// The answer for people.
+/// The answer as text.
 #[must_use]
 pub fn text(answer: &Answer<'_>) -> String {
     let Answer { port, view, .. } = answer;
@@ -40,21 +45,19 @@ pub fn text(answer: &Answer<'_>) -> String {
     // Writing to a String cannot fail, here and below.
     let _ = writeln!(
         text,
-        "port {} ({}): {} in {} network namespace{}",
+        "port {} ({}): {} in {}",
         port.0,
         names::port_class(PortClass::of(*port)).replace('_', "-"),
         match holders {
-            0 => "nobody holds it".to_owned(),
-            1 => "1 holder".to_owned(),
-            more => format!("{more} holders"),
+            0 => "not held".to_owned(),
+            some => count(some, "holder"),
         },
-        view.searched,
-        if view.searched == 1 { "" } else { "s" },
+        count(view.searched, "network namespace"),
     );
     for namespace in &view.namespaces {
         let _ = writeln!(text, "\nnetns {}{}", namespace.netns.0, settings(namespace, *port));
-        for occupant in &namespace.occupants {
-            let _ = writeln!(text, "  {}", occupant_line(answer, namespace, occupant));
+        for line in occupant_lines(answer, namespace) {
+            let _ = writeln!(text, "  {line}");
         }
         for line in judgement(namespace, *port) {
             let _ = writeln!(text, "  {line}");
@@ -105,7 +108,11 @@ impl Json {
             .namespaces
             .iter()
             .map(|namespace| {
-                namespace.occupants.iter().map(|occupant| answer.cgroup(&occupant.lease)).collect()
+                namespace
+                    .occupants
+                    .iter()
+                    .map(|occupant| cgroup(&occupant.lease, answer.cgroup_of))
+                    .collect()
             })
             .collect();
         let namespaces = answer.view.namespaces.iter().zip(&cgroups).map(|(namespace, cgroups)| {
@@ -158,21 +165,83 @@ impl Json {
             problems: &answer.view.problems,
         };
         self.write("why", at, why);
-        std::mem::take(super::View::buffer(&mut self))
+        std::mem::take(crate::views::View::buffer(&mut self))
     }
 }
 
 fn settings(namespace: &Occupancy, port: Port) -> String {
     let Some(settings) = &namespace.settings else { return String::new() };
     let place = match () {
-        () if settings.reserved.contains(port) => "reserved",
-        () if settings.range.contains(port) => "within it, not reserved",
-        () => "outside of it",
+        () if settings.reserved.contains(port) => "the port is reserved",
+        () if settings.range.contains(port) => "the port is in it",
+        () => "the port is outside it",
     };
     format!(
-        ": the ephemeral range is {}-{}, the port is {place}",
+        ": the ephemeral range is {}-{}, {place}",
         settings.range.low().0,
         settings.range.high().0
+    )
+}
+
+/// The holders, one in a line, or the same kind of holder of one program if there are many.
+fn occupant_lines(answer: &Answer<'_>, namespace: &Occupancy) -> Vec<String> {
+    let occupants = &namespace.occupants;
+    if occupants.len() <= MAX_LISTED {
+        return occupants.iter().map(|one| occupant_line(answer, namespace, one)).collect();
+    }
+    let mut groups: Vec<(_, Vec<&Occupant>)> = Vec::new();
+    let mut group_of = FxHashMap::default();
+    for occupant in occupants {
+        let lease = &occupant.lease;
+        let comm = lease.owner.as_ref().map(|owner| (owner.comm, owner.cgroup_id));
+        let state = names::ss_state(lease.phase, lease.closed_by);
+        let key = (state, lease.kind, lease.local_addr, comm);
+        let group = *group_of.entry(key).or_insert_with(|| {
+            groups.push((key, Vec::new()));
+            groups.len() - 1
+        });
+        groups[group].1.push(occupant);
+    }
+    let mut lines: Vec<_> = groups
+        .iter()
+        .take(MAX_GROUPS)
+        .map(|(_, members)| match members[..] {
+            [one] => occupant_line(answer, namespace, one),
+            _ => group_line(answer, members),
+        })
+        .collect();
+    let rest: usize = groups.iter().skip(MAX_GROUPS).map(|(_, members)| members.len()).sum();
+    if rest > 0 {
+        lines.push(format!("and {}", count(rest, "more holder")));
+    }
+    lines
+}
+
+/// Holders that differ in their peers and processes only.
+fn group_line(answer: &Answer<'_>, members: &[&Occupant]) -> String {
+    let Some(Occupant { lease, .. }) = members.first() else { return String::new() };
+    let pids = members.iter().filter_map(|one| Some(one.lease.owner.as_ref()?.pid));
+    let processes = pids.collect::<BTreeSet<_>>().len();
+    let who = match owner(lease, answer.cgroup_of) {
+        Some(name) if processes > 1 => {
+            format!("{}, {processes} processes", OwnerName { pid: None, ..name })
+        }
+        Some(name) => name.to_string(),
+        None => "no process".to_owned(),
+    };
+    let left = members.iter().filter_map(|one| one.time_wait_left_ms);
+    let until = match (left.clone().min(), left.max()) {
+        (Some(first), Some(last)) => {
+            format!("  free in {:.0} to {:.0} s", f64::from(first) / 1e3, f64::from(last) / 1e3)
+        }
+        _ => String::new(),
+    };
+    format!(
+        "{:<10} {:<21} {:<21} {:<9} {who}{until}",
+        names::ss_state(lease.phase, lease.closed_by),
+        endpoint(lease.local_addr, Some(lease.local_port)),
+        count(members.len(), "peer"),
+        names::kind(lease.kind),
     )
 }
 
@@ -182,10 +251,11 @@ fn occupant_line(answer: &Answer<'_>, namespace: &Occupancy, occupant: &Occupant
         Some(owner) => format!("{}/{} uid {}", owner.pid, comm(&owner.comm), owner.uid),
         None => "no process".to_owned(),
     };
-    let place = answer.cgroup(lease).map_or_else(String::new, |cgroup| match cgroup.container {
-        Some(container) => format!("  container {container}"),
-        None => format!("  {}", cgroup.path),
-    });
+    let place =
+        cgroup(lease, answer.cgroup_of).map_or_else(String::new, |cgroup| match cgroup.container {
+            Some(container) => format!("  container {container}"),
+            None => format!("  {}", cgroup.path),
+        });
     let since = namespace
         .age_ms(occupant)
         .map_or_else(String::new, |ms| format!("  for {:.0} s", f64::from(ms) / 1e3));
@@ -202,12 +272,12 @@ fn occupant_line(answer: &Answer<'_>, namespace: &Occupancy, occupant: &Occupant
     .to_owned()
 }
 
-/// What can be done with the port now, in sentences.
+/// Who can use the port now, and what to change, in sentences.
 fn judgement(namespace: &Occupancy, port: Port) -> Vec<String> {
     let bind = match namespace.bind() {
-        BindAnswer::Free => "bind() of it succeeds".to_owned(),
+        BindAnswer::Free => "bind() succeeds".to_owned(),
         BindAnswer::Taken { reuse_addr_helps, free_in_ms } => {
-            let mut text = "bind() of it on all addresses fails with EADDRINUSE".to_owned();
+            let mut text = "bind() to all addresses fails with EADDRINUSE".to_owned();
             if let Some(ms) = free_in_ms {
                 // The timer wheel's slots are two to four seconds wide at a minute's distance.
                 let _ = write!(
@@ -226,20 +296,20 @@ fn judgement(namespace: &Occupancy, port: Port) -> Vec<String> {
         }
     };
     let connect = match namespace.connect(port) {
-        ConnectAnswer::OutsideRange => "connect() never chooses it by itself: outside of the range",
-        ConnectAnswer::Reserved => "connect() never chooses it by itself: it is reserved",
+        ConnectAnswer::OutsideRange => "connect() never chooses it: it is outside the range",
+        ConnectAnswer::Reserved => "connect() never chooses it: it is reserved",
         ConnectAnswer::Free => "connect() may choose it for any destination",
         ConnectAnswer::PerDestination => {
-            "connect() may choose it for other destinations than its holders'"
+            "connect() may choose it for any destination but those of its holders"
         }
         ConnectAnswer::Locked { binder_is_gone: false } => {
             "connect() chooses it for no destination: it is bound"
         }
         ConnectAnswer::Locked { binder_is_gone: true } => {
-            "connect() chooses it for no destination: a bind() of the past has locked it, and the \
-             kernel keeps the lock until the last holder lets go"
+            "connect() chooses it for no destination: a process that is gone had bound it, and the \
+             port stays bind-locked until its last connection ends"
         }
-        ConnectAnswer::Unknown => "whether connect() may choose it cannot be seen",
+        ConnectAnswer::Unknown => "whether connect() may choose it cannot be read",
     };
     let mut lines = vec![bind, connect.to_owned()];
     lines.extend(advice(namespace, port));
@@ -253,16 +323,15 @@ fn advice(namespace: &Occupancy, port: Port) -> Vec<String> {
         let reserve = namespace.settings.as_ref().filter(|settings| settings.may_choose(port));
         if reserve.is_some() {
             advice.push(format!(
-                "its holders got it by chance; if a server needs it, keep it for the server: \
+                "the kernel chose this port; to keep it for a server: \
                  sysctl -w net.ipv4.ip_local_reserved_ports={}",
                 with_reserved(namespace, port)
             ));
         }
     } else if namespace.is_listener_unprotected(port) {
         advice.push(format!(
-            "a server listens within the ephemeral range: while it restarts, any client may be \
-             given its port, and it cannot come back; reserve it: sysctl -w \
-             net.ipv4.ip_local_reserved_ports={}",
+            "a server listens in the ephemeral range: while it restarts, a client may get its \
+             port; to keep it for the server: sysctl -w net.ipv4.ip_local_reserved_ports={}",
             with_reserved(namespace, port)
         ));
     }
@@ -271,7 +340,7 @@ fn advice(namespace: &Occupancy, port: Port) -> Vec<String> {
     });
     if has_unowned_time_wait {
         advice.push(
-            "the kernel keeps no owner of a TIME_WAIT: `portlife trace` names those of \
+            "the kernel keeps no owner of a TIME_WAIT; `portlife trace` names those of \
              connections that begin while it runs"
                 .to_owned(),
         );
