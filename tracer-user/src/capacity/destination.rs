@@ -16,8 +16,8 @@ use crate::model::{
 pub struct DestinationView {
     /// The destination's address and port.
     pub peer: (Addr, Port),
-    /// The namespaces that have connections to it, this process's first. This process's namespace
-    /// if none has.
+    /// The namespaces that have connections to it, the one with the least headroom first. This
+    /// process's namespace if none has.
     pub namespaces: Vec<DestinationInNamespace>,
     /// Number of namespaces that were searched.
     pub searched: usize,
@@ -113,6 +113,14 @@ impl DestinationInNamespace {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.sources.iter().any(|source| !source.connections.is_empty())
+    }
+}
+
+impl SourceView {
+    /// At most this many connect()s succeed, as far as is known.
+    #[must_use]
+    pub fn headroom(&self) -> u32 {
+        self.ports.as_ref().map_or(u32::MAX, |ports| ports.headroom.max)
     }
 }
 

@@ -54,6 +54,9 @@ pub(crate) fn look_for(peer: (Addr, Port), scope: Scope) -> Result<DestinationVi
         .into_iter()
         .filter_map(|(netns, tables)| tables.map(|tables| tables.view(peer, netns, &lookup)))
         .collect();
+    namespaces.sort_by_key(|namespace: &DestinationInNamespace| {
+        namespace.sources.first().map_or(u32::MAX, SourceView::headroom)
+    });
     if !is_asked && namespaces.iter().any(DestinationInNamespace::is_connected) {
         namespaces.retain(DestinationInNamespace::is_connected);
     }
@@ -135,9 +138,8 @@ impl Tables {
             })
             .collect();
         sources.sort_by_key(|source| {
-            let headroom = source.ports.as_ref().map(|ports| ports.headroom.max);
-            let SourceView { addr, device, .. } = source;
-            (headroom.unwrap_or(u32::MAX), Reverse(source.connections.len()), addr.ip(), *device)
+            let SourceView { addr, device, connections, .. } = source;
+            (source.headroom(), Reverse(connections.len()), addr.ip(), *device)
         });
         DestinationInNamespace { netns, settings, route_source, sources }
     }

@@ -9,10 +9,10 @@ use crate::{
 pub fn commands(incident: &str) -> &'static [&'static [&'static str]] {
     match incident {
         // A port that no one holds.
-        "exhaustion" => &[&["why", "8444"], &["check"]],
+        "exhaustion" => &[&["why", "8444"], &["why", "127.0.0.1:8443"], &["check"]],
         // A port in TIME_WAIT, and a listener's.
-        "time-wait" => &[&["why", "60005"], &["why", "8080"]],
-        "bind-before-connect" => &[&["why", "60003"]],
+        "time-wait" => &[&["why", "60005"], &["why", "8080"], &["why", "127.0.0.1:8080"]],
+        "bind-before-connect" => &[&["why", "60003"], &["why", "127.0.0.50:9000"]],
         "poisoned-port" => &[&["why", "60001"]],
         "blocked-listener" => &[&["why", "46580"]],
         "healthy" => &[&["check"]],
@@ -61,6 +61,7 @@ const COMMAND: Varying = Varying {
         // The age of a TIME_WAIT, and what is left of it.
         (r"\bfor \d+ s  free in \d+ s", "for AGE s  free in LEFT s"),
         (r"\bfor another \d+ to \d+ s", "for another LEFT s"),
+        (r"\babout [\d.]+ s\b", "about LEFT s"),
         // Which of the ports that connect() chose belongs to which destination.
         (r"127\.0\.0\.\d+:9000\b", "127.0.0.HOST:9000"),
     ],
@@ -73,5 +74,9 @@ pub fn assert_report(incident: &str, screen: &str) {
 
 pub fn assert_command(incident: &str, arguments: &[&str], screen: &str) {
     let normalised = normalise(screen, COMMAND);
-    assert_golden(&format!("demo-{incident}-{}", arguments.join("-")), &normalised, is_same);
+    assert_golden(
+        &format!("demo-{incident}-{}", arguments.join("-").replace(':', "-")),
+        &normalised,
+        is_same,
+    );
 }

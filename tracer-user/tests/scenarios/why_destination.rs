@@ -162,7 +162,7 @@ fn bind_locked_ports_are_counted_and_their_owner_is_named() {
     let source = only_source(&answer);
     assert_eq!((&source["headroom"], &source["cause"]), (&json!(0), &json!("range_bind_locked")));
     let locker = &source["bind_locked_by"];
-    assert_eq!((&locker["pid"], &locker["leases"]), (&json!(std::process::id()), &json!(5)));
+    assert_eq!((&locker["pid"], &locker["ports"]), (&json!(std::process::id()), &json!(5)));
     let advice = source["advice"].to_string();
     assert!(advice.contains("IP_BIND_ADDRESS_NO_PORT"), "{advice}");
     drop(bound);

@@ -14,7 +14,7 @@ use crate::support::{
     wait_until_readable,
 };
 
-const SERVER: u16 = 8080;
+pub const SERVER: u16 = 8080;
 
 /// A socket in each phase in which a port can be held.
 pub struct Held {

@@ -11,7 +11,7 @@ use crate::{
         DestinationInNamespace, DestinationView, Locker, Remedy, RemedySetting, SourcePorts,
         SourceView, advice_on_bind_lock,
     },
-    model::{Addr, Cause, Instant, Lease, RangeUse},
+    model::{Addr, Cause, Instant, Lease, RangeUse, Settings},
     record::{Cgroup, json::Process, names},
     views::{
         format::{count, number},
@@ -24,7 +24,8 @@ use crate::{
 
 /// Width of the text, in columns.
 const WIDTH: usize = 80;
-/// Source addresses of a namespace that the text describes, and rows of a table of owners.
+/// Namespaces that the text describes, source addresses of each, and rows of a table of owners.
+const MAX_NAMESPACES: usize = 5;
 const MAX_SOURCES: usize = 3;
 const MAX_OWNERS: usize = 5;
 
@@ -59,8 +60,13 @@ pub fn text(answer: &Answer<'_>) -> String {
             count(*searched, "network namespace"),
         )
     };
-    for namespace in namespaces {
+    for namespace in namespaces.iter().take(MAX_NAMESPACES) {
         describe_namespace(answer, namespace, &mut text);
+    }
+    let rest = namespaces.len().saturating_sub(MAX_NAMESPACES);
+    if rest > 0 {
+        let more = count(rest, "more network namespace");
+        let _ = writeln!(text, "\nand {more} with more headroom; -n or -o json shows them");
     }
     text
 }
@@ -124,7 +130,7 @@ fn describe_source(
     let mut phases = Phases::default();
     connections.iter().for_each(|connection| phases.count(&connection.lease));
     if let Some(ports) = ports {
-        for line in usage(ports, &phases) {
+        for line in usage(answer, ports, &phases) {
             let _ = writeln!(text, "    {line}");
         }
     }
@@ -159,31 +165,34 @@ fn left(ports: &SourcePorts) -> String {
 }
 
 /// How the ports are used, and when they are free, in lines.
-fn usage(ports: &SourcePorts, phases: &Phases) -> Vec<String> {
+fn usage(answer: &Answer<'_>, ports: &SourcePorts, phases: &Phases) -> Vec<String> {
     let SourcePorts { range, locker, next_free_in_ms, all_free_in_ms, .. } = ports;
     let RangeUse { used, bind_locked, reusable, .. } = *range;
+    let connections: u32 = phases.iter().map(|(_, leases)| leases).sum();
     let mut lines = Vec::new();
-    if used > 0 {
+    if connections > 0 {
         let states: Vec<_> = phases
             .iter()
             .filter(|(_, leases)| *leases > 0)
             .map(|(state, leases)| format!("{} {state}", number(leases)))
             .collect();
+        let outside = match connections.saturating_sub(used) {
+            0 => String::new(),
+            some => format!("; {} on ports outside the range", number(some)),
+        };
         let reusable = match reusable {
             0 => String::new(),
             some => format!("; {} can be reused now", number(some)),
         };
-        lines.push(format!("{} in use: {}{reusable}", number(used), states.join(", ")));
+        lines.push(format!("{} in use: {}{outside}{reusable}", number(used), states.join(", ")));
     }
     if bind_locked > 0 {
         let by = match locker {
             Some(Locker { lease, ports }) => format!(
                 ", {} of them by {}",
-                number(*ports),
-                lease.owner.as_ref().map_or_else(
-                    || "sockets without a process".to_owned(),
-                    |owner| OwnerName::of_process(owner, None).to_string()
-                )
+                if *ports == bind_locked { "all".to_owned() } else { number(*ports) },
+                owner(lease, answer.cgroup_of)
+                    .map_or_else(|| "no process".to_owned(), |name| name.to_string())
             ),
             None => String::new(),
         };
@@ -272,9 +281,9 @@ fn advice(
             let headroom = count(*headroom, "port");
             match setting {
                 RemedySetting::ReuseTimeWaits { after_ms } => format!(
-                    "{enter}sysctl -w net.ipv4.tcp_tw_reuse=1: {headroom}, each {} after its \
+                    "{enter}sysctl -w net.ipv4.tcp_tw_reuse=1: {headroom}, each {} s after its \
                      TIME_WAIT began",
-                    seconds(*after_ms)
+                    f64::from(*after_ms) / 1e3
                 ),
                 RemedySetting::WidestRange => format!(
                     "{enter}sysctl -w net.ipv4.ip_local_port_range=\"1024 65535\": {headroom} at \
@@ -325,7 +334,7 @@ impl Json {
                 netns: namespace.netns.0,
                 range_low: settings.map(|settings| settings.range.low().0),
                 range_high: settings.map(|settings| settings.range.high().0),
-                capacity: settings.map(|settings| settings.capacity()),
+                capacity: settings.map(Settings::capacity),
                 route_source: namespace.route_source,
                 sources: namespace
                     .sources
@@ -366,7 +375,7 @@ struct SourceFields<'a> {
     next_free_in_s: Option<f64>,
     all_free_in_s: Option<f64>,
     without_timestamps: Option<u32>,
-    bind_locked_by: Option<OwnerFields<'a>>,
+    bind_locked_by: Option<LockerFields<'a>>,
     owners: Vec<OwnerFields<'a>>,
     advice: Vec<String>,
 }
@@ -377,8 +386,15 @@ struct OwnerFields<'a> {
     #[serde(flatten)]
     process: Process<'a>,
     leases: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    phases: Option<Phases>,
+    phases: Phases,
+}
+
+/// A process and the ports that it keeps from connect().
+#[derive(Serialize)]
+struct LockerFields<'a> {
+    #[serde(flatten)]
+    process: Process<'a>,
+    ports: u32,
 }
 
 impl<'a> SourceFields<'a> {
@@ -399,7 +415,7 @@ impl<'a> SourceFields<'a> {
             .map(|(lease, leases, phases)| OwnerFields {
                 process: cgroups.process(lease),
                 leases,
-                phases: Some(phases),
+                phases,
             })
             .collect();
         owners.sort_by_key(|owner| Reverse(owner.leases));
@@ -420,10 +436,9 @@ impl<'a> SourceFields<'a> {
             all_free_in_s: ports.as_ref().and_then(|ports| ports.all_free_in_ms).map(ms),
             without_timestamps: ports.as_ref().map(|ports| ports.without_timestamps),
             bind_locked_by: ports.as_ref().and_then(|ports| ports.locker.as_ref()).map(
-                |Locker { lease, ports }| OwnerFields {
+                |Locker { lease, ports }| LockerFields {
                     process: cgroups.process(lease),
-                    leases: *ports,
-                    phases: None,
+                    ports: *ports,
                 },
             ),
             owners,

@@ -11,7 +11,7 @@ use crate::{
     model::{BucketClass, Instant, Phase, Port, PortClass},
     record::{Cgroup, comm, json::Holder, names},
     views::{
-        format::count,
+        format::{count, number},
         owner_name::OwnerName,
         stream::{
             json::Json,
@@ -45,12 +45,16 @@ pub fn text(answer: &Answer<'_>) -> String {
     // Writing to a String cannot fail, here and below.
     let _ = writeln!(
         text,
-        "port {} ({}): {} in {}",
+        "port {} ({}): {}{}",
         port.0,
         names::port_class(PortClass::of(*port)).replace('_', "-"),
         match holders {
-            0 => "not held".to_owned(),
-            some => count(some, "holder"),
+            0 => "not held in ".to_owned(),
+            some => {
+                let is_held = |namespace: &&Occupancy| !namespace.occupants.is_empty();
+                let namespaces = view.namespaces.iter().filter(is_held).count();
+                format!("{} in {} of ", count(some, "holder"), number(namespaces))
+            }
         },
         count(view.searched, "network namespace"),
     );
