@@ -26,7 +26,7 @@ use tracer_user::{
     ledger::{Ledger, Sink},
     model::{
         Addr, Failure, Instant, LeaseEvent, LocalRange, Netns, Port, PortSet, Pressure, Settings,
-        Sight, TimeWaitReuse,
+        TimeWaitReuse, Visibility,
     },
     record::{Body, Cgroup, Record},
     views::{Verbosity, View as _, stream::json::Json},
@@ -96,7 +96,7 @@ fn run(size: u64) -> Result<()> {
         },
         written: 0,
     };
-    let mut ledger = Ledger::new(Sight {
+    let mut ledger = Ledger::new(Visibility {
         ports_chosen: true,
         accepts: true,
         marks_connect: true,

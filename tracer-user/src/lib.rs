@@ -17,7 +17,7 @@
 //!     ledger::{Ledger, Sink},
 //!     model::{
 //!         Cookie, Destination, Failure, Family, Instant, LeaseEvent, LocalRange, Netns, Observation,
-//!         Peer, Port, PortSet, Pressure, Settings, Sight, TimeWaitReuse,
+//!         Peer, Port, PortSet, Pressure, Settings, Visibility, TimeWaitReuse,
 //!         observation::{ConnectStart, Endpoints, LocalEnd, PortChosen, SocketId, Userlocks},
 //!     },
 //! };
@@ -38,7 +38,7 @@
 //!     }
 //! }
 //!
-//! let mut ledger = Ledger::new(Sight {
+//! let mut ledger = Ledger::new(Visibility {
 //!     ports_chosen: true,
 //!     accepts: true,
 //!     marks_connect: true,

@@ -18,21 +18,21 @@ use crate::{
         namespace::scope::Scope,
     },
     ledger::{Differences, Ledger},
-    model::Unknown,
+    model::UnreachedNamespaces,
 };
 
-/// How often the ledger is compared with the kernel where the user does not say: there are kernels
-/// that run no program in some places and count no miss, and a port that is shown as held for ever
-/// would be worse than one that is released late.
+/// The interval between comparisons unless the user sets one. Some kernels fail to run a program
+/// without counting a miss, and a port that is shown as held for ever would be worse than one that
+/// is released late.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The comparisons of a session.
 pub(crate) struct Comparisons {
-    /// What the programs report, and snapshots must show.
+    /// The namespaces that the programs report. Snapshots cover the same ones.
     scope: Scope,
-    /// Each comparison by the clock is reported.
+    /// True if each periodic comparison is reported.
     pub are_reported: bool,
-    /// How often there is one by the clock; `None` for never.
+    /// The interval of periodic comparisons. `None` if there are none.
     interval: Option<Duration>,
     next: Deadline,
     under_way: Option<UnderWay>,
@@ -41,9 +41,9 @@ pub(crate) struct Comparisons {
 /// A comparison under way.
 struct UnderWay {
     snapshot: JoinHandle<Snapshot>,
-    /// What the first snapshot found, which this second one confirms or does not.
+    /// The differences that the first snapshot showed, if this is the second one.
     earlier: Option<Differences>,
-    /// Facts lost when it began.
+    /// Number of facts that were lost before it began.
     lost: u64,
 }
 
@@ -54,17 +54,18 @@ pub(crate) struct Taken {
     lost: u64,
 }
 
-/// What a comparison found.
+/// The result of a comparison.
 pub(crate) struct Found {
     /// The differences that both snapshots show.
     pub differences: Differences,
-    /// Facts lost when the comparison began.
+    /// Number of facts that were lost before it began.
     pub lost: u64,
 }
 
 impl Comparisons {
-    /// With `verify`, one so often, each of which is reported. Without a first snapshot the ledger
-    /// does not have what was there before it, and only a `verify` asks for comparisons.
+    /// With `verify`, compares at this interval and reports each comparison. Without a first
+    /// snapshot the ledger lacks what was held before the start, so it is compared only if `verify`
+    /// is set.
     pub fn new(scope: Scope, verify: Option<Duration>, has_snapshot: bool) -> Self {
         let interval = verify.or(has_snapshot.then_some(DEFAULT_INTERVAL));
         Self {
@@ -83,8 +84,8 @@ impl Comparisons {
             && !(self.interval.is_some() && losses.are_in_doubt())
     }
 
-    /// When the session must be awake for the next one. `None` if only events make one necessary:
-    /// where nothing happens there is nothing to compare, unless the user asked for it.
+    /// When the session must wake up for the next one. `None` if only events make one necessary:
+    /// while nothing happens there is nothing to compare, unless the user asked for it.
     pub fn wake_at(&self) -> Option<Deadline> {
         self.are_reported.then_some(self.next)
     }
@@ -100,7 +101,7 @@ impl Comparisons {
         }
     }
 
-    /// The snapshot of the comparison under way, once it was taken.
+    /// The snapshot of the comparison under way, as soon as it is taken.
     ///
     /// # Errors
     /// If the thread that takes it has died.
@@ -113,8 +114,8 @@ impl Comparisons {
         Ok(Some(Taken { snapshot: snapshot.await.map_err(io::Error::other)?, earlier, lost }))
     }
 
-    /// Compares, given that every observation from the time of the snapshot was applied. `None` if
-    /// a second snapshot must confirm what was found.
+    /// Compares. Every observation up to the time of the snapshot must have been applied. `None` if
+    /// a second snapshot must confirm the differences.
     pub fn compare(
         &mut self,
         taken: Taken,
@@ -124,8 +125,12 @@ impl Comparisons {
     ) -> Option<Found> {
         let Taken { snapshot: Snapshot { held, coverage, classes, problems: _ }, earlier, lost } =
             taken;
-        let unknown = if losses.unhealed() > 0 { Unknown::Gone } else { Unknown::Believed };
-        let mut differences = ledger.compare(&held, &coverage, unknown);
+        let unreached = if losses.unhealed() > 0 {
+            UnreachedNamespaces::AssumeEmpty
+        } else {
+            UnreachedNamespaces::KeepLeases
+        };
+        let mut differences = ledger.compare(&held, &coverage, unreached);
         ledger.compare_classes(&classes, &mut differences);
         ledger.end_snapshot();
         match earlier {
@@ -141,7 +146,7 @@ impl Comparisons {
         }
     }
 
-    /// Notes that a comparison was concluded. True if it was one by the clock.
+    /// Records that a comparison is complete. True if it was a periodic one.
     pub fn conclude(&mut self) -> bool {
         let now = Deadline::now();
         let interval = self.interval.filter(|_| now >= self.next);

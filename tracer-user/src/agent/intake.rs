@@ -7,13 +7,13 @@ use crate::{
     model::{Failure, LeaseEvent, Pressure},
 };
 
-/// Receives what the ledger finds out, and knows the namespaces in which it happens.
+/// A sink for events of the ledger that also knows the namespaces.
 pub(crate) trait NamespaceSink: Sink {
     /// The namespaces that were seen.
     fn namespaces(&mut self) -> &mut Namespaces;
 }
 
-/// Discards what precedes the first record.
+/// Discards events that precede the first record.
 #[derive(Default)]
 pub(crate) struct Discard {
     pub namespaces: Namespaces,
@@ -31,7 +31,7 @@ impl Sink for Discard {
     fn pressure(&mut self, _pressure: &Pressure, _ledger: &Ledger) {}
 }
 
-/// Decodes one record of the ring and applies it to the ledger. What cannot be decoded is kept in
+/// Decodes one record of the ring and applies it to the ledger. An error of decoding is kept in
 /// `foreign`.
 pub(crate) fn apply(
     record: &[u8],
@@ -40,7 +40,7 @@ pub(crate) fn apply(
     foreign: &mut Option<DecodeError>,
 ) {
     let decoded = decode_with(record, |observation| {
-        sink.namespaces().prepare(observation, ledger);
+        sink.namespaces().refresh_for(observation, ledger);
         ledger.apply(observation, sink);
     });
     if let Err(error) = decoded {

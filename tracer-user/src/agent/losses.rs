@@ -1,27 +1,26 @@
-//! Facts that did not arrive: how many, where, and when the ledger is right again.
+//! Lost facts: how many, where, and whether the ledger has been corrected since.
 
 use std::time::{Duration, Instant};
 
 use crate::record::{Loss, LostAt};
 
-/// Comparisons that may find a difference, or a further loss, before a loss is reported as not
+/// After this many comparisons with a difference or a further loss, a loss is reported as not
 /// healed.
 const HEALING_ROUNDS: u32 = 8;
-/// How soon a comparison that only a doubt asks for may follow another.
+/// The minimum interval between comparisons that are made only because of a doubt.
 const DOUBT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Facts that did not arrive, by where they were lost.
+/// Lost facts, by where they were lost.
 #[derive(Default)]
 pub struct Losses {
     ring: Lost,
     recursion: Lost,
-    /// Differences between ledger and kernel that nothing else explains.
+    /// Differences between ledger and kernel without another explanation.
     unseen: Lost,
-    /// Differences that firings explain which no program saw and none counted; part of
-    /// `recursion`.
+    /// The part of `recursion` that comparisons showed and the kernel did not count.
     doubted: u64,
     doubts: Doubts,
-    /// Comparisons since the oldest loss that is not healed.
+    /// Number of comparisons since the oldest loss that is not healed.
     rounds: u32,
 }
 
@@ -31,7 +30,7 @@ struct Lost {
     reported: u64,
 }
 
-/// Firings that perhaps no program saw. A comparison shows it.
+/// Firings of hooks for which perhaps no program ran. A comparison shows whether that was so.
 #[derive(Default)]
 struct Doubts {
     now: u64,
@@ -43,30 +42,31 @@ struct Doubts {
     last: Option<Instant>,
 }
 
-/// What the programs say of themselves.
+/// The counters of the programs.
 pub struct ProgramLosses {
-    /// Facts for which the ring had no room.
+    /// Facts for which the ring had no space.
     pub ring_full: u64,
-    /// Firings that no program saw.
+    /// Firings of hooks for which no program ran.
     pub unseen_firings: u64,
-    /// At most so many more.
+    /// Upper bound of further such firings.
     pub doubtful_firings: u64,
 }
 
 /// What to do after a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// What differed is explained and mended; the next comparison is the one to report.
+pub enum NextStep {
+    /// The differences are explained and corrected. Report the next comparison instead.
     CompareAgain,
     /// Report the losses and whether they are healed, then the comparison.
     Report {
-        /// The ledger equals the kernel, and nothing was lost meanwhile.
+        /// The ledger equals the kernel, and nothing was lost during the comparison.
         healed: bool,
     },
 }
 
 impl Losses {
-    /// Takes in what the programs say. What could not be read now is what it was.
+    /// Updates the counts from the programs' counters. A counter that could not be read keeps its
+    /// value.
     pub fn count(&mut self, counted: &ProgramLosses) {
         let ProgramLosses { ring_full, unseen_firings, doubtful_firings } = *counted;
         self.ring.now = self.ring.now.max(ring_full);
@@ -74,24 +74,24 @@ impl Losses {
         self.doubts.now = self.doubts.now.max(doubtful_firings);
     }
 
-    /// Takes in differences that nothing explains. The next comparison shows whether the ledger is
-    /// healed.
+    /// Adds differences without another explanation. The next comparison shows whether the ledger
+    /// is healed.
     pub fn count_unseen(&mut self, differences: u64) {
         self.unseen.now += differences;
     }
 
-    /// All facts that did not arrive.
+    /// Number of lost facts.
     pub fn total(&self) -> u64 {
         self.ring.now + self.recursion.now + self.unseen.now
     }
 
-    /// Those that are not yet reported.
+    /// Number of lost facts that are not yet reported.
     pub fn unhealed(&self) -> u64 {
         let Self { ring, recursion, unseen, doubted: _, doubts: _, rounds: _ } = self;
         self.total() - ring.reported - recursion.reported - unseen.reported
     }
 
-    /// True if more may have been lost than is known. A comparison will show it.
+    /// True if more may have been lost than is known. A comparison will show whether that is so.
     pub fn are_in_doubt(&self) -> bool {
         self.doubts.now > self.doubts.compared
     }
@@ -102,14 +102,14 @@ impl Losses {
         self.are_in_doubt() && !rests
     }
 
-    /// Notes that a comparison begins.
+    /// Records that a comparison begins.
     pub fn begin_comparison(&mut self) {
         self.doubts.comparing = self.doubts.now;
     }
 
-    /// Judges a comparison that found so many differences. `lost` is the [`total`](Self::total)
-    /// when it began.
-    pub fn judge(&mut self, now: Instant, differences: u64, lost: u64) -> Verdict {
+    /// Evaluates a comparison that found this number of differences. `lost` is the
+    /// [`total`](Self::total) when it began.
+    pub fn evaluate(&mut self, now: Instant, differences: u64, lost: u64) -> NextStep {
         if self.are_in_doubt() {
             self.doubted += differences;
             self.recursion.now += differences;
@@ -121,14 +121,14 @@ impl Losses {
         if self.unhealed() > 0 {
             self.rounds += 1;
             if !healed && self.rounds < HEALING_ROUNDS {
-                return Verdict::CompareAgain;
+                return NextStep::CompareAgain;
             }
         }
-        Verdict::Report { healed }
+        NextStep::Report { healed }
     }
 
-    /// Tells what was lost since this was told last.
-    pub fn report(&mut self, healed: bool, mut tell: impl FnMut(&Loss)) {
+    /// Passes the losses since the last report to `emit`.
+    pub fn report(&mut self, healed: bool, mut emit: impl FnMut(&Loss)) {
         let Self { ring, recursion, unseen, doubted: _, doubts: _, rounds } = self;
         *rounds = 0;
         let places =
@@ -136,7 +136,7 @@ impl Losses {
         for (lost, lost_at) in places {
             let count = lost.now - lost.reported;
             if count > 0 {
-                tell(&Loss { count, lost_at, healed });
+                emit(&Loss { count, lost_at, healed });
                 lost.reported = lost.now;
             }
         }
@@ -151,18 +151,18 @@ mod tests {
         ProgramLosses { ring_full, unseen_firings, doubtful_firings }
     }
 
-    /// What is told, as `(count, lost_at, healed)`.
-    fn told(losses: &mut Losses, healed: bool) -> Vec<(u64, LostAt, bool)> {
-        let mut told = Vec::new();
-        losses.report(healed, |loss| told.push((loss.count, loss.lost_at, loss.healed)));
-        told
+    /// The losses that are reported, as `(count, lost_at, healed)`.
+    fn reported(losses: &mut Losses, healed: bool) -> Vec<(u64, LostAt, bool)> {
+        let mut reported = Vec::new();
+        losses.report(healed, |loss| reported.push((loss.count, loss.lost_at, loss.healed)));
+        reported
     }
 
-    /// A comparison that finds so many differences.
-    fn compare(losses: &mut Losses, differences: u64) -> Verdict {
+    /// A comparison that finds this number of differences.
+    fn compare(losses: &mut Losses, differences: u64) -> NextStep {
         let lost = losses.total();
         losses.begin_comparison();
-        losses.judge(Instant::now(), differences, lost)
+        losses.evaluate(Instant::now(), differences, lost)
     }
 
     #[test]
@@ -170,14 +170,14 @@ mod tests {
         let mut losses = Losses::default();
         losses.count(&counted(7, 2, 0));
         assert_eq!(losses.unhealed(), 9);
-        assert_eq!(compare(&mut losses, 3), Verdict::CompareAgain);
-        assert_eq!(compare(&mut losses, 0), Verdict::Report { healed: true });
+        assert_eq!(compare(&mut losses, 3), NextStep::CompareAgain);
+        assert_eq!(compare(&mut losses, 0), NextStep::Report { healed: true });
         let expected = [(7, LostAt::Ring, true), (2, LostAt::Recursion, true)];
-        assert_eq!(told(&mut losses, true), expected);
+        assert_eq!(reported(&mut losses, true), expected);
         assert_eq!(losses.unhealed(), 0);
-        // What is told is not told again, and what cannot be read is not taken back.
+        // A loss is reported once, and a counter that cannot be read does not change the count.
         losses.count(&counted(0, 0, 0));
-        assert_eq!(told(&mut losses, true), []);
+        assert_eq!(reported(&mut losses, true), []);
         assert_eq!(losses.total(), 9);
     }
 
@@ -186,9 +186,9 @@ mod tests {
         let mut losses = Losses::default();
         losses.count(&counted(1, 0, 0));
         for _ in 1..HEALING_ROUNDS {
-            assert_eq!(compare(&mut losses, 1), Verdict::CompareAgain);
+            assert_eq!(compare(&mut losses, 1), NextStep::CompareAgain);
         }
-        assert_eq!(compare(&mut losses, 1), Verdict::Report { healed: false });
+        assert_eq!(compare(&mut losses, 1), NextStep::Report { healed: false });
     }
 
     #[test]
@@ -198,24 +198,24 @@ mod tests {
         let lost = losses.total();
         losses.begin_comparison();
         losses.count(&counted(2, 0, 0));
-        assert_eq!(losses.judge(Instant::now(), 0, lost), Verdict::CompareAgain);
+        assert_eq!(losses.evaluate(Instant::now(), 0, lost), NextStep::CompareAgain);
     }
 
     #[test]
     fn what_a_doubt_explains_is_lost_to_recursion() {
         let mut losses = Losses::default();
         losses.count(&counted(0, 4, 1));
-        assert_eq!(told(&mut losses, true), [(4, LostAt::Recursion, true)]);
+        assert_eq!(reported(&mut losses, true), [(4, LostAt::Recursion, true)]);
         assert!(losses.is_comparison_due(Instant::now()));
-        assert_eq!(compare(&mut losses, 5), Verdict::CompareAgain);
-        assert_eq!(compare(&mut losses, 0), Verdict::Report { healed: true });
-        assert_eq!(told(&mut losses, true), [(5, LostAt::Recursion, true)]);
+        assert_eq!(compare(&mut losses, 5), NextStep::CompareAgain);
+        assert_eq!(compare(&mut losses, 0), NextStep::Report { healed: true });
+        assert_eq!(reported(&mut losses, true), [(5, LostAt::Recursion, true)]);
         // Both counts go on from there.
         losses.count(&counted(0, 6, 1));
-        assert_eq!(told(&mut losses, true), [(2, LostAt::Recursion, true)]);
-        // A difference without a doubt is another matter.
+        assert_eq!(reported(&mut losses, true), [(2, LostAt::Recursion, true)]);
+        // A difference without a doubt is counted as unexplained.
         assert!(!losses.is_comparison_due(Instant::now()));
-        assert_eq!(compare(&mut losses, 1), Verdict::Report { healed: false });
+        assert_eq!(compare(&mut losses, 1), NextStep::Report { healed: false });
         assert_eq!(losses.unhealed(), 0);
     }
 
@@ -223,7 +223,7 @@ mod tests {
     fn doubts_ask_for_one_comparison_in_ten_seconds() {
         let mut losses = Losses::default();
         losses.count(&counted(0, 0, 1));
-        assert_eq!(compare(&mut losses, 0), Verdict::Report { healed: true });
+        assert_eq!(compare(&mut losses, 0), NextStep::Report { healed: true });
         assert!(!losses.is_comparison_due(Instant::now()));
         losses.count(&counted(0, 0, 2));
         assert!(!losses.is_comparison_due(Instant::now()));

@@ -1,5 +1,5 @@
-//! The namespaces in which something happens, with their settings as they are when it happens: the
-//! ledger counts their ports by them, and `namespace` records tell them.
+//! The active namespaces and their current settings. The ledger counts ports by these settings, and
+//! `namespace` records show them.
 
 use std::{fs::File, sync::Arc};
 
@@ -21,42 +21,43 @@ use crate::{
     },
 };
 
-/// How old settings may be when a socket binds, connects or listens. Reading them takes some
+/// The maximum age of settings when a socket binds, connects or listens. Reading them takes some
 /// microseconds.
 const FRESH_NS: u64 = 100_000_000;
-/// When to try again what could not be opened, for the sake of a record: no process that lives in
-/// the namespace was seen.
+/// The interval at which opening a namespace is retried for a record, while no process is known
+/// that lives in it.
 const RETRY_NS: u64 = 1_000_000_000;
-/// Likewise for what a process does there, if it was tried once; twice as long with each further
-/// time, up to [`FRESH_NS`].
+/// The first interval at which it is retried when a process acts in the namespace. It doubles with
+/// each attempt, up to [`FRESH_NS`].
 const FIRST_RETRY_NS: u64 = 1_000_000;
-/// How often, in a second, failures may have it tried sooner: where namespaces come and go, one
-/// has the number of another that could not be opened any more a moment ago.
+/// Number of earlier retries that failed calls may cause in a second: where namespaces come and go,
+/// a new one can have the inode of one that could not be opened a moment ago.
 const EAGER_RETRIES: u32 = 50;
-/// How often to walk through all threads of the host for one that lives in a namespace, if no
-/// thread of the process does whose socket it is.
+/// The interval between searches through all threads of the host for one that lives in a namespace,
+/// if none of the socket's process does.
 const SEARCH_NS: u64 = 5_000_000_000;
-/// Namespaces in which ports are counted, some tens of kilobytes each, and whose files are kept
-/// open if there may be so many. The settings of others are read with files opened anew.
-const MOST_COUNTED: usize = 512;
-/// Namespaces remembered before those without open files are forgotten: containers come and go.
-const MOST_KNOWN: usize = 4096;
+/// Maximum number of namespaces whose ports are counted (some tens of kilobytes each) and whose
+/// files stay open, if the limit of descriptors permits. For others the files are opened each time.
+const MAX_COUNTED: usize = 512;
+/// Maximum number of known namespaces. Beyond it, those without open files are forgotten, because
+/// containers come and go.
+const MAX_KNOWN: usize = 4096;
 
 /// The namespaces that were seen.
 #[derive(Debug)]
 pub struct Namespaces {
     known: FxHashMap<Netns, Known>,
-    /// Of how many the files are open, and may be.
+    /// Number of namespaces whose files are open, and the maximum.
     open: usize,
-    most_open: usize,
-    /// In how many ports are counted.
+    max_open: usize,
+    /// Number of namespaces whose ports are counted.
     counted: usize,
-    /// When all threads were walked through for a namespace.
+    /// Time of the last search through all threads.
     searched_ns: u64,
     eager: Eager,
 }
 
-/// How many of the [`EAGER_RETRIES`] of a second are used up.
+/// Number of [`EAGER_RETRIES`] that are used up in the current second.
 #[derive(Debug, Default)]
 struct Eager {
     second: u64,
@@ -78,43 +79,43 @@ impl Eager {
 #[derive(Debug, Default)]
 struct Known {
     files: Option<SettingsFiles>,
-    /// As they were read last.
+    /// The settings that were read last.
     settings: Option<Settings>,
-    /// They could be read at the last look.
+    /// True if the last attempt to read them succeeded.
     is_current: bool,
-    /// When they were read last. If they could not be, then the time of the fact for which that was
-    /// tried: the facts that follow may be of another namespace, to which the inode was given. 0 if
-    /// neither, or for no fact.
+    /// Time of the last successful read. After a failed one, the time of the fact that caused the
+    /// attempt: later facts may be about a new namespace with the same inode. 0 if there was no
+    /// attempt, or no fact caused it.
     read_at_ns: u64,
-    /// How often they could not be read, since they were.
+    /// Number of failed attempts since the last successful read.
     failures: u32,
-    /// The process through which the namespace was looked for.
+    /// The process through which the namespace was opened, or searched for.
     pid: Option<u32>,
-    /// Something happened there since they were read.
+    /// True if something has happened in the namespace since the last read.
     is_active: bool,
-    /// The ledger counts its ports.
+    /// True if the ledger counts its ports.
     is_counted: bool,
-    /// The ledger has counted its ports before.
+    /// True if the ledger has ever counted its ports.
     was_counted: bool,
     shown: Shown,
 }
 
-/// Which of a namespace's settings the latest record about them has shown.
+/// Which settings the latest `namespace` record has shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Shown {
     #[default]
     Nothing,
-    /// Settings that have changed since.
+    /// Settings that have changed since then.
     Others,
     TheSame,
 }
 
-/// What the settings are wanted for.
+/// The purpose for which settings are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
     /// A record.
     Record,
-    /// To count ports that are taken.
+    /// To count the ports that are acquired.
     Window,
     /// To explain why a call got no port.
     Failure,
@@ -152,7 +153,7 @@ impl Default for Namespaces {
         Self {
             known: FxHashMap::default(),
             open: 0,
-            most_open: settings::most_open().min(MOST_COUNTED),
+            max_open: settings::max_open().min(MAX_COUNTED),
             counted: 0,
             searched_ns: 0,
             eager: Eager::default(),
@@ -161,9 +162,9 @@ impl Default for Namespaces {
 }
 
 impl Namespaces {
-    /// Before an observation is applied: makes the ledger count by the settings that the namespace
-    /// has now, where that will matter.
-    pub fn prepare(&mut self, observation: &Observation<'_>, ledger: &mut Ledger) {
+    /// Gives the ledger the namespace's current settings before an observation is applied, if they
+    /// matter for it.
+    pub fn refresh_for(&mut self, observation: &Observation<'_>, ledger: &mut Ledger) {
         let (netns, at_ns) = (observation.netns(), observation.at().ns());
         let need = Need::of(observation);
         let pid = observation.owner().map(|owner| owner.pid);
@@ -183,8 +184,8 @@ impl Namespaces {
         }
     }
 
-    /// Looks at the settings of these namespaces, each with a process that should live in it, if
-    /// one is known. What no process leads to is looked for among all namespaces of the host.
+    /// Reads the settings of these namespaces, each given with a process that should live in it, if
+    /// one is known. The others are searched for among all namespaces of the host.
     pub fn read_all(&mut self, seen: &[(Netns, Option<u32>)], ledger: &mut Ledger) {
         for (netns, pid) in seen {
             self.look(*netns, *pid, 0, false, ledger);
@@ -206,11 +207,11 @@ impl Namespaces {
         }
     }
 
-    /// Before a record about a namespace: its settings, if no record has shown them, and whether no
-    /// record has shown any settings of it.
+    /// The settings of a namespace that must be shown before a record about it, and true if they
+    /// are the first ones. `None` if a record has shown the current ones.
     pub fn unshown(&mut self, netns: Netns) -> Option<(Settings, bool)> {
         let known = self.known.get_mut(&netns).filter(|known| known.shown != Shown::TheSame)?;
-        // Those of a namespace that has ended are not those of the next one with its inode.
+        // A new namespace with the inode of one that has ended has settings of its own.
         if known.shown == Shown::Nothing && !known.is_current {
             return None;
         }
@@ -219,8 +220,8 @@ impl Namespaces {
         Some((settings, before == Shown::Nothing))
     }
 
-    /// Looks again where something has happened. Returns the settings that have changed since they
-    /// were shown.
+    /// Reads the settings of all active namespaces again. Returns those that have changed since
+    /// they were shown.
     pub fn changes(&mut self, ledger: &mut Ledger) -> Vec<(Netns, Settings)> {
         let is_active = |known: &Known| known.is_active && known.is_current;
         let active = self.known.iter().filter(|(_, known)| is_active(known));
@@ -233,8 +234,8 @@ impl Namespaces {
         changed.into_iter().filter_map(|netns| Some((netns, self.unshown(netns)?.0))).collect()
     }
 
-    /// Reads the settings, for the sake of a fact of that time; `searches` if all threads of the
-    /// host may be walked through for it.
+    /// Reads the settings because of a fact at this time. `searches` permits a search through all
+    /// threads of the host.
     fn look(
         &mut self,
         netns: Netns,
@@ -243,14 +244,14 @@ impl Namespaces {
         searches: bool,
         ledger: &mut Ledger,
     ) {
-        // Before reading: what changes meanwhile is read again.
+        // Taken before reading, so that a change during the read is read again.
         let now_ns = clock::monotonic_ns();
         let known = self.known.entry(netns).or_default();
         known.is_active = false;
         let mut read = known.read();
         if read.is_none() {
-            // Never opened, closed for want of room, or of a namespace that has ended, whose inode
-            // another may have by now.
+            // The files were never opened, were closed to save descriptors, or belong to a
+            // namespace that has ended and whose inode another may have now.
             self.open -= usize::from(known.files.is_some());
             known.pid = pid.or(known.pid);
             let mut namespace =
@@ -288,10 +289,10 @@ impl Namespaces {
             }
             None => {}
         }
-        self.forget_some(netns, ledger);
+        self.enforce_limits(netns, ledger);
     }
 
-    /// Makes the ledger count the ports of a namespace, if its settings are known.
+    /// Lets the ledger count the ports of a namespace, if its settings are known.
     fn count(&mut self, netns: Netns, ledger: &mut Ledger) {
         let Some(known) = self.known.get_mut(&netns) else { return };
         if let Some(settings) = known.settings.as_ref()
@@ -301,33 +302,34 @@ impl Namespaces {
             ledger.set_settings(netns, Arc::new(settings.clone()));
             known.is_counted = true;
             if known.was_counted {
-                // Counted anew, without what an earlier namespace with this inode left behind.
+                // The counts of an earlier namespace with this inode do not apply.
                 known.shown = Shown::Nothing;
             }
             known.was_counted = true;
             self.counted += 1;
-            self.forget_some(netns, ledger);
+            self.enforce_limits(netns, ledger);
         }
     }
 
-    /// Keeps what is remembered within its limits; this namespace is the one in use.
-    fn forget_some(&mut self, not: Netns, ledger: &mut Ledger) {
-        if self.open > self.most_open
-            && let Some((_, oldest)) = self.oldest(not, |known| known.files.is_some())
+    /// Enforces the limits. The namespace `in_use` stays.
+    fn enforce_limits(&mut self, in_use: Netns, ledger: &mut Ledger) {
+        if self.open > self.max_open
+            && let Some((_, oldest)) = self.oldest(in_use, |known| known.files.is_some())
         {
             oldest.files = None;
             self.open -= 1;
         }
-        if self.counted > MOST_COUNTED
-            && let Some((netns, oldest)) = self.oldest(not, |known| known.is_counted)
+        if self.counted > MAX_COUNTED
+            && let Some((netns, oldest)) = self.oldest(in_use, |known| known.is_counted)
         {
             oldest.is_counted = false;
             self.counted -= 1;
             ledger.forget_settings(netns);
         }
-        if self.known.len() > MOST_KNOWN {
-            self.known
-                .retain(|netns, known| *netns == not || known.files.is_some() || known.is_counted);
+        if self.known.len() > MAX_KNOWN {
+            self.known.retain(|netns, known| {
+                *netns == in_use || known.files.is_some() || known.is_counted
+            });
         }
     }
 
@@ -347,8 +349,8 @@ impl Namespaces {
 impl Known {
     fn is_due(&self, need: Need, at_ns: u64, pid: Option<u32>) -> bool {
         let age_ns = at_ns.saturating_sub(self.read_at_ns);
-        // Numbers of namespaces are used again soon, so that one which could not be opened may be
-        // another by now.
+        // Inodes of namespaces are reused soon, so the one that could not be opened may be a new
+        // one now.
         let is_other = !self.is_current && pid.is_some_and(|pid| self.pid != Some(pid));
         is_other
             || match need {
@@ -383,18 +385,18 @@ mod tests {
     const NOW_NS: u64 = 5_000_000_000;
     const PID: Option<u32> = Some(1);
 
-    /// As [`Namespaces::look`] leaves it.
+    /// The state that [`Namespaces::look`] leaves.
     fn that_failed(failures: u32, fact_ns: u64) -> Known {
         Known { pid: PID, failures, read_at_ns: fact_ns, ..Known::default() }
     }
 
     #[test]
-    fn what_follows_in_a_namespace_of_the_same_number_is_looked_at() {
-        // The look that saw the end of the first was made for no fact.
+    fn a_new_namespace_with_the_same_inode_is_read() {
+        // No fact caused the read that saw the end of the first one.
         let ended = that_failed(1, 0);
         assert!(ended.is_due(Need::Window, NOW_NS, PID));
         assert!(ended.is_due(Need::Failure, NOW_NS, PID));
-        // Or for its last fact, a moment ago.
+        // Or its last fact caused it, a moment ago.
         let ended = that_failed(1, NOW_NS - FIRST_RETRY_NS);
         assert!(ended.is_due(Need::Window, NOW_NS, PID));
         assert!(ended.is_due(Need::Window, NOW_NS - 1, Some(2)));
@@ -409,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_opened_is_tried_ever_more_seldom() {
+    fn a_namespace_that_cannot_be_opened_is_retried_at_growing_intervals() {
         let mut last_ns = 0;
         for failures in 1..100 {
             let known = that_failed(failures, NOW_NS);

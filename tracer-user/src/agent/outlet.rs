@@ -1,5 +1,5 @@
-//! From records to a view and its reader. A slow reader harms only itself: what waits for it is
-//! bounded, and what it misses is counted and reported.
+//! Passes records to a view, and its output to the reader. A slow reader harms only itself: its
+//! queue is bounded, and records that it misses are counted and reported.
 
 use std::{io, time::Duration};
 
@@ -11,29 +11,29 @@ use crate::{
     views::{Delivery, View},
 };
 
-/// How long the end waits for a reader of the stream that takes nothing.
+/// How long the session waits at its end for a reader of the stream that reads nothing.
 const READER_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Shows a view what the filter admits, and writes to stdout what the view makes of it.
+/// Passes the records that the filter admits to a view, and writes its output to stdout.
 pub(crate) struct Outlet<'a> {
     view: &'a mut dyn View,
     stdout: Stdout,
     queue: Queue,
     filter: Filter,
-    /// The namespaces that were seen, and which of their settings the reader has.
+    /// The known namespaces, and which of their settings the reader has seen.
     pub namespaces: Namespaces,
     totals: Totals,
     dropped: Dropped,
 }
 
-/// How many bytes wait for the reader, and how many may.
+/// The bytes that wait for the reader, and their limit.
 struct Queue {
     limit_bytes: u64,
-    /// Bytes up to the end of the first snapshot, which is never dropped: it may be larger than the
-    /// limit, and says nothing of the reader.
+    /// Bytes up to the end of the first snapshot. It is never dropped, can be larger than the
+    /// limit, and says nothing about the speed of the reader.
     snapshot_end: u64,
-    /// Records are being dropped until the queue is half empty: otherwise every other record might
-    /// be a `loss`.
+    /// True while records are dropped, until the queue is half empty. Otherwise every other record
+    /// could be a `loss`.
     is_dropping: bool,
 }
 
@@ -41,7 +41,7 @@ struct Queue {
 #[derive(Default)]
 struct Dropped {
     total: u64,
-    /// Those that no `loss` record has reported.
+    /// Those that no `loss` record has reported yet.
     unreported: u64,
 }
 
@@ -50,7 +50,7 @@ struct Dropped {
 enum Priority {
     /// Changes of leases, of which there are most.
     Ordinary,
-    /// What an incident is explained by. A quarter of the queue is kept for it.
+    /// Records that explain an incident. A quarter of the queue is reserved for them.
     Important,
     /// The frame of the stream.
     Never,
@@ -72,8 +72,8 @@ impl Priority {
 }
 
 impl Queue {
-    /// True if a record may join a queue into which so many bytes went, of which so many were
-    /// written.
+    /// True if a record may join the queue, given the bytes that were queued and those of them that
+    /// were written.
     fn admits(&mut self, priority: Priority, queued: u64, written: u64) -> bool {
         let waiting = queued - written.max(self.snapshot_end).min(queued);
         if waiting < self.limit_bytes / 2 {
@@ -91,10 +91,10 @@ impl Queue {
 }
 
 impl<'a> Outlet<'a> {
-    /// Shows nothing yet. At most `limit_bytes` may wait for the reader.
+    /// An outlet whose queue holds at most `limit_bytes`.
     ///
     /// # Errors
-    /// If there can be no thread that writes.
+    /// If the thread that writes cannot be started.
     pub fn new(
         view: &'a mut dyn View,
         filter: Filter,
@@ -112,7 +112,7 @@ impl<'a> Outlet<'a> {
         })
     }
 
-    /// The records that show the first snapshot are through: what follows may be dropped.
+    /// Marks the end of the first snapshot. Later records may be dropped.
     pub fn end_snapshot(&mut self) {
         self.queue.snapshot_end = self.queued_bytes();
     }
@@ -122,18 +122,18 @@ impl<'a> Outlet<'a> {
         &self.filter
     }
 
-    /// Records shown, by type.
+    /// Number of records shown, by type.
     pub fn totals(&self) -> &Totals {
         &self.totals
     }
 
-    /// Records that the reader was too slow for.
+    /// Number of records that were dropped because the reader was slow.
     pub fn dropped(&self) -> u64 {
         self.dropped.total
     }
 
-    /// Shows a record, if the filter admits it, after the settings of its namespace if no record has
-    /// shown them yet.
+    /// Shows a record if the filter admits it. If no record has shown the settings of its namespace
+    /// yet, they are shown first.
     pub fn show(&mut self, record: &Record<'_>, ledger: &Ledger) {
         if !self.filter.admits(record) {
             return;
@@ -173,7 +173,7 @@ impl<'a> Outlet<'a> {
         }
     }
 
-    /// Begins to write what the view has made of the records.
+    /// Begins to write the output of the view.
     ///
     /// # Errors
     /// If an earlier write has failed.
@@ -181,8 +181,8 @@ impl<'a> Outlet<'a> {
         self.stdout.flush(self.view.buffer())
     }
 
-    /// Waits until more can be written; for ever if nothing is being written. Cancelling this loses
-    /// nothing.
+    /// Waits until more can be written, or for ever if nothing is being written. Cancelling it
+    /// loses nothing.
     ///
     /// # Errors
     /// If the write has failed.
@@ -190,8 +190,8 @@ impl<'a> Outlet<'a> {
         self.stdout.written().await
     }
 
-    /// Writes the rest. The reader of a stream must go on reading, the reader of a whole document
-    /// may take as long as it likes.
+    /// Writes the rest. The reader of a stream must keep reading; the reader of a whole document
+    /// may take any time.
     ///
     /// # Errors
     /// If a write fails.
@@ -203,7 +203,7 @@ impl<'a> Outlet<'a> {
         self.stdout.finish(self.view.buffer(), patience).await
     }
 
-    /// What was not written after [`finish`](Self::finish), or after that was cancelled.
+    /// What [`finish`](Self::finish) did not write, also after it was cancelled.
     pub fn unwritten(&mut self) -> Option<(Delivery, usize)> {
         let records = self.stdout.unwritten_records(self.view.buffer());
         (records > 0).then(|| (self.view.delivery(), records))
@@ -214,7 +214,7 @@ impl<'a> Outlet<'a> {
         self.queue.admits(priority, queued, written)
     }
 
-    /// Bytes that the view has made of the records so far.
+    /// Number of bytes that the view has produced so far.
     fn queued_bytes(&mut self) -> u64 {
         let buffered = self.view.buffer().len() + self.stdout.waiting_bytes();
         self.stdout.written_bytes() + buffered as u64

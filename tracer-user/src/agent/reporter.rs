@@ -1,4 +1,4 @@
-//! From leases to records: what the filter admits, with the names that go with it.
+//! Turns events of leases into records, with the names of cgroups.
 
 use std::{collections::BTreeMap, fs};
 
@@ -15,24 +15,24 @@ use crate::{
     record::{Body, Cgroup, HookReport, Record, Start},
 };
 
-/// Shows what the filter admits.
+/// Turns the ledger's events into records.
 pub(crate) struct Reporter<'a> {
     pub outlet: Outlet<'a>,
     cgroups: CgroupNames,
 }
 
 impl<'a> Reporter<'a> {
-    /// Shows nothing yet. Names of cgroups are those below this root.
+    /// A reporter that reads the names of cgroups below this root.
     pub fn new(outlet: Outlet<'a>, cgroups: Option<CgroupRoot>) -> Self {
         Self { outlet, cgroups: CgroupNames { root: cgroups, known: FxHashMap::default() } }
     }
 
-    /// Shows that everything is seen from now on, and what is held, if that is to be shown.
+    /// Shows the start of the trace, and the leases that are held if `shows_held`.
     pub fn begin(
         &mut self,
         at: Instant,
         hooks: &[HookStatus],
-        warnings: Vec<String>,
+        mut warnings: Vec<String>,
         ledger: &mut Ledger,
         shows_held: bool,
     ) {
@@ -45,11 +45,13 @@ impl<'a> Reporter<'a> {
         self.outlet.namespaces.read_all(&seen, ledger);
         let mut held = if shows_held { self.admitted(ledger) } else { Vec::new() };
         held.sort_by_key(|lease| (lease.netns, lease.local_port, lease.id));
+        let hooks: Vec<_> = hooks.iter().map(HookReport::from).collect();
+        warnings.extend(hooks.iter().filter_map(HookReport::warning));
         let start = Start {
             at,
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
                 .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
-            hooks: hooks.iter().map(HookReport::from).collect(),
+            hooks,
             held: held.len(),
             warnings,
         };
@@ -66,7 +68,7 @@ impl<'a> Reporter<'a> {
         self.outlet.end_snapshot();
     }
 
-    /// The leases that the filter admits to those that are held.
+    /// The held leases that the filter admits.
     fn admitted<'l>(&mut self, ledger: &'l Ledger) -> Vec<&'l Lease> {
         let Self { outlet, cgroups } = self;
         let filter = outlet.filter();
@@ -79,7 +81,7 @@ impl<'a> Reporter<'a> {
             .collect()
     }
 
-    /// Shows which settings have changed.
+    /// Shows the settings that have changed.
     pub fn follow_settings(&mut self, at: Instant, ledger: &mut Ledger) {
         for (netns, settings) in self.outlet.namespaces.changes(ledger) {
             let body = Body::Namespace { netns, settings: &settings, is_new: false };
@@ -138,8 +140,8 @@ struct CgroupNames {
 }
 
 impl CgroupNames {
-    /// Cgroups known before the memory of them is cleared: hosts that start a container a second
-    /// must not grow it for ever.
+    /// The cache is cleared when it has this number of cgroups: on hosts that start a container
+    /// each second it would grow for ever.
     const MOST: usize = 10_000;
 
     fn of_lease(&mut self, lease: &Lease) -> Option<&Cgroup> {

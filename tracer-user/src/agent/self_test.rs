@@ -1,5 +1,5 @@
-//! Makes connections in a network namespace of its own and looks whether the hooks tell of each,
-//! and what they cost here.
+//! Makes connections in a network namespace of its own, checks that the hooks report each of them,
+//! and measures what the hooks cost here.
 
 use std::{
     io::{self, Read as _},
@@ -25,23 +25,23 @@ use crate::{
     model::{Change, Failure, Instant, LeaseEvent, Pressure},
 };
 
-/// Connections that are made.
+/// Number of connections that are made.
 pub const CONNECTIONS: u32 = 200;
 
-/// The loaded programs, and what the test showed.
+/// The loaded programs, and the result of the test.
 pub(crate) struct Tested {
     /// The programs, attached.
     pub(crate) probes: Probes,
-    /// What they told of the connections, or why none could be made.
-    pub(crate) told: io::Result<Told>,
-    /// What each program cost on average; empty where the kernel keeps no statistics.
+    /// The records of the connections, or why none could be made.
+    pub(crate) records: io::Result<RecordCounts>,
+    /// Mean run time of each program. Empty if the kernel keeps no statistics.
     pub(crate) costs: Vec<ProgramCost>,
 }
 
-/// How many records of each kind there were; [`CONNECTIONS`] of each are due.
+/// Number of records of each kind. [`CONNECTIONS`] of each are expected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are the records'")]
-pub struct Told {
+pub struct RecordCounts {
     pub connect: u32,
     pub established: u32,
     pub accept: u32,
@@ -51,8 +51,8 @@ pub struct Told {
     pub fail: u32,
 }
 
-impl Told {
-    /// The names of the records of which some are missing, with what there was of them.
+impl RecordCounts {
+    /// The kinds of which records are missing, with the number that arrived.
     pub fn missing(self) -> impl Iterator<Item = (&'static str, u32)> {
         let Self { connect, established, accept, time_wait, fail } = self;
         [
@@ -92,8 +92,8 @@ pub(crate) fn run(options: &LoadOptions) -> Result<Tested, LoadError> {
     let _ = go.send(());
     let outcome = traffic.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     let costs = statistics.map_or_else(|_| Vec::new(), |_enabled| probes.hooks.costs());
-    let told = outcome.and_then(|()| count(&mut probes));
-    Ok(Tested { probes, told, costs })
+    let records = outcome.and_then(|()| count(&mut probes));
+    Ok(Tested { probes, records, costs })
 }
 
 fn connect_and_close() -> io::Result<()> {
@@ -111,20 +111,20 @@ fn connect_and_close() -> io::Result<()> {
     Ok(())
 }
 
-fn count(probes: &mut Probes) -> io::Result<Told> {
-    let mut ledger = Ledger::new(probes.sight());
-    let mut told = Told::default();
+fn count(probes: &mut Probes) -> io::Result<RecordCounts> {
+    let mut ledger = Ledger::new(probes.visibility());
+    let mut records = RecordCounts::default();
     let mut foreign = None;
     probes.ring.drain_all(|record| {
-        let decoded = decode_with(record, |observation| ledger.apply(observation, &mut told));
+        let decoded = decode_with(record, |observation| ledger.apply(observation, &mut records));
         foreign = foreign.or(decoded.err());
     })?;
-    // Nothing more comes that could decide what is undecided.
-    ledger.settle(Instant::from_ns(u64::MAX), &mut told);
-    foreign.map_or(Ok(told), |error| Err(io::Error::other(error)))
+    // No further observations will arrive, so everything that is pending is decided now.
+    ledger.settle(Instant::from_ns(u64::MAX), &mut records);
+    foreign.map_or(Ok(records), |error| Err(io::Error::other(error)))
 }
 
-impl Sink for Told {
+impl Sink for RecordCounts {
     fn lease(&mut self, event: LeaseEvent<'_>, _ledger: &Ledger) {
         match event.change {
             Change::Connect { .. } => self.connect += 1,

@@ -11,7 +11,7 @@ use tokio::{
 use super::{
     comparison::{Comparisons, Found},
     intake::{Discard, apply},
-    losses::{Losses, ProgramLosses, Verdict},
+    losses::{Losses, NextStep, ProgramLosses},
     outlet::Outlet,
     reporter::Reporter,
 };
@@ -39,59 +39,60 @@ use crate::{
 pub struct Options {
     /// How to load the programs.
     pub load: LoadOptions,
-    /// Take a snapshot of what is held already.
+    /// Take a snapshot of the ports that are held at the start.
     pub snapshot: bool,
-    /// End by itself after this time.
+    /// End after this time. `None` to run until a signal.
     pub duration: Option<Duration>,
-    /// Compare the ledger with the kernel so often.
+    /// The interval of comparisons with the kernel that are reported. `None` for the default,
+    /// unreported.
     pub verify: Option<Duration>,
-    /// What to show.
+    /// The records to show.
     pub filter: Filter,
-    /// Bytes of records that may wait for a slow reader of stdout. Further ones are dropped and
-    /// counted.
+    /// Maximum number of bytes that wait for a slow reader of stdout. Further records are dropped
+    /// and counted.
     pub queue_bytes: u64,
 }
 
 impl Options {
-    /// The usual [`queue_bytes`](Self::queue_bytes).
+    /// The default of [`queue_bytes`](Self::queue_bytes).
     pub const QUEUE_BYTES: u64 = 32 << 20;
 }
 
-/// Why tracing ended before it was asked to.
+/// Why tracing failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// It never began.
+    /// The programs could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
     /// Reading the kernel's facts failed.
     #[error("the kernel's facts can no longer be read")]
     Ring(#[source] io::Error),
-    /// The programs write something else than the agent reads.
+    /// The programs and the agent disagree about the format of facts.
     #[error("the eBPF object does not belong to this program")]
     Foreign(#[source] DecodeError),
-    /// Writing failed, and not because the reader went away.
+    /// Writing to stdout failed for another reason than a reader that went away.
     #[error("the output cannot be written: {0}")]
     Write(#[source] io::Error),
     /// A document was not written whole before a signal ended the wait for its reader.
     #[error("the output was not written whole: the reader of stdout does not read")]
     Unread,
-    /// Signals cannot be waited for.
+    /// Signal handlers cannot be installed.
     #[error("signals cannot be caught")]
     Signal(#[source] io::Error),
 }
 
-/// How long facts wait on the ring while there are any.
+/// The interval at which the ring is drained while facts arrive.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
-/// Facts taken from the ring at once; more only after the output had its turn.
+/// Maximum number of facts that are taken from the ring before output is written.
 const DRAIN_LIMIT: usize = 16_384;
-/// Empty drains before the agent sleeps until it is woken.
+/// Number of empty drains after which the agent sleeps until the ring wakes it.
 const IDLE_DRAINS: u32 = 3;
-/// How often the counters are looked at while there is something to count.
+/// The interval at which the counters are read while facts arrive.
 const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
-/// How often the probes of closed ports are looked at.
+/// The interval at which attempts on closed ports are checked for scans.
 const SCANS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Traces until the user, the duration or an error ends it.
+/// Traces until a signal, the end of the duration, or an error.
 ///
 /// # Errors
 /// See [`AgentError`]. A reader of stdout that goes away is not an error.
@@ -123,15 +124,15 @@ pub async fn trace(options: Options, view: &mut dyn View) -> Result<(), AgentErr
     }
 }
 
-/// Tracing under way.
+/// A running trace.
 struct Session<'a> {
     probes: Probes,
     ledger: Ledger,
     reporter: Reporter<'a>,
     losses: Losses,
-    /// When the counters were looked at last.
+    /// When the counters were read last.
     counted: Deadline,
-    /// Facts have come since.
+    /// True if facts have arrived since then.
     is_uncounted: bool,
     comparisons: Comparisons,
     scans: Scans,
@@ -139,20 +140,20 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Attaches the programs, takes a snapshot, and shows what is held.
+    /// Attaches the programs, takes a snapshot, and shows the leases that are held.
     async fn begin(options: Options, view: &'a mut dyn View) -> Result<Self, AgentError> {
         let Options { load, snapshot, duration: _, verify, filter, queue_bytes } = options;
         let scope = load.scope;
         let mut probes = loader::load(&load)?;
-        let mut ledger = Ledger::new(probes.sight());
+        let mut ledger = Ledger::new(probes.visibility());
         let mut discard = Discard::default();
         let mut warnings = std::mem::take(&mut probes.warnings);
-        // Without one a comparison would find everything missing.
+        // Without a snapshot a comparison would find everything missing.
         if snapshot || verify.is_some() {
             let problems = take_snapshot(&mut probes, scope, &mut ledger, &mut discard).await?;
             warnings.extend(problems);
         }
-        // What happened before this moment is on the ring, and gets no record.
+        // Facts from before this moment are on the ring already, and get no record.
         let begins = Instant::from_ns(clock::monotonic_ns());
         let mut foreign = None;
         probes
@@ -209,21 +210,21 @@ impl<'a> Session<'a> {
             let drained = self.drain()?;
             idle_drains = if drained == 0 { idle_drains + 1 } else { 0 };
             self.is_uncounted |= drained > 0;
-            // Once more after the last fact, for what was lost with it.
+            // Read the counters once more after the last fact, for losses at the same time.
             if self.is_uncounted && self.counted.elapsed() >= COUNTERS_INTERVAL {
                 self.count_losses()?;
             }
             if self.looked_for_scans.elapsed() >= SCANS_INTERVAL {
-                self.look_for_scans();
+                self.check_for_scans();
             }
             self.compare().await?;
         }
     }
 
-    /// Takes what is on the ring now.
+    /// Drains the ring.
     fn drain(&mut self) -> Result<usize, AgentError> {
         let Self { probes, ledger, reporter, .. } = self;
-        // Every fact of an earlier time than this is on the ring by now.
+        // All facts from before this time are on the ring.
         let now = Instant::from_ns(clock::monotonic_ns());
         let mut foreign = None;
         let drained = probes.ring.drain(DRAIN_LIMIT, |record| {
@@ -236,7 +237,7 @@ impl<'a> Session<'a> {
         Ok(drained)
     }
 
-    /// Takes everything that the programs have reported by now.
+    /// Drains the ring until it has no fact from before this call.
     fn drain_all(&mut self) -> Result<(), AgentError> {
         let Self { probes, ledger, reporter, .. } = self;
         let mut foreign = None;
@@ -258,8 +259,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Reports scans. They leave no facts: they are looked for by the clock.
-    fn look_for_scans(&mut self) {
+    /// Reports scans. They cause no facts, so a map of attempts is read at intervals.
+    fn check_for_scans(&mut self) {
         self.looked_for_scans = Deadline::now();
         let Some(probers) = &mut self.probes.probers else { return };
         let (scans, over) =
@@ -277,7 +278,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Compares the ledger with the kernel when that is due, a step at a time.
+    /// Performs the next step of a comparison with the kernel, if one is due.
     async fn compare(&mut self) -> Result<(), AgentError> {
         let Some(taken) = self.comparisons.taken().await.map_err(AgentError::Ring)? else {
             let Self { probes, ledger, losses, comparisons, .. } = self;
@@ -293,15 +294,15 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Heals what a comparison found and reports it.
+    /// Heals the differences of a comparison, and reports them.
     fn conclude(&mut self, Found { differences, lost }: &Found) -> Result<(), AgentError> {
         let at = Instant::from_ns(clock::monotonic_ns());
         self.count_losses()?;
         self.ledger.heal(differences, at, &mut self.reporter);
         let count = (differences.missing() + differences.extra()) as u64;
-        match self.losses.judge(Deadline::now().into(), count, *lost) {
-            Verdict::CompareAgain => return Ok(()),
-            Verdict::Report { healed } => self.report_losses(at, healed),
+        match self.losses.evaluate(Deadline::now().into(), count, *lost) {
+            NextStep::CompareAgain => return Ok(()),
+            NextStep::Report { healed } => self.report_losses(at, healed),
         }
         if !self.comparisons.conclude() {
             return Ok(());
@@ -329,15 +330,14 @@ impl<'a> Session<'a> {
         });
     }
 
-    /// Takes what is left on the ring, shows the summary, and waits for the reader. A signal ends
-    /// that wait.
+    /// Drains the ring, shows the summary, and waits for the reader. A signal ends the wait.
     async fn finish(
         &mut self,
         began: Deadline,
         [interrupt, terminate]: [&mut Signal; 2],
     ) -> Result<(), AgentError> {
         self.drain_all()?;
-        // Nothing more will come that could decide what is undecided.
+        // No further observations will arrive, so everything that is pending is decided now.
         self.ledger.settle(Instant::from_ns(u64::MAX), &mut self.reporter);
         self.count_losses()?;
         if let Some(probers) = &self.probes.probers {
@@ -380,8 +380,8 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Takes a snapshot while the programs already report, and merges the two. Returns what could not
-/// be looked at, in sentences.
+/// Takes a snapshot while the programs already report, and merges it with their facts. Returns what
+/// could not be read, in sentences.
 async fn take_snapshot(
     probes: &mut Probes,
     scope: Scope,
@@ -396,14 +396,14 @@ async fn take_snapshot(
         snapshot::take(open_files.as_ref(), holders.as_ref(), scope)
     });
     let taken = loop {
-        // A host that is faster than this process never leaves the ring empty.
+        // On a host that is faster than this process, the ring is never empty.
         probes.ring.drain(DRAIN_LIMIT, |record| apply(record, ledger, discard, &mut foreign));
         tokio::select! {
             taken = &mut taking => break taken.map_err(io::Error::other).map_err(AgentError::Ring)?,
             () = sleep(Duration::from_millis(1)) => {}
         }
     };
-    // What happened before the last look of the snapshot is on the ring by now.
+    // All facts from before the end of the snapshot are on the ring.
     probes
         .ring
         .drain_all(|record| apply(record, ledger, discard, &mut foreign))

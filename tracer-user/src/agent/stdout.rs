@@ -1,5 +1,5 @@
-//! stdout, written by a thread of its own: a reader that stops reading must keep the agent neither
-//! from the ring nor from ending when it is told to.
+//! Writes to stdout in a thread of its own, so that a reader that stops reading keeps the agent
+//! neither from draining the ring nor from ending.
 
 use std::{
     collections::VecDeque,
@@ -16,11 +16,11 @@ use std::{
 
 use tokio::sync::mpsc::{UnboundedReceiver, error::TryRecvError, unbounded_channel};
 
-/// What an empty buffer keeps of its memory.
+/// Maximum capacity in bytes that an empty buffer keeps.
 const USUAL_BYTES: usize = 4 << 20;
-/// While a chunk is being written, records are collected until they are as many bytes as this.
+/// While a chunk is being written, records are collected into chunks of this number of bytes.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Bytes that are written at once: what a pipe takes, so that progress is seen.
+/// Bytes in one write: the capacity of a pipe, so that progress can be observed.
 const WRITE_BYTES: usize = 64 << 10;
 
 /// Hands chunks of whole records to the thread that writes them, one at a time.
@@ -32,13 +32,13 @@ pub(crate) struct Stdout {
     /// Chunks that wait for their turn, the oldest first.
     waiting: VecDeque<Vec<u8>>,
     waiting_bytes: usize,
-    /// Bytes of all chunks that were written.
+    /// Number of bytes in all chunks that were written.
     written_bytes: u64,
-    /// An empty buffer to go on with.
+    /// An empty buffer for reuse.
     spare: Vec<u8>,
 }
 
-/// Records that are being written. Shared, so that what is left of them is known if that never ends.
+/// Records that are being written. Shared, so that the rest is known if the write never returns.
 #[derive(Debug, Default)]
 struct Chunk {
     bytes: Vec<u8>,
@@ -47,7 +47,7 @@ struct Chunk {
 
 impl Chunk {
     fn left(&self) -> &[u8] {
-        // The count is a hint until the thread says that the chunk is written.
+        // The count is approximate until the thread has written the chunk.
         &self.bytes[self.written_bytes.load(Ordering::Relaxed)..]
     }
 
@@ -65,15 +65,15 @@ impl Stdout {
     /// Starts the thread.
     ///
     /// # Errors
-    /// If there can be no further thread.
+    /// If the thread cannot be started.
     pub fn start() -> io::Result<Self> {
         let (to_write, chunks) = sync_channel::<Arc<Chunk>>(1);
         let (done, written) = unbounded_channel();
-        // Not joined: it may be stuck in a write for ever, and ends with the process.
+        // Not joined: it may be blocked in a write for ever. It ends with the process.
         thread::Builder::new().name("portlife-stdout".to_owned()).spawn(move || {
             for chunk in chunks {
                 let result = chunk.write();
-                // Given back before that is said.
+                // The buffer must be back before the chunk is reported as written.
                 drop(chunk);
                 if done.send(result).is_err() {
                     return;
@@ -92,7 +92,7 @@ impl Stdout {
     }
 
     /// Takes the records of the buffer, and begins to write them unless others are being written.
-    /// May leave some in the buffer, to be collected to a chunk.
+    /// May leave some in the buffer until there are enough for a chunk.
     ///
     /// # Errors
     /// If an earlier write has failed.
@@ -132,8 +132,8 @@ impl Stdout {
         self.is_written(result.unwrap_or_else(|| Err(io::ErrorKind::BrokenPipe.into())))
     }
 
-    /// Writes everything that waits, and what is in the buffer. With a patience, gives up when the
-    /// reader has taken nothing for so long.
+    /// Writes all chunks that wait, and the buffer. With a `patience`, gives up when the reader has
+    /// read nothing for this time.
     ///
     /// # Errors
     /// If a write fails.
@@ -165,12 +165,12 @@ impl Stdout {
         under_way.chain(waiting).chain([buffer]).map(records_in).sum()
     }
 
-    /// Bytes that wait to be written, beside those that are still in the buffer.
+    /// Number of bytes that wait to be written, without those in the buffer.
     pub fn waiting_bytes(&self) -> usize {
         self.waiting_bytes + self.under_way.as_ref().map_or(0, |chunk| chunk.left().len())
     }
 
-    /// Bytes that were written since the start.
+    /// Number of bytes written since the start.
     pub fn written_bytes(&self) -> u64 {
         let of_chunk =
             self.under_way.as_ref().map_or(0, |chunk| chunk.written_bytes.load(Ordering::Relaxed));
@@ -188,7 +188,7 @@ impl Stdout {
             self.written_bytes += chunk.bytes.len() as u64;
             if let Ok(Chunk { mut bytes, .. }) = Arc::try_unwrap(chunk) {
                 bytes.clear();
-                // Only a slow reader, or the first snapshot, makes it grow beyond.
+                // Only a slow reader or the first snapshot makes it grow larger.
                 bytes.shrink_to(USUAL_BYTES);
                 self.spare = bytes;
             }

@@ -65,7 +65,7 @@ pub struct BindAny {
 /// How many more calls will get a port.
 ///
 /// `min` and `max` differ only if the range has an odd number of ports: then the kernel skips one
-/// port in each search, chosen at random ([`BlindSpot`]).
+/// port in each search, chosen at random (`BlindSpot`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headroom {
     /// At least this many calls succeed.

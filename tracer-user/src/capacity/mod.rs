@@ -2,7 +2,7 @@
 //! are computed here and nowhere else.
 //!
 //! There are two inputs with the same rules: the ledger counts leases as they come and go
-//! ([`usage`]), and [`headroom`] evaluates a listing of the kernel's bind buckets.
+//! (`usage`), and `headroom` evaluates a listing of the kernel's bind buckets.
 //!
 //! Invariant: pure. No I/O, no clock, no aya. Settings, holders and time are passed in.
 

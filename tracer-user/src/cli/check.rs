@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn tracer(tested: &mut Tested) -> Tracer {
-    let Tested { probes, told, costs } = tested;
+    let Tested { probes, records, costs } = tested;
     let hooks = probes.hooks.statuses().into_iter().map(|hook| Hook {
         report: HookReport::from(&hook),
         without: hook.without,
@@ -80,15 +80,15 @@ fn tracer(tested: &mut Tested) -> Tracer {
     Tracer {
         hooks: hooks.collect(),
         warnings: std::mem::take(&mut probes.warnings),
-        self_test: match told {
+        self_test: match records {
             Err(error) => {
                 SelfTest::NotRun { reason: format!("no test connection could be made: {error}") }
             }
-            Ok(told) if told.missing().next().is_none() => {
+            Ok(records) if records.missing().next().is_none() => {
                 SelfTest::Passed { connections: CONNECTIONS }
             }
-            Ok(told) => {
-                let missing: Vec<_> = told
+            Ok(records) => {
+                let missing: Vec<_> = records
                     .missing()
                     .map(|(name, count)| format!("{count} of {CONNECTIONS} {name}"))
                     .collect();

@@ -190,21 +190,21 @@ fn resolve_namespace(name: &str) -> Result<Netns, UsageError> {
 /// Parses a number of seconds.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     /// Ten years. `Instant` can represent a time that far in the future.
-    const MOST_S: f64 = 10.0 * 365.0 * 86_400.0;
+    const MAX_S: f64 = 10.0 * 365.0 * 86_400.0;
     text.parse::<f64>()
         .ok()
-        .filter(|seconds| *seconds > 0.0 && *seconds <= MOST_S)
+        .filter(|seconds| *seconds > 0.0 && *seconds <= MAX_S)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or_else(|| format!("expected a positive number of seconds, at most {MOST_S}"))
+        .ok_or_else(|| format!("expected a positive number of seconds, at most {MAX_S}"))
 }
 
 /// Parses the size of the ring buffer in bytes, and rounds it up to a power of two.
 pub(super) fn ring_bytes(text: &str) -> Result<u32, String> {
-    const LEAST: u32 = 4096;
-    const MOST: u32 = 1 << 30;
+    const MIN: u32 = 4096;
+    const MAX: u32 = 1 << 30;
     text.parse::<u32>()
         .ok()
-        .filter(|bytes| (LEAST..=MOST).contains(bytes))
+        .filter(|bytes| (MIN..=MAX).contains(bytes))
         .and_then(u32::checked_next_power_of_two)
-        .ok_or_else(|| format!("expected a number of bytes from {LEAST} to {MOST}"))
+        .ok_or_else(|| format!("expected a number of bytes from {MIN} to {MAX}"))
 }

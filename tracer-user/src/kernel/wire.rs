@@ -1,5 +1,5 @@
 //! Decodes the records of the eBPF programs: those of the ring into [`Observation`]s, those of the
-//! iterator over open files into [`OpenFile`]s. Nothing else in the agent knows the wire format.
+//! iterator over open files into `OpenFile`s. Nothing else in the agent knows the wire format.
 
 use tracer_ebpf::{
     Fact, FactKind, IPPROTO_TCP, Owner, TcpState, bind_failed, bound, closed, socket,

@@ -1,14 +1,14 @@
-//! The way in: observations, and the passage of time.
+//! Applies observations, and decides what waits for time to pass.
 
 use super::{Ledger, Sink};
 use crate::model::{Instant, Observation};
 
 impl Ledger {
-    /// Applies one observation. One from before all hooks were attached is ignored: what should
-    /// follow it, or should have come before it, may be missing.
+    /// Applies one observation. Observations from before all hooks were attached are ignored,
+    /// because those before or after them may be missing.
     pub fn apply(&mut self, observation: &Observation<'_>, sink: &mut impl Sink) {
         let at = observation.at();
-        if at < self.sight.since {
+        if at < self.visibility.since {
             return;
         }
         self.table.set_time(at);
@@ -31,7 +31,8 @@ impl Ledger {
         self.emit_pressure(sink);
     }
 
-    /// Decides what has waited long enough, given that every observation up to `now` was applied.
+    /// Decides everything that has waited long enough. Every observation up to `now` must have been
+    /// applied.
     pub fn settle(&mut self, now: Instant, sink: &mut impl Sink) {
         // The end of a run settles everything, whatever the time.
         if now != Instant::from_ns(u64::MAX) {

@@ -7,11 +7,11 @@ use tracer_ebpf::Owner;
 
 use crate::model::{Cookie, Instant, Netns, Operation, Peer, observation::OwnRange};
 
-/// A connect() or listen() that has had no result for this long had it in an observation that was
-/// lost: the search of a full range takes milliseconds.
+/// If a connect() or listen() has no result for this long, the observation of its result was lost:
+/// the search of a full range takes milliseconds.
 pub(super) const LONGEST_CALL_NS: u64 = 10_000_000_000;
 
-/// Calls under way that are too few to look for lost ones.
+/// Lost results are not searched for below this number of calls under way.
 const FEW_CALLS: usize = 1024;
 
 /// A connect() or listen() of a socket that holds no port yet.
@@ -30,7 +30,7 @@ pub(super) struct Call {
 #[derive(Debug)]
 pub(super) struct Calls {
     by_cookie: FxHashMap<Cookie, Call>,
-    /// The number of calls at which lost ones are looked for.
+    /// The number of calls at which lost results are searched for.
     look_at: usize,
 }
 
@@ -41,7 +41,7 @@ impl Default for Calls {
 }
 
 impl Calls {
-    /// A call begins to look for a port.
+    /// Records that a call begins to search for a port.
     pub fn begin(&mut self, cookie: Cookie, call: Call) {
         if self.by_cookie.len() >= self.look_at {
             self.forget_lost(call.began);
@@ -50,7 +50,7 @@ impl Calls {
         self.by_cookie.insert(cookie, call);
     }
 
-    /// A call ends, with or without a port.
+    /// Records that a call ends, with or without a port.
     pub fn end(&mut self, cookie: Cookie) -> Option<Call> {
         self.by_cookie.remove(&cookie)
     }
@@ -60,7 +60,7 @@ impl Calls {
         self.by_cookie.contains_key(&cookie)
     }
 
-    /// True if a connect() to this destination that began by then is still under way.
+    /// True if a connect() to this destination that began no later than `by` is still under way.
     pub fn connects_to(&self, netns: Netns, peer: Peer, by: Instant) -> bool {
         self.by_cookie.values().any(|call| {
             call.netns == netns
@@ -70,7 +70,7 @@ impl Calls {
         })
     }
 
-    /// Forgets the calls whose result must have been lost.
+    /// Forgets calls whose result must have been lost.
     pub fn forget_lost(&mut self, now: Instant) {
         self.by_cookie.retain(|_, call| now.since(call.began) < LONGEST_CALL_NS);
     }

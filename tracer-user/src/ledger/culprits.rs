@@ -1,24 +1,24 @@
-//! Who holds most of the ports that connect() leaves out.
+//! Who holds most of the bind-locked ports.
 
 use rustc_hash::FxHashMap;
 
 use super::tables::{LeaseIndex, PortTable};
 use crate::model::{Destination, Instant, Kind, Lease, LeaseId, Netns, Phase, Port, RangeUse};
 
-/// How long an answer is good: it takes a walk through the range, and a full range is asked about
-/// at every failure.
+/// How long an answer stays valid: finding it takes a walk through the range, and a full range
+/// causes the question at every failure.
 const CULPRIT_LASTS_NS: u64 = 500_000_000;
-/// How long what was found in a socket's own range is good, for the same reason.
+/// The same for a socket's own range.
 const OWN_RANGE_LASTS_NS: u64 = 20_000_000;
-/// Leases on one port that are looked at.
-const MOST_LOOKED_AT: usize = 256;
+/// Maximum number of leases on one port that are examined.
+const MAX_LEASES_PER_PORT: usize = 256;
 
-/// The lease that stands for those that keep connect() from the ports of a range.
+/// One of the leases that lock the ports of a range.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Culprit {
     pub index: LeaseIndex,
     id: LeaseId,
-    /// Ports of the range that its process keeps from connect().
+    /// Number of ports of the range that its process locks.
     pub ports: u32,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Culprits {
     own_range: Option<OwnRangeUse>,
 }
 
-/// What a socket with a range of its own found.
+/// The answer for a socket with a range of its own.
 #[derive(Clone, Copy, Debug)]
 struct OwnRangeUse {
     found: Instant,
@@ -102,7 +102,7 @@ fn look_within(
         let is_used = table
             .leases()
             .on_port(netns, port)
-            .take(MOST_LOOKED_AT)
+            .take(MAX_LEASES_PER_PORT)
             .any(|(_, entry)| counted.is_some() && entry.destination == counted);
         if is_used {
             range_use.used += 1;
@@ -132,7 +132,7 @@ fn culprit_among(
     Some(Culprit { index, id: table[index].lease.id, ports })
 }
 
-/// What a bound port is for, the more avoidable last.
+/// The purpose of a bound port, the more avoidable last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Purpose {
     /// A listener, and the connections that it accepted.
@@ -141,8 +141,8 @@ enum Purpose {
     Connecting,
 }
 
-/// The lease of the socket that bound this port, and what for. Where it is gone and the bucket has
-/// not recovered, the lease that keeps the bucket.
+/// The lease of the socket that bound this port, and its purpose. If that socket is gone and the
+/// bucket has not recovered, a lease that keeps the bucket.
 fn binder(table: &PortTable, netns: Netns, port: Port) -> Option<(LeaseIndex, Purpose)> {
     let purpose = |lease: &Lease| {
         if lease.phase == Phase::Listen || matches!(lease.kind, Kind::Listen | Kind::Accept) {
@@ -160,7 +160,7 @@ fn binder(table: &PortTable, netns: Netns, port: Port) -> Option<(LeaseIndex, Pu
     table
         .leases()
         .on_port(netns, port)
-        .take(MOST_LOOKED_AT)
+        .take(MAX_LEASES_PER_PORT)
         .min_by_key(|(_, entry)| rank(&entry.lease))
         .map(|(index, entry)| (index, purpose(&entry.lease)))
 }

@@ -1,4 +1,4 @@
-//! The begin and the end of a hold, and the events that report them.
+//! The beginning and the end of a hold, and the events that report them.
 
 use super::{
     Ledger, Sink,
@@ -24,7 +24,7 @@ impl Ledger {
         self.table.insert(new, Holders::TimeWait, self.window.number())
     }
 
-    /// The socket releases the port. Its TIME_WAIT may hold on to it.
+    /// The socket releases the port. Its TIME_WAIT may continue to hold it.
     pub(super) fn end_socket_hold(
         &mut self,
         index: LeaseIndex,
@@ -64,7 +64,7 @@ impl Ledger {
         self.emit(index, at, Change::TimeWait(substate), sink);
     }
 
-    /// A TIME_WAIT is gone. Its socket may still hold the port.
+    /// Ends a TIME_WAIT. Its socket may still hold the port.
     pub(super) fn end_time_wait(
         &mut self,
         index: LeaseIndex,
@@ -98,8 +98,8 @@ impl Ledger {
         }
     }
 
-    /// Leaves a lease to its TIME_WAIT and gives the socket, which holds the port as well, a lease of
-    /// its own: the socket has begun something new.
+    /// Separates a socket that holds the port beside its TIME_WAIT and begins something new: the
+    /// TIME_WAIT keeps the lease, and the socket gets one of its own.
     pub(super) fn separate_from_time_wait(
         &mut self,
         index: LeaseIndex,
@@ -111,8 +111,8 @@ impl Ledger {
         self.insert_socket(NewLease::of_socket_of(lease, at))
     }
 
-    /// Notes in which namespace a socket holds its port: the inode may have been another
-    /// namespace's before.
+    /// Records in which namespace a socket holds its port: another namespace may have had the inode
+    /// before.
     pub(super) fn note_incarnation(
         &mut self,
         socket: SocketId,
@@ -124,7 +124,7 @@ impl Ledger {
         }
     }
 
-    /// The last holder released the port.
+    /// Ends a lease: its last holder has released the port.
     pub(super) fn release(
         &mut self,
         index: LeaseIndex,
@@ -170,13 +170,13 @@ impl Ledger {
         sink.lease(LeaseEvent { at, lease, change: Change::Accept { listener } }, self);
     }
 
-    /// Emits a call that got no port, with its cause.
+    /// Emits the failure of a call that got no port, with its cause.
     pub(super) fn emit_failure(&self, failure: Failure<'_>, sink: &mut impl Sink) {
         let cause = cause_of(&failure);
         sink.failure(&Failure { cause, ..failure }, self);
     }
 
-    /// Emits the levels that were crossed.
+    /// Emits the levels of use that were crossed.
     pub(super) fn emit_pressure(&mut self, sink: &mut impl Sink) {
         for pressure in self.table.take_crossed() {
             sink.pressure(&pressure, self);

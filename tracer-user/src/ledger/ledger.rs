@@ -1,4 +1,4 @@
-//! The ledger's state, and its passage of time.
+//! The ledger's state.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -9,12 +9,12 @@ use super::{
     tables::{BucketRule, Owners, PortTable},
     timers::{CancelledTimers, DueLease},
 };
-use crate::model::{BucketClass, Lease, Netns, Port, Settings, Sight};
+use crate::model::{BucketClass, Lease, Netns, Port, Settings, Visibility};
 
 /// The ledger. See the [module](super).
 #[derive(Debug)]
 pub struct Ledger {
-    pub(super) sight: Sight,
+    pub(super) visibility: Visibility,
     pub(super) table: PortTable,
     pub(super) owners: Owners,
     pub(super) calls: Calls,
@@ -22,8 +22,8 @@ pub struct Ledger {
     /// New connections of listeners, whose `accept` record waits for the accepting process, oldest
     /// first.
     pub(super) unaccepted: VecDeque<DueLease>,
-    /// Sockets that were shut down and kept their port, oldest first: until it shows whether they
-    /// are being closed.
+    /// Sockets that were shut down and kept their port, oldest first, until later observations show
+    /// whether they are being closed.
     pub(super) shut_down: VecDeque<DueLease>,
     pub(super) window: SnapshotWindow,
     pub(super) culprits: Culprits,
@@ -32,13 +32,13 @@ pub struct Ledger {
 impl Ledger {
     /// An empty ledger.
     #[must_use]
-    pub fn new(sight: Sight) -> Self {
+    pub fn new(visibility: Visibility) -> Self {
         let buckets =
-            if sight.marks_connect { BucketRule::Recovers } else { BucketRule::StaysBound };
+            if visibility.marks_connect { BucketRule::Recovers } else { BucketRule::StaysBound };
         Self {
-            sight,
-            // What a snapshot finds crosses its levels now, not when the kernel booted.
-            table: PortTable::new(buckets, sight.since),
+            visibility,
+            // Levels that a snapshot shows as crossed are crossed now, not when the kernel booted.
+            table: PortTable::new(buckets, visibility.since),
             owners: Owners::default(),
             calls: Calls::default(),
             timers: CancelledTimers::default(),

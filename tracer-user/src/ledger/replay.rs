@@ -9,14 +9,15 @@ use super::{
     tables::{ConnectionKey, Holders, LeaseIndex, NewLease},
 };
 use crate::model::{
-    Change, Failure, Instant, Lease, LeaseEvent, LeaseId, Netns, Phase, Pressure, Settings, Sight,
+    Change, Failure, Instant, Lease, LeaseEvent, LeaseId, Netns, Phase, Pressure, Settings,
+    Visibility,
 };
 
 /// Follows a recording.
 #[derive(Debug)]
 pub(crate) struct Replay {
     ledger: Ledger,
-    /// Where each recorded lease is.
+    /// The index of each recorded lease.
     leases: FxHashMap<LeaseId, LeaseIndex>,
 }
 
@@ -27,7 +28,7 @@ impl Default for Replay {
 }
 
 fn empty() -> Ledger {
-    Ledger::new(Sight {
+    Ledger::new(Visibility {
         ports_chosen: true,
         accepts: true,
         marks_connect: true,
@@ -37,12 +38,12 @@ fn empty() -> Ledger {
 }
 
 impl Replay {
-    /// The ledger as it was at that moment of the recording.
+    /// The ledger as it was at the present moment of the recording.
     pub(crate) fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// Sets the time of what follows.
+    /// Sets the time of the changes that follow.
     pub(crate) fn advance(&mut self, at: Instant) {
         self.ledger.advance(at);
     }
@@ -52,18 +53,18 @@ impl Replay {
         *self = Self::default();
     }
 
-    /// Another namespace had this inode until now.
+    /// Forgets the settings of a namespace whose inode a new one has now.
     pub(crate) fn forget_settings(&mut self, netns: Netns) {
         self.ledger.forget_settings(netns);
     }
 
-    /// The settings of a namespace from now on.
+    /// Sets the settings of a namespace from now on.
     pub(crate) fn set_settings(&mut self, netns: Netns, settings: Settings) {
         self.ledger.set_settings(netns, Arc::new(settings));
-        self.ledger.emit_pressure(&mut Unheard);
+        self.ledger.emit_pressure(&mut DiscardEvents);
     }
 
-    /// A lease changed. One that is not known is older than the recording.
+    /// Applies a change of a lease. A lease that is not known is older than the recording.
     pub(crate) fn apply(&mut self, event: &LeaseEvent<'_>) {
         let LeaseEvent { at, lease, change } = *event;
         let ledger = &mut self.ledger;
@@ -81,14 +82,14 @@ impl Replay {
         ledger.repeat(index, at, lease, change);
         if let Change::Release { reason } = change {
             self.leases.remove(&lease.id);
-            ledger.release(index, at, reason, &mut Unheard);
+            ledger.release(index, at, reason, &mut DiscardEvents);
         }
-        ledger.emit_pressure(&mut Unheard);
+        ledger.emit_pressure(&mut DiscardEvents);
     }
 }
 
 impl Ledger {
-    /// Enters a recorded lease as its first record shows it.
+    /// Adds a recorded lease as its first record shows it.
     fn enter_recorded(&mut self, lease: &Lease) -> LeaseIndex {
         let Lease {
             id,
@@ -138,9 +139,9 @@ impl Ledger {
         index
     }
 
-    /// Does to a lease what the recorded change did.
+    /// Applies a recorded change to a lease.
     fn repeat(&mut self, index: LeaseIndex, at: Instant, recorded: &Lease, change: Change) {
-        let unheard = &mut Unheard;
+        let discard = &mut DiscardEvents;
         match change {
             Change::Held | Change::Bind { .. } | Change::Accept { .. } | Change::Release { .. } => {
             }
@@ -155,7 +156,7 @@ impl Ledger {
                     (lease.closing, lease.closed_by) = (None, None);
                 });
             }
-            Change::Listen => self.listens(index, at, unheard),
+            Change::Listen => self.listens(index, at, discard),
             Change::Update => self.update(index, at, recorded),
             Change::Closing { by } => {
                 let lease = &mut self.table[index].lease;
@@ -169,7 +170,7 @@ impl Ledger {
                 let is_first = !entry.holders.has_time_wait() || entry.lease.time_wait.is_none();
                 if is_first && let Some(key) = ConnectionKey::of_lease(recorded) {
                     entry.lease.time_wait = Some(at);
-                    self.begin_time_wait(index, &key, substate, at, unheard);
+                    self.begin_time_wait(index, &key, substate, at, discard);
                 } else {
                     self.table.change(index, |entry| {
                         entry.lease.phase = Phase::TimeWait(substate);
@@ -181,7 +182,7 @@ impl Ledger {
 }
 
 impl Ledger {
-    /// Makes a lease what the record of an [`Update`](Change::Update) shows.
+    /// Sets a lease to what the record of an [`Update`](Change::Update) shows.
     fn update(&mut self, index: LeaseIndex, at: Instant, recorded: &Lease) {
         let before = self.table[index].lease.phase;
         self.table.set_address(index, recorded.local_addr);
@@ -213,10 +214,10 @@ impl Ledger {
     }
 }
 
-/// What a recording has reported already is not reported again.
-struct Unheard;
+/// Discards events: the recording contains them already.
+struct DiscardEvents;
 
-impl Sink for Unheard {
+impl Sink for DiscardEvents {
     fn lease(&mut self, _event: LeaseEvent<'_>, _ledger: &Ledger) {}
     fn failure(&mut self, _failure: &Failure<'_>, _ledger: &Ledger) {}
     fn pressure(&mut self, _pressure: &Pressure, _ledger: &Ledger) {}

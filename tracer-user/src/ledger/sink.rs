@@ -1,10 +1,10 @@
-//! Who receives what the ledger finds out.
+//! The receiver of the ledger's events.
 
 use super::Ledger;
 use crate::model::{Failure, LeaseEvent, Pressure};
 
-/// Receives the changes of leases, the calls that got no port, and the levels that were crossed,
-/// each with the ledger as it is at that moment.
+/// Receives changes of leases, failed calls and crossed levels of use, each with the ledger as it
+/// is at that moment.
 pub trait Sink {
     /// A lease changed, or a snapshot found one whose beginning was lost ([`Change::Held`]).
     ///

@@ -1,8 +1,8 @@
 //! TIME_WAITs whose timer was cancelled, until later observations show why.
 //!
 //! A timer is cancelled because it is armed again, because it expires, because a new connection
-//! reuses the TIME_WAIT, or because the TIME_WAIT is killed. The first three are observed; a kill is
-//! what remains when nothing else follows in time.
+//! reuses the TIME_WAIT, or because the TIME_WAIT is killed. The first three are observed. If none
+//! of them follows in time, it was a kill.
 
 use std::collections::VecDeque;
 
@@ -30,7 +30,7 @@ pub(super) struct CancelledTimers {
     when_due: VecDeque<DueLease>,
     /// Cancelled before they were due, or with their namespace, oldest first.
     before_due: VecDeque<DueLease>,
-    /// Killed by a connect() under way, perhaps, that is to take their place.
+    /// Perhaps killed by a connect() under way that reuses their ports.
     contested: Vec<DueLease>,
 }
 
@@ -42,17 +42,17 @@ pub(super) struct Cancelled {
     pub reason: Reason,
 }
 
-/// A lease about which something is to be decided.
+/// A lease that waits for a decision.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DueLease {
-    /// When the wait for it began.
+    /// When the wait began.
     pub since: Instant,
     pub index: LeaseIndex,
     pub id: LeaseId,
 }
 
 impl CancelledTimers {
-    /// The timer of a lease's TIME_WAIT was cancelled.
+    /// Records that the timer of a lease's TIME_WAIT was cancelled.
     pub fn cancel(
         &mut self,
         table: &mut PortTable,
@@ -77,7 +77,8 @@ impl CancelledTimers {
         self.by_lease.insert(index, Cancelled { at, reason });
     }
 
-    /// The outcome for a lease is known: the timer is armed again, or the TIME_WAIT has ended.
+    /// Records that the outcome for a lease is known: the timer is armed again, or the TIME_WAIT
+    /// has ended.
     pub fn settle(&mut self, table: &mut PortTable, index: LeaseIndex) {
         let entry = &mut table[index];
         if entry.awaited != Some(Awaited::TimerOutcome) {
@@ -120,12 +121,12 @@ impl CancelledTimers {
         std::mem::take(&mut self.contested)
     }
 
-    /// This one is to wait for a connect() under way.
+    /// Lets this TIME_WAIT wait for a connect() under way.
     pub fn contest(&mut self, due: DueLease) {
         self.contested.push(due);
     }
 
-    /// True if nothing is to be decided.
+    /// True if no TIME_WAIT waits for a decision.
     pub fn is_empty(&self) -> bool {
         let Self { when_due, before_due, contested, by_connection: _, by_lease: _ } = self;
         when_due.is_empty() && before_due.is_empty() && contested.is_empty()

@@ -1,11 +1,11 @@
-//! What views may ask of the ledger. Every answer about ports that are left comes from
+//! The questions that views may ask the ledger. Every answer about headroom comes from
 //! [`capacity`](crate::capacity).
 
 use super::Ledger;
 use crate::model::{Destination, Instant, Netns, Port, RangeUse, Rates, Settings};
 
 impl Ledger {
-    /// Sets the time at which the questions that follow are asked.
+    /// Sets the time for which the following questions are answered.
     pub fn advance(&mut self, now: Instant) {
         self.table.set_time(now);
     }
@@ -36,12 +36,13 @@ impl Ledger {
         self.table.usage().range(netns)
     }
 
-    /// The ports of the range that connect() leaves out because they were bound.
+    /// The ports of the range that connect() does not choose because they are bound.
     pub fn locked_ports(&self, netns: Netns) -> impl Iterator<Item = Port> {
         self.table.usage().locked_ports(netns)
     }
 
-    /// How fast ports for this destination are taken and released; `None` if none was used lately.
+    /// How fast ports for this destination are acquired and released. `None` if none was used
+    /// lately.
     #[must_use]
     pub fn rates_for(&self, destination: &Destination) -> Option<Rates> {
         self.table.usage().destination_rates(destination)

@@ -46,15 +46,15 @@ pub struct Coverage {
     pub lacks_files: bool,
 }
 
-/// How to treat namespaces that the ledger knows and a snapshot does not. They can no longer be
-/// reached: they are being torn down, which may take seconds during which facts still arrive, or only
-/// orphaned sockets keep them alive.
+/// How to treat namespaces that the ledger knows and a snapshot does not reach: they are being torn
+/// down, which may take seconds during which facts still arrive, or only orphaned sockets keep them
+/// alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unknown {
-    /// Trust the ledger: the facts about their end will come.
-    Believed,
+pub enum UnreachedNamespaces {
+    /// Trust the ledger: facts will report their end.
+    KeepLeases,
     /// Assume that they hold nothing: facts were lost, perhaps those about their end.
-    Gone,
+    AssumeEmpty,
 }
 
 /// The kind of holder that a snapshot found.

@@ -187,8 +187,8 @@ named! {
         ListenersInRange =>
             "listeners have their ports in ip_local_port_range: move the range or the listeners",
         PoisonedBuckets =>
-            "somebody bound ports that connections share, and has left: they are lost until these \
-             connections end; set IP_BIND_ADDRESS_NO_PORT where clients bind()",
+            "a process that is gone had bound ports that connections share: no other destination can \
+             use them until these connections end; set IP_BIND_ADDRESS_NO_PORT where clients bind()",
         SpreadDestination =>
             "use more source or destination addresses, keep connections alive, widen \
              ip_local_port_range, or set tcp_tw_reuse=1 (of use if the peer sends timestamps)",

@@ -16,6 +16,14 @@ pub struct HookReport {
     pub loss: Option<&'static str>,
 }
 
+impl HookReport {
+    /// What is not seen without the hook, in a sentence. `None` if nothing is lost.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let (reason, loss) = (self.outcome.as_ref().err()?, self.loss?);
+        Some(format!("the hook {} is not attached ({reason}): {loss}", self.name))
+    }
+}
+
 /// The first record of a run.
 #[derive(Clone, Debug)]
 pub struct Start {
@@ -27,7 +35,7 @@ pub struct Start {
     pub hooks: Vec<HookReport>,
     /// Number of `held` records that follow.
     pub held: usize,
-    /// Events that are not seen for other reasons than a missing hook, one sentence each.
+    /// Events that are not seen, because a hook or a privilege is missing, one sentence each.
     pub warnings: Vec<String>,
 }
 
@@ -84,17 +92,6 @@ pub struct Cgroup {
     pub path: String,
     /// The id of the container whose cgroup it is; `None` if no container runtime made it.
     pub container: Option<String>,
-}
-
-impl Start {
-    /// What is not seen, and why: one sentence each.
-    pub fn shortcomings(&self) -> impl Iterator<Item = String> {
-        let hooks = self.hooks.iter().filter_map(|hook| {
-            let (reason, loss) = (hook.outcome.as_ref().err()?, hook.loss?);
-            Some(format!("the hook {} is not attached ({reason}): {loss}", hook.name))
-        });
-        self.warnings.iter().cloned().chain(hooks)
-    }
 }
 
 /// The result of a comparison of the ledger with the kernel.

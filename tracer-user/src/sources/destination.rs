@@ -94,14 +94,14 @@ impl Tables {
         lookup: &Lookup<T>,
     ) -> DestinationInNamespace {
         let Self { timed, hashed, settings, route_source, at } = self;
-        let Lookup { owned, idle, rules, sight, .. } = lookup;
+        let Lookup { owned, idle, rules, visibility, .. } = lookup;
         let idle = idle.iter().filter(|(of, _)| *of == netns).map(|(_, holder)| *holder);
         let holders: Option<Vec<Holder>> = hashed.map(|hashed| idle.chain(hashed).collect());
         let listed = holders.as_deref().unwrap_or_default();
         let bound = listed.iter().filter(|holder| holder.class == BucketClass::Bind);
         let bound: BTreeSet<Port> = bound.map(|holder| holder.local_port).collect();
         // The ledger makes one lease of several entries about a socket, and knows how it began.
-        let mut ledger = Ledger::new(*sight);
+        let mut ledger = Ledger::new(*visibility);
         let of_namespace = owned.iter().filter(|held| held.netns == netns);
         let held: Vec<Held> = of_namespace
             .copied()

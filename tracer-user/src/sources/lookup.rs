@@ -30,7 +30,7 @@ use crate::{
             scope::Scope,
         },
     },
-    model::{Addr, Cookie, Held, HeldBy, Holder, Instant, Lease, Netns, Phase, Port, Sight},
+    model::{Addr, Cookie, Held, HeldBy, Holder, Instant, Lease, Netns, Phase, Port, Visibility},
 };
 
 /// What was found.
@@ -45,7 +45,7 @@ pub(super) struct Lookup<T> {
     /// How the running kernel searches for ports.
     pub(super) rules: KernelRules,
     /// What a ledger can learn from these lists.
-    pub(super) sight: Sight,
+    pub(super) visibility: Visibility,
     /// This process's own namespace.
     pub(super) own: Netns,
     /// What could not be read, in sentences.
@@ -100,7 +100,7 @@ pub(super) fn look<T: Send>(
     } else {
         Vec::new()
     };
-    let sight = Sight {
+    let visibility = Visibility {
         ports_chosen: false,
         accepts: false,
         marks_connect,
@@ -108,7 +108,7 @@ pub(super) fn look<T: Send>(
         since: Instant::BOOT,
     };
     let rules = lists.rules();
-    Ok(Lookup { namespaces, owned, idle, rules, sight, own: own_namespace(), problems })
+    Ok(Lookup { namespaces, owned, idle, rules, visibility, own: own_namespace(), problems })
 }
 
 impl<T> Lookup<T> {

@@ -16,7 +16,7 @@ use crate::{
         namespace::{scope::Scope, settings::SettingsFiles},
     },
     ledger::Ledger,
-    model::{Cookie, Held, Holder, Netns, Phase, Port, Settings, Sight},
+    model::{Cookie, Held, Holder, Netns, Phase, Port, Settings, Visibility},
 };
 
 /// Looks for the holders of a port in all namespaces, or in those of the scope.
@@ -28,14 +28,14 @@ pub(crate) fn look_for(port: Port, scope: Scope) -> Result<PortView, LoadError> 
     let mut lookup = lookup::look(Some(port), scope, |held| held.local_port == port, look_into)?;
     let tables = lookup.take_namespaces();
     let searched = tables.len();
-    let Lookup { owned, idle, sight, own, problems, .. } = lookup;
+    let Lookup { owned, idle, visibility, own, problems, .. } = lookup;
     let is_asked = scope != Scope::default();
     let namespaces = tables
         .into_iter()
         .map(|(netns, tables)| {
             let owned = owned.iter().filter(|held| held.netns == netns);
             let idle = idle.iter().filter(|(of, _)| *of == netns).map(|(_, holder)| holder);
-            tables.occupancy(port, netns, sight, owned, idle)
+            tables.occupancy(port, netns, visibility, owned, idle)
         })
         .filter(|view| is_asked || view.netns == own || !view.occupants.is_empty())
         .collect();
@@ -68,7 +68,7 @@ impl Tables {
         self,
         port: Port,
         netns: Netns,
-        sight: Sight,
+        visibility: Visibility,
         owned: impl Iterator<Item = &'a Held>,
         idle: impl Iterator<Item = &'a Holder>,
     ) -> Occupancy {
@@ -79,7 +79,7 @@ impl Tables {
         let mut held: Vec<Held> = owned.copied().collect();
         held.extend(timed.iter().map(|timed| timed.held));
         // The ledger makes one lease of several entries about a socket, and knows how it began.
-        let mut ledger = Ledger::new(sight);
+        let mut ledger = Ledger::new(visibility);
         ledger.adopt_all(&held);
         let timers = lookup::timers(&timed);
         let mut occupants: Vec<_> = ledger

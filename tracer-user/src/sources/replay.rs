@@ -10,23 +10,22 @@ use crate::{
     record::{Body, OwnedRecord, Record, filter::Filter, json::Line},
 };
 
-/// No record is that long; a longer line is no recording.
-const MOST_BYTES: u64 = 1 << 20;
-/// Lines that are not records, and are reported one by one.
-const MOST_REPORTED: u64 = 10;
+/// Maximum length of a line. No record is that long.
+const MAX_LINE_BYTES: u64 = 1 << 20;
+/// Maximum number of lines that are not records and are reported one by one.
+const MAX_REPORTED: u64 = 10;
 
 /// A recording that is being read.
 #[derive(Debug, Default)]
 pub struct Recording {
     replay: Replay,
-    /// Added to monotonic times, gives the time of day, nanoseconds since 1970; `None` before the
-    /// first record.
+    /// The time of day minus the monotonic time, in nanoseconds. `None` before the first record.
     pub realtime_offset_ns: Option<i128>,
-    /// Lines that are records.
+    /// Number of lines that are records.
     pub records: u64,
-    /// Lines that are not.
+    /// Number of lines that are not.
     pub damaged: u64,
-    /// What is wrong, in sentences with the name of the recording and the line.
+    /// Problems, in sentences with the name of the recording and the line.
     pub problems: Vec<String>,
 }
 
@@ -37,11 +36,12 @@ impl Recording {
         self.replay.ledger()
     }
 
-    /// Reads all of `input`, which is called `name`. Passes on each record that the filter admits,
-    /// with the ledger as it was then; a filter does not change what the ledger counts.
+    /// Reads all of `input`, which is called `name` in problems. Passes each record that the filter
+    /// admits to `take`, with the ledger as it was then. A filter does not change what the ledger
+    /// counts.
     ///
     /// # Errors
-    /// If the input cannot be read; what was read before counts.
+    /// If the input cannot be read. Records that were read before have been passed on.
     pub fn read(
         &mut self,
         mut input: impl BufRead,
@@ -52,12 +52,12 @@ impl Recording {
         let mut line = Vec::new();
         for number in 1_u64.. {
             line.clear();
-            (&mut input).take(MOST_BYTES).read_until(b'\n', &mut line)?;
+            (&mut input).take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
             if line.is_empty() {
                 break;
             }
             let is_whole = line.last() == Some(&b'\n');
-            let is_too_long = !is_whole && line.len() as u64 == MOST_BYTES;
+            let is_too_long = !is_whole && line.len() as u64 == MAX_LINE_BYTES;
             if is_too_long {
                 skip_line(&mut input)?;
             }
@@ -74,10 +74,10 @@ impl Recording {
                 }
                 Err(error) => {
                     self.damaged += 1;
-                    if self.damaged <= MOST_REPORTED {
+                    if self.damaged <= MAX_REPORTED {
                         let what = if is_too_long {
                             format!(
-                                "expected a record, found a line of more than {MOST_BYTES} bytes"
+                                "expected a record, found a line of more than {MAX_LINE_BYTES} bytes"
                             )
                         } else if is_whole {
                             error.to_string()
@@ -91,8 +91,8 @@ impl Recording {
                 }
             }
         }
-        if self.damaged > MOST_REPORTED {
-            let more = self.damaged - MOST_REPORTED;
+        if self.damaged > MAX_REPORTED {
+            let more = self.damaged - MAX_REPORTED;
             self.problems.push(format!("{name}: {more} more lines are no records"));
         }
         Ok(())

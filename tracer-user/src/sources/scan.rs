@@ -1,6 +1,6 @@
 //! Port scans: sources that try many closed ports.
 //!
-//! Invariant: pure. What was tried goes in, scans come out.
+//! Invariant: pure. Attempts go in, scans come out.
 
 use rustc_hash::FxHashMap;
 
@@ -8,23 +8,24 @@ use tracer_ebpf::{Prober, Tries};
 
 use crate::model::{Addr, Instant, Netns, Port, Scan};
 
-/// Different closed ports that a source must have tried. Clients of services that are down try one
-/// or a few.
-const LEAST_PORTS: u32 = 16;
+/// Number of different closed ports that make a source a scanner. Clients of services that are down
+/// try one or a few.
+const MIN_PORTS: u32 = 16;
 
-/// A source that has tried nothing for so long is forgotten, nanoseconds.
+/// A source without attempts for this number of nanoseconds is forgotten.
 const SILENCE_NS: u64 = 60_000_000_000;
 
 /// Scans under way.
 #[derive(Debug, Default)]
 pub struct Scans {
-    /// Tries of each when it was told last.
-    told: FxHashMap<Prober, u64>,
+    /// Number of attempts of each source at its latest report.
+    reported: FxHashMap<Prober, u64>,
 }
 
 impl Scans {
-    /// Looks at who tried what by now. A scan is told when it is recognised, whenever twice as much
-    /// was tried, and once it is over. Returns what is to be told, and who can be forgotten.
+    /// Evaluates the attempts so far. A scan is reported when it is recognised, whenever its
+    /// attempts have doubled, and when it is over. Returns the scans to report, and the sources
+    /// that can be forgotten.
     pub fn look(
         &mut self,
         now: Instant,
@@ -32,18 +33,19 @@ impl Scans {
     ) -> (Vec<Scan>, Vec<Prober>) {
         let (mut scans, mut over) = (Vec::new(), Vec::new());
         // The kernel forgets sources, and one that changes its address leaves many behind.
-        let before = std::mem::take(&mut self.told);
+        let before = std::mem::take(&mut self.reported);
         for (prober, tries) in all {
             let is_over = now.since(Instant::from_ns(tries.last_ns)) > SILENCE_NS;
             if let Some(scan) = scan_of(&prober, &tries) {
-                // One that was forgotten meanwhile begins anew.
-                let told = before.get(&prober).copied().filter(|told| *told <= scan.tries);
-                let told = told.unwrap_or(0);
-                let is_due = scan.tries >= told.saturating_mul(2).max(1);
+                // A source that was forgotten in the meantime begins anew.
+                let reported =
+                    before.get(&prober).copied().filter(|reported| *reported <= scan.tries);
+                let reported = reported.unwrap_or(0);
+                let is_due = scan.tries >= reported.saturating_mul(2).max(1);
                 if !is_over {
-                    self.told.insert(prober, if is_due { scan.tries } else { told });
+                    self.reported.insert(prober, if is_due { scan.tries } else { reported });
                 }
-                if is_due || (is_over && scan.tries > told) {
+                if is_due || (is_over && scan.tries > reported) {
                     scans.push(scan);
                 }
             }
@@ -54,12 +56,12 @@ impl Scans {
         (scans, over)
     }
 
-    /// What has come since each was told last, at the end.
+    /// The scans that have grown since their latest report, at the end.
     pub fn rest(&mut self, all: impl Iterator<Item = (Prober, Tries)>) -> Vec<Scan> {
         all.filter_map(|(prober, tries)| {
             let scan = scan_of(&prober, &tries)?;
-            let told = self.told.insert(prober, scan.tries).unwrap_or(0);
-            (scan.tries > told).then_some(scan)
+            let reported = self.reported.insert(prober, scan.tries).unwrap_or(0);
+            (scan.tries > reported).then_some(scan)
         })
         .collect()
     }
@@ -68,7 +70,7 @@ impl Scans {
 fn scan_of(prober: &Prober, tries: &Tries) -> Option<Scan> {
     let ports = tries.ports();
     let port = |port: u32| u16::try_from(port).ok().map(Port);
-    (ports >= LEAST_PORTS).then_some(Scan {
+    (ports >= MIN_PORTS).then_some(Scan {
         netns: Netns(prober.netns),
         source: Addr(prober.addr),
         ports,
@@ -100,14 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_is_told_as_it_grows_and_when_it_is_over() {
+    fn a_scan_is_reported_as_it_grows_and_when_it_is_over() {
         let (mut scans, mut tries) = (Scans::default(), Tries::default());
         let mut look = |now, tries: &Tries| scans.look(now, std::iter::once((PROBER, *tries)));
         try_ports(&mut tries, 20..35, second(1));
         assert_eq!(look(second(1), &tries), (vec![], vec![]), "fifteen ports are not enough");
         try_ports(&mut tries, 35..40, second(2));
-        let (told, over) = look(second(2), &tries);
-        let [scan] = told[..] else { panic!("{told:?}") };
+        let (reported, over) = look(second(2), &tries);
+        let [scan] = reported[..] else { panic!("{reported:?}") };
         assert!(over.is_empty());
         assert_eq!((scan.ports, scan.port_low, scan.port_high), (20, Port(20), Port(39)));
         assert_eq!((scan.source.ip().to_string(), scan.tries), ("10.0.0.1".to_owned(), 20));
@@ -118,8 +120,8 @@ mod tests {
         assert_eq!(look(second(4), &tries).0.len(), 1);
         try_ports(&mut tries, 60..61, second(5));
         assert_eq!(look(second(65), &tries), (vec![], vec![]));
-        let (told, over) = look(second(66), &tries);
-        assert_eq!((told.len(), over), (1, vec![PROBER]));
+        let (reported, over) = look(second(66), &tries);
+        assert_eq!((reported.len(), over), (1, vec![PROBER]));
     }
 
     #[test]
@@ -130,7 +132,7 @@ mod tests {
             try_ports(&mut tries, 20..40, second(1));
             let prober = Prober { addr: mapped(source), ..PROBER };
             assert_eq!(scans.look(second(1), std::iter::once((prober, tries))).0.len(), 1);
-            assert_eq!(scans.told.len(), 1);
+            assert_eq!(scans.reported.len(), 1);
         }
     }
 

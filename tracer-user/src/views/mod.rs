@@ -101,8 +101,8 @@ pub enum Verbosity {
 impl Verbosity {
     fn warn(self, start: &Start) {
         if self >= Self::Normal {
-            for shortcoming in start.shortcomings() {
-                crate::stderr::write_line!("portlife: {shortcoming}");
+            for warning in &start.warnings {
+                crate::stderr::write_line!("portlife: {warning}");
             }
         }
     }

@@ -32,7 +32,7 @@ const RATE_COLUMNS: [&str; 1] = ["RATE/S"];
 const SERVICES: &str = "SERVICE";
 
 /// The widest text that a cut cell can have lost.
-const MOST_CUT: usize = 60;
+const MAX_CUT: usize = 60;
 
 /// What differs from run to run in one screen only.
 #[derive(Clone, Copy, Default)]
@@ -81,7 +81,7 @@ fn is_same_when_cut(golden: &str, actual: &str) -> Option<bool> {
     for at in (0..=golden.len()).rev() {
         for other_at in (0..=actual.len()).rev() {
             let (here, there) = (golden.get(at), actual.get(other_at));
-            let reach = |from: usize, to: usize| from..=(from + MOST_CUT).min(to);
+            let reach = |from: usize, to: usize| from..=(from + MAX_CUT).min(to);
             matches[at][other_at] = (here.is_none() && there.is_none())
                 || (here.is_some() && here == there && matches[at + 1][other_at + 1])
                 || (here == Some(&CUT)

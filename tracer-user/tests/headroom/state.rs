@@ -35,7 +35,7 @@ const LISTENERS: [SocketAddr; 4] = [
     SocketAddr::new(IpAddr::V4(OTHER), 10_003),
     SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 10_004),
 ];
-const MOST_PORTS: u16 = 22;
+const MAX_PORTS: u16 = 22;
 
 /// The sockets and settings of a namespace.
 pub struct State {
@@ -54,7 +54,7 @@ impl State {
     pub fn make(random: &mut Random, sandbox: &Sandbox, devices: bool) -> Self {
         sandbox.add_loopback_address(OTHER).expect("the address can be added");
         let low = 20_000 + random.below(20_000);
-        let size = 1 + random.below(MOST_PORTS);
+        let size = 1 + random.below(MAX_PORTS);
         let set = |name: &str, value: String| {
             sandbox.set(name, &value).unwrap_or_else(|error| panic!("{name} {value}: {error}"));
         };
@@ -73,7 +73,7 @@ impl State {
         for address in LISTENERS {
             state.listeners.push((address, listener(address)));
         }
-        for _ in 0..random.below(2 * MOST_PORTS) {
+        for _ in 0..random.below(2 * MAX_PORTS) {
             state.random_action(random);
             if random.chance(1, 6) && !state.open.is_empty() {
                 let index = random.below(u16::try_from(state.open.len()).expect("there are few"));

@@ -176,9 +176,9 @@ struct Pacer {
 
 impl Pacer {
     /// A worker does not catch up on more delay than this.
-    const MOST_BEHIND: Duration = Duration::from_millis(100);
+    const MAX_BEHIND: Duration = Duration::from_millis(100);
     /// Shorter waits are skipped, so steps at high rates come in small bursts.
-    const LEAST_SLEEP: Duration = Duration::from_millis(2);
+    const MIN_SLEEP: Duration = Duration::from_millis(2);
 
     fn new(pace: Pace) -> Self {
         let interval = match pace {
@@ -192,9 +192,9 @@ impl Pacer {
         let Some(interval) = self.interval else { return };
         let now = Instant::now();
         let early = self.next.saturating_duration_since(now);
-        if early > Self::LEAST_SLEEP {
+        if early > Self::MIN_SLEEP {
             thread::sleep(early);
         }
-        self.next = (self.next + interval).max(now - Self::MOST_BEHIND);
+        self.next = (self.next + interval).max(now - Self::MAX_BEHIND);
     }
 }

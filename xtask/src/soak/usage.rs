@@ -67,7 +67,7 @@ impl Usage {
         let begin = self.samples.partition_point(|(at, _)| *at < SETTLED_S);
         let settled = self.samples.get(begin..).unwrap_or_default();
         let (early, late) = settled.split_at(settled.len() / 2);
-        (early.len() >= LEAST_SAMPLES).then(|| (median(early), median(late)))
+        (early.len() >= MIN_SAMPLES).then(|| (median(early), median(late)))
     }
 
     /// A complaint if memory in the second half exceeds that in the first by more than 5 % plus 4
@@ -82,7 +82,7 @@ impl Usage {
 /// From then on TIME_WAITs end as fast as they are made: 60 s plus the rounding of the timer wheel.
 const SETTLED_S: f64 = 75.0;
 /// Required number of samples in each half.
-const LEAST_SAMPLES: usize = 30;
+const MIN_SAMPLES: usize = 30;
 
 fn median(samples: &[(f64, u64)]) -> u64 {
     let mut values: Vec<_> = samples.iter().map(|(_, kb)| *kb).collect();

@@ -15,7 +15,7 @@ use crate::{
         },
         host::cgroup::CgroupRoot,
     },
-    model::{Instant, Sight},
+    model::{Instant, Visibility},
 };
 
 /// The attached programs and everything that they report. Dropping this detaches them all.
@@ -55,8 +55,8 @@ pub(crate) struct Counters {
 
 impl Probes {
     /// What the ledger can rely on, by the hooks that are attached.
-    pub(crate) fn sight(&self) -> Sight {
-        Sight {
+    pub(crate) fn visibility(&self) -> Visibility {
+        Visibility {
             ports_chosen: self.hooks.reports(Reports::ChosenPorts),
             accepts: self.hooks.reports(Reports::Accepts),
             marks_connect: self.marks_connect,

@@ -65,7 +65,7 @@ pub struct SettingsFiles {
 /// The number of namespaces whose files may be open at once: they take half of the descriptors that
 /// this process may have.
 #[must_use]
-pub(crate) fn most_open() -> usize {
+pub(crate) fn max_open() -> usize {
     const FILES: u64 = 11;
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit / 2 / FILES).unwrap_or(usize::MAX)
@@ -165,7 +165,7 @@ struct Setting {
 /// Most settings, and a list of some reserved ports.
 const USUAL_BYTES: usize = 512;
 /// Every second port reserved: 32768 numbers of at most five digits, each with its comma.
-const MOST_BYTES: usize = 32_768 * 6 + 1;
+const MAX_BYTES: usize = 32_768 * 6 + 1;
 
 impl Setting {
     fn open(name: &'static str) -> Result<Self, SettingsError> {
@@ -204,7 +204,7 @@ impl Setting {
         let bytes = if length < USUAL_BYTES {
             usual.get(..length)
         } else {
-            long.resize(MOST_BYTES, 0);
+            long.resize(MAX_BYTES, 0);
             let length = read(&mut long)?;
             long.get(..length)
         };

@@ -1,4 +1,4 @@
-//! Leases from a snapshot.
+//! Adds the leases that a snapshot shows.
 
 use std::collections::BTreeMap;
 
@@ -13,20 +13,20 @@ use crate::{
 };
 
 impl Ledger {
-    /// From now on a snapshot is being taken: what ends is remembered until
+    /// Marks the beginning of a snapshot: holds that end are remembered until
     /// [`end_snapshot`](Self::end_snapshot).
     pub fn begin_snapshot(&mut self) {
         self.window.open();
     }
 
-    /// Every observation from the time of the snapshot was applied, and its holds were adopted or
-    /// compared.
+    /// Marks the end of a snapshot: every observation from its time was applied, and its holds were
+    /// adopted or compared.
     pub fn end_snapshot(&mut self) {
         self.window.close();
     }
 
-    /// Adds what a first snapshot found: listeners first, because they show which connections were
-    /// accepted.
+    /// Adds the holds that a first snapshot found. Listeners come first, because they show which
+    /// connections were accepted.
     pub fn adopt_all(&mut self, held: &[Held]) {
         let is_listener = |held: &&Held| held.by == HeldBy::Socket(TcpState::Listen);
         for held in held.iter().filter(is_listener) {
@@ -37,8 +37,8 @@ impl Ledger {
         }
     }
 
-    /// Takes over the classes of buckets that a first snapshot found. Observations win: the class of
-    /// a port on which a lease began since then is known better.
+    /// Adopts the classes of buckets that a first snapshot found. Observations take precedence: the
+    /// class of a port on which a lease began since then is known better.
     pub fn adopt_classes(&mut self, classes: &BTreeMap<Netns, BTreeMap<Port, BucketClass>>) {
         for (netns, ports) in classes {
             for (port, class) in ports {
@@ -49,8 +49,9 @@ impl Ledger {
         }
     }
 
-    /// Adds one hold that a snapshot found, and returns its place if it is new. Observations win: a
-    /// hold that they have shown gains only an owner, and one that they have ended is not added.
+    /// Adds one hold that a snapshot found, and returns its index if it is new. Observations take
+    /// precedence: a hold that they have shown gains only an owner, and one that they have ended is
+    /// not added.
     pub(super) fn adopt(&mut self, held: &Held) -> Option<LeaseIndex> {
         let hold = Hold::of_held(held)?;
         if let Some(index) = self.of_hold(&hold) {

@@ -1,4 +1,4 @@
-//! The ledger against the kernel: a fresh snapshot must show what the ledger holds.
+//! Compares the ledger with the kernel: a snapshot must show the same holds.
 
 use std::{collections::BTreeMap, mem};
 
@@ -11,7 +11,7 @@ use crate::{
         Ledger,
         tables::{Awaited, ConnectionKey, Entry, Hold, LeaseIndex},
     },
-    model::{BucketClass, Coverage, Held, HeldBy, Netns, Phase, Port, Unknown},
+    model::{BucketClass, Coverage, Held, HeldBy, Netns, Phase, Port, UnreachedNamespaces},
 };
 
 /// A comparison under way.
@@ -46,7 +46,12 @@ impl Ledger {
     /// seen gains one, and one whose owner has handed its socket on (to a child that outlives it, or
     /// by `SCM_RIGHTS`) gets the process that has it.
     #[must_use]
-    pub fn compare(&self, held: &[Held], of: &Coverage, unknown: Unknown) -> Differences {
+    pub fn compare(
+        &self,
+        held: &[Held],
+        of: &Coverage,
+        unreached: UnreachedNamespaces,
+    ) -> Differences {
         let mut comparison = Comparison {
             differences: Differences { leases: self.len(), ..Differences::default() },
             shown: vec![Shown::default(); self.table.leases().slots()],
@@ -66,7 +71,9 @@ impl Ledger {
         for (index, entry) in self.table.leases().iter() {
             let netns = &entry.lease.netns;
             let is_covered = of.listed.contains(netns)
-                || unknown == Unknown::Gone && !of.lacks_files && !of.unlisted.contains(netns);
+                || unreached == UnreachedNamespaces::AssumeEmpty
+                    && !of.lacks_files
+                    && !of.unlisted.contains(netns);
             if is_covered && entry.changed != self.window.number() {
                 self.add_extra(entry, shown[index.slot()], of, &mut differences);
             }
@@ -154,7 +161,7 @@ impl Ledger {
         let lease = &entry.lease;
         // What no snapshot can show is believed to last until an observation ends it.
         let is_idle = matches!(lease.phase, Phase::Bound | Phase::TimeWait(_));
-        let is_listed = self.sight.bound_idle && !of.lacks_files || !is_idle;
+        let is_listed = self.visibility.bound_idle && !of.lacks_files || !is_idle;
         if entry.holders.has_socket() && is_listed && !shown.socket {
             differences.extra.insert(Hold::Socket(lease.cookie), lease.clone());
         }

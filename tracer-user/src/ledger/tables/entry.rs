@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// A lease, and what nobody but the ledger needs to know of it.
+/// A lease, and what only the ledger needs to know about it.
 #[derive(Debug)]
 pub(in crate::ledger) struct Entry {
     pub lease: Lease,

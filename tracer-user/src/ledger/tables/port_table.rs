@@ -24,12 +24,12 @@ pub(in crate::ledger) struct PortTable {
     pub(super) buckets: BucketRule,
 }
 
-/// Whether a bind bucket recovers from a bind().
+/// When connect() may use a bind bucket again after a bind().
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::ledger) enum BucketRule {
-    /// connect() may use it again once only owners that connect() put there are left (6.18).
+    /// As soon as all of its owners got the port from connect() (6.18).
     Recovers,
-    /// Not before the last owner is gone.
+    /// Only after its last owner is gone.
     StaysBound,
 }
 
@@ -61,7 +61,7 @@ impl PortTable {
         &self.leases
     }
 
-    /// The leases, of which nothing may be changed that is counted.
+    /// The leases. Nothing that is counted may be changed.
     pub fn leases_mut(&mut self) -> &mut Leases {
         &mut self.leases
     }

@@ -1,8 +1,8 @@
 //! Per namespace and port: the leases on it now, and the latest release.
 //!
-//! The leases are bounded by the number of sockets. The latest releases are not: namespaces come and
-//! go, and no hook shows the end of one. What is remembered of free ports is therefore limited, and
-//! the longest unused is forgotten first.
+//! The number of leases is bounded by the number of sockets. The number of latest releases is not:
+//! namespaces come and go, and no hook shows the end of one. It is therefore limited, and the
+//! oldest are forgotten first.
 
 use std::{collections::VecDeque, num::NonZeroU64};
 
@@ -20,12 +20,12 @@ pub struct LastUse {
     pub released: Instant,
 }
 
-/// Who holds one port of one namespace.
+/// The holders of one port of one namespace.
 #[derive(Clone, Copy, Debug)]
 pub struct PortSlot {
     /// First of the chain of leases that hold the port now.
     pub first: Option<LeaseIndex>,
-    /// The class of the port's bucket, while somebody holds the port.
+    /// The class of the port's bucket, while the port is held.
     pub class: BucketClass,
 }
 
@@ -68,8 +68,9 @@ struct PastUse {
 const _: () = assert!(size_of::<Option<PastUse>>() == 16);
 
 const PAGE_PORTS: usize = 256;
-/// Pages on which nobody holds a port that are kept for who held it last: 10 MB of them.
-const MOST_IDLE_PAGES: usize = 2048;
+/// Maximum number of pages without a held port that are kept for the latest releases on them: 10
+/// MB.
+const MAX_IDLE_PAGES: usize = 2048;
 
 /// The ports of all namespaces. A namespace's table is allocated in pages of 256 ports, as they are
 /// used: the whole range takes about 0.3 MB, and 1 MB more once its ports were released; an idle
@@ -77,7 +78,7 @@ const MOST_IDLE_PAGES: usize = 2048;
 #[derive(Debug, Default)]
 pub struct Ports {
     namespaces: FxHashMap<Netns, Namespace>,
-    /// Pages that came to be idle, the longest ago first. They may be in use again by now.
+    /// Pages that became idle, in this order. They may be in use again.
     idle: VecDeque<(Netns, usize)>,
 }
 
@@ -96,9 +97,9 @@ struct Page {
     past: Option<Box<[Option<PastUse>; PAGE_PORTS]>>,
     /// Leases on these ports.
     leases: usize,
-    /// It is among [`Ports::idle`].
+    /// True if it is listed in [`Ports::idle`].
     is_listed: bool,
-    /// It was in use since it was put there, or since it was passed over.
+    /// True if it was in use since it was listed there or last inspected.
     was_used: bool,
 }
 
@@ -113,14 +114,14 @@ impl Page {
 }
 
 impl Ports {
-    /// Who holds a port.
+    /// The holders of a port.
     #[must_use]
     pub fn get(&self, netns: Netns, port: Port) -> PortSlot {
         let (page, index) = self.find(netns, port);
         page.and_then(|page| page.slots.get(index)).copied().unwrap_or(Slot::EMPTY).unpack()
     }
 
-    /// Who held a port last, if that is known.
+    /// The latest release on a port. `None` if it is not known.
     #[must_use]
     pub fn last_use(&self, netns: Netns, port: Port) -> Option<LastUse> {
         let (page, index) = self.find(netns, port);
@@ -145,7 +146,7 @@ impl Ports {
             .flat_map(|page| page.slots.iter().filter_map(|slot| slot.unpack().first))
     }
 
-    /// A lease begins on a port, as the first of the port's chain.
+    /// Records that a lease begins on a port, as the first of the port's chain.
     pub fn hold(&mut self, netns: Netns, port: Port, lease: LeaseIndex) {
         let (page, index) = place(port);
         let page = self.namespaces.entry(netns).or_default().page_mut(page);
@@ -153,13 +154,13 @@ impl Ports {
         page.slots[index].set_first(Some(lease));
     }
 
-    /// Notes the class of the bucket of a port that is held.
+    /// Records the class of the bucket of a port that is held.
     pub fn set_class(&mut self, netns: Netns, port: Port, class: BucketClass) {
         let (page, index) = place(port);
         self.namespaces.entry(netns).or_default().page_mut(page).slots[index].set_class(class);
     }
 
-    /// A lease ends; `first` is what is now the first of the port's chain.
+    /// Records that a lease ends. `first` is now the first of the port's chain.
     pub fn release(
         &mut self,
         netns: Netns,
@@ -182,14 +183,14 @@ impl Ports {
         if !page.is_listed {
             page.is_listed = true;
             self.idle.push_back((netns, number));
-            while self.idle.len() > MOST_IDLE_PAGES {
+            while self.idle.len() > MAX_IDLE_PAGES {
                 self.forget_a_page();
             }
         }
     }
 
-    /// Notes which namespace has this inode, and forgets the earlier uses of its ports if that was
-    /// another one until now.
+    /// Records which namespace has this inode, and forgets the earlier uses of its ports if another
+    /// namespace had it before.
     pub fn set_incarnation(&mut self, netns: Netns, incarnation: Incarnation) {
         let namespace = self.namespaces.entry(netns).or_default();
         let before = namespace.incarnation.replace(incarnation);
@@ -198,7 +199,7 @@ impl Ports {
         }
         let is_held = namespace.pages.iter().flatten().any(|page| page.leases > 0);
         if before.is_none() && is_held {
-            // Its inode is not free for another while somebody holds a port in it.
+            // While a port is held in it, no other namespace can have its inode.
             return;
         }
         for place in &mut namespace.pages {
@@ -213,8 +214,8 @@ impl Ports {
         }
     }
 
-    /// Takes the page that is idle for the longest time off the list, and forgets it unless it was
-    /// in use since.
+    /// Removes the page that has been idle for the longest time from the list, and forgets it
+    /// unless it was in use since then.
     fn forget_a_page(&mut self) {
         let Some((netns, number)) = self.idle.pop_front() else { return };
         let Some(namespace) = self.namespaces.get_mut(&netns) else { return };
@@ -232,7 +233,7 @@ impl Ports {
                     self.namespaces.remove(&netns);
                 }
             }
-            // Its namespace had gone.
+            // Its namespace is gone.
             None => {}
         }
     }
@@ -285,8 +286,8 @@ mod tests {
         for netns in 2..100_000 {
             use_port(&mut ports, netns, PORT, u64::from(netns));
         }
-        assert_eq!(pages(&ports), MOST_IDLE_PAGES + 1);
-        assert_eq!(ports.namespaces.len(), MOST_IDLE_PAGES + 1);
+        assert_eq!(pages(&ports), MAX_IDLE_PAGES + 1);
+        assert_eq!(ports.namespaces.len(), MAX_IDLE_PAGES + 1);
         assert_eq!(
             ports.get(Netns(1), PORT).first,
             Some(LeaseIndex::from_slot(7)),
@@ -306,7 +307,7 @@ mod tests {
             use_port(&mut ports, netns, PORT, 1);
             assert!(netns < 1000 || last_lease(&ports, 1, PORT).is_some());
         }
-        assert!(ports.idle.len() <= MOST_IDLE_PAGES);
+        assert!(ports.idle.len() <= MAX_IDLE_PAGES);
     }
 
     #[test]

@@ -12,12 +12,12 @@ use crate::{
     },
 };
 
-/// How long the record of a new connection waits to learn which process accepts it.
+/// How long the record of a new connection waits for the process that accepts it.
 const ACCEPT_SETTLES_NS: u64 = 60_000_000;
 
 impl Ledger {
-    /// The third ACK made a child of a listener. It belongs to the listener's owner until a process
-    /// accepts it.
+    /// The last ACK of the handshake made a child of a listener. It belongs to the listener's owner
+    /// until a process accepts it.
     pub(super) fn passive_open(
         &mut self,
         at: Instant,
@@ -36,7 +36,7 @@ impl Ledger {
         let entry = &mut self.table[index];
         entry.lease.established = Some(at);
         entry.awaited = Some(Awaited::AcceptingProcess);
-        if self.sight.accepts {
+        if self.visibility.accepts {
             let id = entry.lease.id;
             self.unaccepted.push_back(DueLease { since: at, index, id });
         } else {

@@ -22,7 +22,7 @@ impl Ledger {
         let Closing { at, socket, endpoints, by, userlocks } = *closing;
         let index = match self.table.leases().of_socket(socket.cookie) {
             Some(index) => index,
-            // Established before the tracer was.
+            // The connection was established before the tracer started.
             None => match self.discover(socket, endpoints, userlocks, Phase::Established) {
                 Some(index) => index,
                 None => return,
@@ -46,7 +46,7 @@ impl Ledger {
         }
         let Some(index) = self.table.leases().of_socket(cookie) else {
             self.window.end(|| Some(Hold::Socket(cookie)));
-            // If it holds a port, it is a socket from before the tracer's time.
+            // If it holds a port, the socket is older than the tracer.
             if let Some(index) = self.discover(socket, endpoints, userlocks, Phase::Bound) {
                 self.emit(index, at, Change::Held, sink);
             }
@@ -56,7 +56,7 @@ impl Ledger {
         let is_failure = error.is_none() && !is_shut_down;
         if self.table[index].awaited == Some(Awaited::CallResult) {
             self.table[index].awaited = None;
-            if self.sight.ports_chosen && is_failure {
+            if self.visibility.ports_chosen && is_failure {
                 self.bound_call_failed(index, at, from, sink);
             }
         }
@@ -75,7 +75,7 @@ impl Ledger {
         entry.close_reason = Some(reason);
         let before = (entry.lease.phase, entry.lease.local_addr);
         if !userlocks.has_bound_addr() {
-            // The address was connect()'s (tcp_disconnect, net/ipv4/tcp.c).
+            // connect() had chosen the address (tcp_disconnect, net/ipv4/tcp.c).
             let unspecified = Addr::unspecified(entry.lease.family);
             self.table.set_address(index, unspecified);
         }
@@ -96,7 +96,8 @@ impl Ledger {
         }
     }
 
-    /// Emits that a socket is merely bound, if it was shut down and no release has followed.
+    /// Emits an update for sockets that were shut down, and for which no release has followed: they
+    /// are only bound.
     pub(in crate::ledger) fn settle_shut_down(&mut self, now: Instant, sink: &mut impl Sink) {
         while let Some(DueLease { since, index, id }) =
             self.shut_down.pop_front_if(|due| now.since(due.since) >= CLOSE_SETTLES_NS)

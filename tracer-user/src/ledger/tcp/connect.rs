@@ -27,7 +27,7 @@ impl Ledger {
         let Endpoints { local, peer } = endpoints;
         let owner = self.owners.share(owner);
         if local.port.is_none() {
-            // The socket holds no port any more, whatever was missed.
+            // The socket no longer holds a port. The observation of its release was lost.
             if let Some(index) = self.table.leases().of_socket(socket.cookie) {
                 self.end_socket_hold(index, at, Reason::Closed, sink);
             }
@@ -100,7 +100,8 @@ impl Ledger {
             self.passive_open(at, socket, endpoints, sink);
             return;
         }
-        // Without the hook that shows the choice of connect(), this is the first to show the port.
+        // Without the hook that reports the choice of connect(), this is the first observation of
+        // the port.
         let call = self.calls.end(socket.cookie);
         let Some(new) = NewLease::observed(socket, local, peer, Kind::Connect, Phase::Established)
         else {
@@ -141,8 +142,8 @@ impl Ledger {
         self.emit(index, at, Change::Established { handshake_ns }, sink);
     }
 
-    /// A bound socket calls connect() or listen(). Returns its lease from now on: if a TIME_WAIT is
-    /// left on its port, the two go separate ways.
+    /// A bound socket calls connect() or listen(). Returns its lease from now on, which is a new
+    /// one if a TIME_WAIT of the socket is left on the port.
     pub(super) fn begin_call(
         &mut self,
         index: LeaseIndex,
@@ -228,7 +229,7 @@ impl Ledger {
         );
     }
 
-    /// What a socket's own range leaves of the namespace's; `None` if that is not known.
+    /// The namespace's range narrowed by a socket's own. `None` if it is not known.
     fn own_range(&self, netns: Netns, OwnRange { low, high }: OwnRange) -> Option<(Port, Port)> {
         let number = |end: Option<Port>| end.map_or(0, |port| port.0);
         let range = self.table.usage().effective_range(netns, (number(low), number(high)))?;
@@ -288,7 +289,7 @@ impl Ledger {
     }
 
     /// Ends the TIME_WAIT whose addresses and ports a new connection has, if its timer was just
-    /// cancelled: the reuse is why.
+    /// cancelled because of the reuse.
     fn end_reused_time_wait(
         &mut self,
         socket: SocketId,

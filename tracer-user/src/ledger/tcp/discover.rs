@@ -46,8 +46,8 @@ impl Ledger {
         Some(self.insert_socket(new))
     }
 
-    /// How a lease from before the tracer's time began, as far as its state shows. `userlocks` is
-    /// `None` where they could not be read.
+    /// How a lease that is older than the tracer began, as far as its state shows. `userlocks` is
+    /// `None` if they could not be read.
     pub(in crate::ledger) fn likely_kind(
         &self,
         netns: Netns,
@@ -64,7 +64,7 @@ impl Ledger {
             _ if locks.is_connect_bind() => Kind::Connect,
             _ if self.table.leases().has_listener(netns, port) => Kind::Accept,
             Phase::TimeWait(_) => Kind::Connect,
-            _ if self.sight.marks_connect && userlocks.is_some() => Kind::BindAuto,
+            _ if self.visibility.marks_connect && userlocks.is_some() => Kind::BindAuto,
             _ => Kind::Connect,
         }
     }

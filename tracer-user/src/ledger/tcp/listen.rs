@@ -35,7 +35,7 @@ impl Ledger {
         let endpoints = Endpoints { local, peer: Peer::NONE };
         let Some(index) = self.bound_lease(socket, endpoints, userlocks, owner) else { return };
         let index = self.begin_call(index, at, sink);
-        if !self.sight.ports_chosen {
+        if !self.visibility.ports_chosen {
             self.listens(index, at, sink);
         }
     }

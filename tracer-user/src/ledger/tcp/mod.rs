@@ -1,4 +1,4 @@
-//! What each observation of TCP means for the leases.
+//! How each observation of TCP changes the leases.
 
 mod accept;
 mod bind;

@@ -20,7 +20,7 @@ pub(super) static OWNER: Owner = Owner { pid: 1, uid: 0, cgroup_id: 0, comm: [0;
 /// Between two operations: enough for a killed TIME_WAIT to be settled.
 pub(super) const STEP_NS: u64 = 50_000_000;
 
-/// What the kernel holds, and what was observed of it so far.
+/// The holds of the kernel, and the observations so far.
 #[derive(Default)]
 pub(super) struct Kernel {
     pub(super) now: u64,
@@ -34,7 +34,7 @@ pub(super) struct Kernel {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Socket {
     pub(super) port: u16,
-    /// bind() was told this port.
+    /// bind() asked for this port.
     pub(super) locked: bool,
     pub(super) state: TcpState,
     pub(super) peer: u16,
@@ -85,7 +85,7 @@ impl Kernel {
         self.observations.push(observation(Instant::from_ns(self.now)));
     }
 
-    /// `SOCK_BINDPORT_LOCK` of a socket whose bind() was told its port.
+    /// `SOCK_BINDPORT_LOCK` of a socket whose bind() asked for its port.
     pub(super) fn userlocks(&self, cookie: u64) -> Userlocks {
         let is_locked = self.sockets.get(&cookie).is_some_and(|socket| socket.locked);
         Userlocks::from_kernel(if is_locked { 8 } else { 0 })
@@ -253,7 +253,7 @@ impl Kernel {
         });
     }
 
-    /// The socket goes to CLOSE, and lets go of a port that it is not locked to.
+    /// The socket goes to CLOSE, and releases a port that it is not locked to.
     pub(super) fn close_state(&mut self, cookie: u64, end: End) {
         let socket = self.sockets[&cookie];
         let left = if socket.locked { socket.port } else { 0 };
@@ -290,7 +290,7 @@ impl Kernel {
         }
     }
 
-    /// One random step of somebody's life.
+    /// One random operation on one of the sockets.
     pub(super) fn step(&mut self, operation: u8, choice: usize) {
         self.now += STEP_NS;
         let peer = 80;

@@ -12,12 +12,12 @@ use crate::{
     ledger::{Differences, Ledger, Sink},
     model::{
         Change, Coverage, Failure, Instant, LeaseEvent, LeaseId, Netns, Observation, Phase,
-        Pressure, Reason, Sight, Unknown,
+        Pressure, Reason, UnreachedNamespaces, Visibility,
         observation::{BindFailed, BindRequest},
     },
 };
 
-const SIGHT: Sight = Sight {
+const SIGHT: Visibility = Visibility {
     ports_chosen: true,
     accepts: true,
     marks_connect: true,
@@ -25,7 +25,7 @@ const SIGHT: Sight = Sight {
     since: Instant::BOOT,
 };
 
-/// Checks that every lease's events tell one life: it is born, and ends at most once.
+/// Checks that the events of each lease are consistent: it begins once, and ends at most once.
 #[derive(Default)]
 struct Lives {
     ended: BTreeSet<LeaseId>,
@@ -107,7 +107,7 @@ proptest! {
         let mut snapshot = Vec::new();
         for at in 0..=steps.len() {
             if at == began {
-                ledger = Ledger::new(Sight { since: Instant::from_ns(kernel.now + 1), ..SIGHT });
+                ledger = Ledger::new(Visibility { since: Instant::from_ns(kernel.now + 1), ..SIGHT });
                 ledger.begin_snapshot();
                 let attached = kernel.observations.iter().zip(is_attached.iter().cycle());
                 let early: Vec<_> =
@@ -158,13 +158,13 @@ proptest! {
         let whole = whole();
         for _ in 0..2 {
             ledger.begin_snapshot();
-            let differences = ledger.compare(&kernel.snapshot(), &whole, Unknown::Believed);
+            let differences = ledger.compare(&kernel.snapshot(), &whole, UnreachedNamespaces::KeepLeases);
             ledger.end_snapshot();
             ledger.heal(&differences, now, &mut lives);
         }
         prop_assert_eq!(holds(&ledger), kernel.holds());
         ledger.begin_snapshot();
-        let differences = ledger.compare(&kernel.snapshot(), &whole, Unknown::Believed);
+        let differences = ledger.compare(&kernel.snapshot(), &whole, UnreachedNamespaces::KeepLeases);
         let left: Vec<_> = differences.descriptions().collect();
         prop_assert!(left.is_empty(), "{:?}", left);
     }
@@ -192,7 +192,7 @@ proptest! {
                 snapshot = kernel.snapshot();
             }
             if at == compared {
-                first = ledger.compare(&snapshot, &whole, Unknown::Believed);
+                first = ledger.compare(&snapshot, &whole, UnreachedNamespaces::KeepLeases);
             }
             if at == again {
                 ledger.begin_snapshot();
@@ -201,7 +201,7 @@ proptest! {
                 snapshot = kernel.snapshot();
             }
             if at == confirmed {
-                let mut second = ledger.compare(&snapshot, &whole, Unknown::Believed);
+                let mut second = ledger.compare(&snapshot, &whole, UnreachedNamespaces::KeepLeases);
                 second.retain_confirmed(&first);
                 let found: Vec<_> = second.descriptions().collect();
                 prop_assert!(found.is_empty(), "{:?}", found);
@@ -230,11 +230,11 @@ fn a_namespace_that_no_snapshot_reaches_is_believed_until_observations_are_lost(
     assert_eq!(kernel.time_waits.len(), 1);
     ledger.begin_snapshot();
     let none = Coverage::default();
-    assert!(ledger.compare(&[], &none, Unknown::Believed).is_empty());
-    assert_eq!(ledger.compare(&[], &none, Unknown::Gone).extra(), 1);
+    assert!(ledger.compare(&[], &none, UnreachedNamespaces::KeepLeases).is_empty());
+    assert_eq!(ledger.compare(&[], &none, UnreachedNamespaces::AssumeEmpty).extra(), 1);
     let partly = Coverage { unlisted: BTreeSet::from([Netns(NETNS)]), ..none };
-    assert!(ledger.compare(&[], &partly, Unknown::Gone).is_empty());
-    assert_eq!(ledger.compare(&[], &whole(), Unknown::Believed).extra(), 1);
+    assert!(ledger.compare(&[], &partly, UnreachedNamespaces::AssumeEmpty).is_empty());
+    assert_eq!(ledger.compare(&[], &whole(), UnreachedNamespaces::KeepLeases).extra(), 1);
 }
 
 #[test]
@@ -244,10 +244,10 @@ fn a_lease_whose_time_wait_was_missed_goes_on() {
     let (mut ledger, mut lives) = (Ledger::new(SIGHT), Lives::default());
     apply(&mut ledger, &kernel.observations, &mut lives);
     let before = ledger.leases().next().expect("it connected").clone();
-    // Nobody tells of this.
+    // No observation reports this.
     kernel.step(8, 0);
     ledger.begin_snapshot();
-    let differences = ledger.compare(&kernel.snapshot(), &whole(), Unknown::Believed);
+    let differences = ledger.compare(&kernel.snapshot(), &whole(), UnreachedNamespaces::KeepLeases);
     assert_eq!((differences.missing(), differences.extra()), (1, 1));
     ledger.heal(&differences, Instant::from_ns(kernel.now), &mut lives);
     ledger.end_snapshot();
@@ -255,7 +255,9 @@ fn a_lease_whose_time_wait_was_missed_goes_on() {
     assert_eq!((ledger.len(), after.id, lives.reasons.len()), (1, before.id, 0));
     assert!(matches!(after.phase, Phase::TimeWait(_)) && after.owner == before.owner);
     ledger.begin_snapshot();
-    assert!(ledger.compare(&kernel.snapshot(), &whole(), Unknown::Believed).is_empty());
+    assert!(
+        ledger.compare(&kernel.snapshot(), &whole(), UnreachedNamespaces::KeepLeases).is_empty()
+    );
 }
 
 #[test]
@@ -275,7 +277,7 @@ fn duplicate_observations_change_nothing() {
     assert_eq!(lives.reasons, once.reasons);
 }
 
-/// Another program at the hook of bind() may refuse what ours has told already.
+/// Another program at the hook of bind() may refuse a bind that ours has reported already.
 #[test]
 fn a_bind_that_is_refused_after_all_holds_nothing() {
     let mut kernel = Kernel::new();
@@ -304,9 +306,9 @@ fn a_snapshot_without_open_files_says_nothing_of_what_only_they_show() {
     apply(&mut ledger, &kernel.observations, &mut Lives::default());
     ledger.begin_snapshot();
     let partly = Coverage { lacks_files: true, ..whole() };
-    assert!(ledger.compare(&[], &partly, Unknown::Believed).is_empty());
+    assert!(ledger.compare(&[], &partly, UnreachedNamespaces::KeepLeases).is_empty());
     let nowhere = Coverage { lacks_files: true, ..Coverage::default() };
-    assert!(ledger.compare(&[], &nowhere, Unknown::Gone).is_empty());
+    assert!(ledger.compare(&[], &nowhere, UnreachedNamespaces::AssumeEmpty).is_empty());
 }
 
 /// Before 5.11 no snapshot shows a socket that is bound but idle.
@@ -315,11 +317,11 @@ fn what_a_snapshot_cannot_show_is_not_held_against_the_ledger() {
     let mut kernel = Kernel::new();
     kernel.bound(1, 20_000, BindRequest::ThisPort);
     let extra = [true, false].map(|bound_idle| {
-        let mut ledger = Ledger::new(Sight { bound_idle, ..SIGHT });
+        let mut ledger = Ledger::new(Visibility { bound_idle, ..SIGHT });
         apply(&mut ledger, &kernel.observations, &mut Lives::default());
         assert_eq!(ledger.len(), 1);
         ledger.begin_snapshot();
-        ledger.compare(&[], &Coverage::default(), Unknown::Gone).extra()
+        ledger.compare(&[], &Coverage::default(), UnreachedNamespaces::AssumeEmpty).extra()
     });
     assert_eq!(extra, [1, 0]);
 }

@@ -1,6 +1,6 @@
 //! The report: a summary of a stream of records.
 //!
-//! The [`Tally`] aggregates records; the ledger knows which ports are held and how many are left. A
+//! The `Tally` aggregates records; the ledger knows which ports are held and how many are left. A
 //! [`Report`] is made from both once, at the end.
 
 mod advice;

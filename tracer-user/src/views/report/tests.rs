@@ -216,6 +216,21 @@ fn used_ports_follow_a_change_of_the_range() {
 }
 
 #[test]
+fn what_a_recording_could_not_observe_is_said() {
+    let mut tape = Tape::new();
+    let warning =
+        "the hook tcp_send_reset is not attached (no such tracepoint): port scans are not seen";
+    let start = json!({
+        "version": "0", "kernel": "6.1", "hooks": {}, "held": 0, "warnings": [warning],
+    });
+    tape.record("start", start);
+    let report = tape.report();
+    assert!(report.observed.shortcomings.iter().any(|what| what == warning), "{report:?}");
+    let shown = text::render(&report, false).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(shown.contains(&format!("not seen: {warning}")), "{shown}");
+}
+
+#[test]
 fn a_failure_names_the_range_at_that_time() {
     let mut tape = Tape::new();
     tape.range(50_000, 50_003, "");

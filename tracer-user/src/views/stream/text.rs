@@ -307,7 +307,7 @@ impl Text {
             ])
         });
         let advice = advice_on(failure, found).filter(|advice| self.given.insert(*advice));
-        let advice = advice.map(names::advice);
+        let advice = advice.map(format::short_advice);
         let holder = failure.holder.map(|holder| {
             let who = holder.owner.as_ref().map_or_else(
                 || "unknown".to_owned(),

@@ -3,6 +3,7 @@
 use tracer_ebpf::{Owner, mapped};
 
 use crate::{
+    capacity::Advice,
     model::{Addr, Port},
     record::{
         comm,
@@ -49,6 +50,19 @@ impl End<'_> {
             Some(port) => append_decimal(port.0.into(), bytes),
             None => bytes.push(b'*'),
         }
+    }
+}
+
+/// The remedy in a few words. [`names::advice`](crate::record::names::advice) says more.
+pub(super) fn short_advice(advice: Advice) -> &'static str {
+    match advice {
+        Advice::BindWithoutPort => "set IP_BIND_ADDRESS_NO_PORT before bind()",
+        Advice::ListenersInRange => "move the range or the listeners",
+        Advice::PoisonedBuckets => "set IP_BIND_ADDRESS_NO_PORT where clients bind()",
+        Advice::SpreadDestination => "reuse connections, or use more addresses or a wider range",
+        Advice::ReserveLess => "reserve fewer ports, or widen the range",
+        Advice::ReservePort => "add it to ip_local_reserved_ports",
+        Advice::ReuseAddress => "set SO_REUSEADDR before bind()",
     }
 }
 

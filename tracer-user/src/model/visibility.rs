@@ -1,13 +1,13 @@
-//! What the attached hooks show.
+//! What the attached hooks and the lists can show.
 
 use super::Instant;
 
-/// Which observations can be relied upon to come, by the hooks that are attached.
+/// Which observations are certain to arrive, given the hooks that are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sight {
+pub struct Visibility {
     /// [`PortChosen`](super::Observation::PortChosen) and [`Listening`](super::Observation::Listening)
-    /// come before anything else happens to a socket that connects or listens, so that their absence
-    /// means failure.
+    /// arrive before any other observation of a socket that connects or listens, so that their
+    /// absence means failure.
     pub ports_chosen: bool,
     /// [`Accepted`](super::Observation::Accepted) is observed: the process that accepted a connection
     /// is known.
@@ -16,7 +16,7 @@ pub struct Sight {
     pub marks_connect: bool,
     /// Snapshots show sockets that are bound but idle.
     pub bound_idle: bool,
-    /// When the last hook was attached. Facts of an earlier time cover only a part of what happened;
-    /// what they left held is in the snapshot.
+    /// When the last hook was attached. Earlier facts cover only a part of what happened; the snapshot
+    /// shows what is held after them.
     pub since: Instant,
 }
