@@ -52,6 +52,7 @@ impl<'a> Reporter<'a> {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
                 .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
             hooks,
+            buckets_recover: ledger.do_buckets_recover(),
             held: held.len(),
             warnings,
         };
@@ -63,7 +64,8 @@ impl<'a> Reporter<'a> {
             }
         }
         for lease in held {
-            self.lease(LeaseEvent { at, lease, change: Change::Held }, ledger);
+            let bucket = ledger.bucket_class(lease.netns, lease.local_port);
+            self.lease(LeaseEvent { at, lease, change: Change::Held { bucket } }, ledger);
         }
         self.outlet.end_snapshot();
     }

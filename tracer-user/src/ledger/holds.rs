@@ -7,7 +7,8 @@ use super::{
 use crate::{
     capacity::cause_of,
     model::{
-        Change, Failure, Incarnation, Instant, Kind, LeaseEvent, Phase, Reason, Substate,
+        BucketClass, Change, Failure, Incarnation, Instant, Kind, LeaseEvent, Phase, Reason,
+        Substate,
         observation::{LocalEnd, SocketId},
     },
 };
@@ -87,7 +88,7 @@ impl Ledger {
                 entry.lease.phase = Phase::Bound;
             });
             self.table.set_time(event_time);
-            self.emit(index, at, Change::Update, sink);
+            self.emit_update(index, at, sink);
         } else {
             // Any other socket released the port when its TIME_WAIT began, even if that observation
             // was lost. The end of a cancelled TIME_WAIT is known late: its socket may have been the
@@ -151,6 +152,18 @@ impl Ledger {
         self.announce(index, sink);
         self.table[index].changed = self.window.number();
         sink.lease(LeaseEvent { at, lease: &self.table[index].lease, change }, self);
+    }
+
+    /// Emits that a lease is as it is now.
+    pub(super) fn emit_update(&mut self, index: LeaseIndex, at: Instant, sink: &mut impl Sink) {
+        let bucket = self.bucket_of(index);
+        self.emit(index, at, Change::Update { bucket }, sink);
+    }
+
+    /// The class of the bucket of a lease's port.
+    pub(super) fn bucket_of(&self, index: LeaseIndex) -> Option<BucketClass> {
+        let lease = &self.table[index].lease;
+        self.bucket_class(lease.netns, lease.local_port)
     }
 
     /// Emits the `accept` record of a listener's new connection, if it still waits for the accepting

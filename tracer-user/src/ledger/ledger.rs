@@ -49,6 +49,11 @@ impl Ledger {
         }
     }
 
+    /// True if a bind bucket recovers once only owners that connect() put there are left (6.18).
+    pub(crate) fn do_buckets_recover(&self) -> bool {
+        self.visibility.marks_connect
+    }
+
     /// Number of live leases.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -9,8 +9,8 @@ use super::{
     tables::{ConnectionKey, Holders, LeaseIndex, NewLease},
 };
 use crate::model::{
-    Change, Failure, Instant, Lease, LeaseEvent, LeaseId, Netns, Phase, Pressure, Settings,
-    Visibility,
+    BucketClass, Change, Failure, Instant, Lease, LeaseEvent, LeaseId, Netns, Phase, Pressure,
+    Settings, Visibility,
 };
 
 /// Follows a recording.
@@ -23,21 +23,23 @@ pub(crate) struct Replay {
 
 impl Default for Replay {
     fn default() -> Self {
-        Self { ledger: empty(), leases: FxHashMap::default() }
+        Self::new(true)
     }
 }
 
-fn empty() -> Ledger {
-    Ledger::new(Visibility {
-        ports_chosen: true,
-        accepts: true,
-        marks_connect: true,
-        bound_idle: true,
-        since: Instant::BOOT,
-    })
-}
-
 impl Replay {
+    fn new(buckets_recover: bool) -> Self {
+        let ledger = Ledger::new(Visibility {
+            ports_chosen: true,
+            accepts: true,
+            // Kernels that mark these sockets are those whose buckets recover.
+            marks_connect: buckets_recover,
+            bound_idle: true,
+            since: Instant::BOOT,
+        });
+        Self { ledger, leases: FxHashMap::default() }
+    }
+
     /// The ledger as it was at the present moment of the recording.
     pub(crate) fn ledger(&self) -> &Ledger {
         &self.ledger
@@ -48,9 +50,9 @@ impl Replay {
         self.ledger.advance(at);
     }
 
-    /// A new run begins, which numbers its leases anew.
-    pub(crate) fn restart(&mut self) {
-        *self = Self::default();
+    /// A new run begins, which numbers its leases anew, on a kernel with this rule for buckets.
+    pub(crate) fn restart(&mut self, buckets_recover: bool) {
+        *self = Self::new(buckets_recover);
     }
 
     /// Forgets the settings of a namespace whose inode a new one has now.
@@ -143,8 +145,8 @@ impl Ledger {
     fn repeat(&mut self, index: LeaseIndex, at: Instant, recorded: &Lease, change: Change) {
         let discard = &mut DiscardEvents;
         match change {
-            Change::Held | Change::Bind { .. } | Change::Accept { .. } | Change::Release { .. } => {
-            }
+            Change::Held { bucket } => self.correct_bucket(index, bucket),
+            Change::Bind { .. } | Change::Accept { .. } | Change::Release { .. } => {}
             Change::Connect { .. } => self.table[index].lease.timer_armed = Some(at),
             Change::Established { .. } => {
                 self.table.set_address(index, recorded.local_addr);
@@ -157,7 +159,10 @@ impl Ledger {
                 });
             }
             Change::Listen => self.listens(index, at, discard),
-            Change::Update => self.update(index, at, recorded),
+            Change::Update { bucket } => {
+                self.update(index, at, recorded);
+                self.correct_bucket(index, bucket);
+            }
             Change::Closing { by } => {
                 let lease = &mut self.table[index].lease;
                 lease.phase = Phase::Closing;
@@ -182,6 +187,14 @@ impl Ledger {
 }
 
 impl Ledger {
+    /// Sets the class of the bucket of a lease's port to the recorded one.
+    fn correct_bucket(&mut self, index: LeaseIndex, recorded: Option<BucketClass>) {
+        let Lease { netns, local_port, .. } = self.table[index].lease;
+        if let Some(class) = recorded {
+            self.table.correct_bucket_class(netns, local_port, class);
+        }
+    }
+
     /// Sets a lease to what the record of an [`Update`](Change::Update) shows.
     fn update(&mut self, index: LeaseIndex, at: Instant, recorded: &Lease) {
         let before = self.table[index].lease.phase;

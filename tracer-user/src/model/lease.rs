@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tracer_ebpf::Owner;
 
-use super::{Addr, Cookie, Family, Instant, LeaseId, Netns, Port};
+use super::{Addr, BucketClass, Cookie, Family, Instant, LeaseId, Netns, Port};
 
 /// How long a TIME_WAIT lasts, seconds (`TCP_TIMEWAIT_LEN`, include/net/tcp.h), before the timer
 /// wheel rounds it up by as much as 4 s. No setting changes it.
@@ -191,7 +191,10 @@ pub struct Reuse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A snapshot found the lease: it began before the tracer started, or its beginning was lost.
-    Held,
+    Held {
+        /// The class of the port's bucket. `None` if it is not recorded.
+        bucket: Option<BucketClass>,
+    },
     /// bind() or listen() acquired the port.
     Bind {
         /// The requested port; 0 for any.
@@ -222,7 +225,10 @@ pub enum Change {
     /// The phase, an address, the peer or the owner changed in a way that no other change says: a
     /// bound socket calls connect(), a socket keeps its port after its connection or outlives its
     /// TIME_WAIT, or a comparison with the kernel showed it.
-    Update,
+    Update {
+        /// The class of the port's bucket. `None` if it is not recorded.
+        bucket: Option<BucketClass>,
+    },
     /// The first FIN was sent or received.
     Closing {
         /// The side that sent it.

@@ -2,6 +2,7 @@
 //!
 //! Every other module may use this one; it uses none of them.
 
+mod bucket;
 mod failure;
 mod held;
 mod holder;
@@ -15,9 +16,10 @@ mod settings;
 mod time;
 mod visibility;
 
+pub use bucket::BucketClass;
 pub use failure::{Cause, Failure, Operation};
 pub use held::{Coverage, Held, HeldBy, UnreachedNamespaces};
-pub use holder::{BucketClass, Holder, HolderBy};
+pub use holder::{Holder, HolderBy};
 pub(crate) use ids::port;
 pub use ids::{Addr, Cookie, Family, Incarnation, LeaseId, Netns, Port};
 pub use lease::{

@@ -279,7 +279,7 @@ mod tests {
     }
 
     fn held<'a>(lease: &'a Lease, cgroup: Option<&'a Cgroup>) -> Body<'a> {
-        let event = LeaseEvent { at: Instant::BOOT, lease, change: Change::Held };
+        let event = LeaseEvent { at: Instant::BOOT, lease, change: Change::Held { bucket: None } };
         Body::Lease { event, cgroup }
     }
 

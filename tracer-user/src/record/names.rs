@@ -7,7 +7,9 @@ use std::borrow::Cow;
 
 use crate::{
     capacity::Advice,
-    model::{Cause, Family, Kind, Operation, Phase, PortClass, Reason, Side, Substate},
+    model::{
+        BucketClass, Cause, Family, Kind, Operation, Phase, PortClass, Reason, Side, Substate,
+    },
     record::{LostAt, RecordType},
 };
 
@@ -98,6 +100,14 @@ named! {
         Established => "established",
         Closing => "closing",
         TimeWait(_ or Substate::TimeWait) => "time_wait",
+    }
+}
+
+named! {
+    /// The class of a port's `bucket`.
+    bucket_class: BucketClass in "bucket" {
+        Connect => "connect",
+        Bind => "bind",
     }
 }
 

@@ -33,6 +33,9 @@ pub struct Start {
     pub kernel: String,
     /// Every hook.
     pub hooks: Vec<HookReport>,
+    /// True if connect() may choose a bind-locked port again as soon as only ports that connect()
+    /// chose are left in its bucket (Linux 6.18), false if it must wait for the last owner.
+    pub buckets_recover: bool,
     /// Number of `held` records that follow.
     pub held: usize,
     /// Events that are not seen, because a hook or a privilege is missing, one sentence each.

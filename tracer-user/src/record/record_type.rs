@@ -51,13 +51,13 @@ impl RecordType {
     #[must_use]
     pub const fn of(change: &Change) -> Self {
         match change {
-            Change::Held => Self::Held,
+            Change::Held { .. } => Self::Held,
             Change::Bind { .. } => Self::Bind,
             Change::Connect { .. } => Self::Connect,
             Change::Established { .. } => Self::Established,
             Change::Accept { .. } => Self::Accept,
             Change::Listen => Self::Listen,
-            Change::Update => Self::Update,
+            Change::Update { .. } => Self::Update,
             Change::Closing { .. } => Self::Closing,
             Change::TimeWait(_) => Self::TimeWait,
             Change::Release { .. } => Self::Release,

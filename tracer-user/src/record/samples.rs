@@ -7,9 +7,9 @@ use tracer_ebpf::{Owner, mapped};
 
 use crate::{
     model::{
-        Addr, Cause, Change, Cookie, Destination, Failure, Family, Instant, Kind, Lease, LeaseId,
-        LocalRange, Netns, Operation, Phase, Port, PortSet, Pressure, RangeUse, Rates, Reason,
-        Reuse, Scan, Settings, Side, Substate, TimeWaitReuse,
+        Addr, BucketClass, Cause, Change, Cookie, Destination, Failure, Family, Instant, Kind,
+        Lease, LeaseId, LocalRange, Netns, Operation, Phase, Port, PortSet, Pressure, RangeUse,
+        Rates, Reason, Reuse, Scan, Settings, Side, Substate, TimeWaitReuse,
     },
     record::{
         Cgroup, HookReport, Loss, LostAt, RecordType, Start, Summary, Verify, names::Named as _,
@@ -128,6 +128,10 @@ pub(crate) fn reuses() -> impl Strategy<Value = Option<Reuse>> {
     }))
 }
 
+pub(crate) fn buckets() -> impl Strategy<Value = Option<BucketClass>> {
+    option::of(select(BucketClass::ALL))
+}
+
 pub(crate) fn changes() -> impl Strategy<Value = Change> {
     let reasons = select(Reason::ALL);
     let durations = || option::of(prop_oneof![0..10_000_000_000_u64, any::<u64>()]);
@@ -138,7 +142,7 @@ pub(crate) fn changes() -> impl Strategy<Value = Change> {
         durations().prop_map(|handshake_ns| Change::Established { handshake_ns }),
         option::of(any::<u64>().prop_map(Cookie)).prop_map(|listener| Change::Accept { listener }),
         Just(Change::Listen),
-        Just(Change::Update),
+        buckets().prop_map(|bucket| Change::Update { bucket }),
         sides().prop_map(|by| Change::Closing { by }),
         substates().prop_map(Change::TimeWait),
         reasons.prop_map(|reason| Change::Release { reason }),
@@ -301,8 +305,16 @@ pub(crate) fn starts() -> impl Strategy<Value = Start> {
     });
     let hooks = prop::collection::vec(hook, 0..4);
     let warnings = prop::collection::vec(any::<String>(), 0..3);
-    (instants(), any::<String>(), hooks, any::<usize>(), warnings)
-        .prop_map(|(at, kernel, hooks, held, warnings)| Start { at, kernel, hooks, held, warnings })
+    (instants(), any::<String>(), hooks, any::<bool>(), any::<usize>(), warnings).prop_map(
+        |(at, kernel, hooks, buckets_recover, held, warnings)| Start {
+            at,
+            kernel,
+            hooks,
+            buckets_recover,
+            held,
+            warnings,
+        },
+    )
 }
 
 pub(crate) fn losses() -> impl Strategy<Value = Loss> {

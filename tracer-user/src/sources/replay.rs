@@ -123,7 +123,7 @@ impl Recording {
                 }
             };
             match record.body {
-                Body::Start(_) => self.replay.restart(),
+                Body::Start(start) => self.replay.restart(start.buckets_recover),
                 Body::Namespace { netns, settings, is_new } => {
                     if is_new {
                         self.replay.forget_settings(netns);

@@ -1,6 +1,7 @@
 //! Live reports, reports on recordings, and forecasts agree.
 
 use std::{
+    net::SocketAddr,
     sync::mpsc::{Sender, channel},
     thread,
     time::Duration,
@@ -30,7 +31,7 @@ use tracer_user::{
     },
 };
 
-use crate::support::{Net, Pair, sandbox};
+use crate::support::{Net, Pair, addr, sandbox};
 
 /// Passes every record to two views, and signals when tracing has started.
 struct Both {
@@ -55,15 +56,20 @@ impl View for Both {
     }
 }
 
-/// Makes connections that stay open, TIME_WAITs, connections closed by the peer, and two kinds of
-/// failures. Returns the sockets that must stay open.
+/// Makes connections that stay open, TIME_WAITs and connections closed by the peer until no port is
+/// left, and two kinds of failures. Returns the sockets that must stay open.
 fn traffic() -> Vec<Socket> {
     let listener = Net::V4.bound(8080);
     listener.listen(64).expect("listen() succeeds");
     let mut kept = Vec::new();
-    for round in 0..10 {
-        let Pair { client, server } = Pair::connect(Net::V4.socket(), &listener);
-        match round % 4 {
+    let mut rounds = 0;
+    let failing = loop {
+        let client = Net::V4.socket();
+        if client.connect(&Net::V4.at(8080).into()).is_err() {
+            break client;
+        }
+        let (server, _) = listener.accept().expect("it is connected");
+        match rounds % 4 {
             0 | 1 => kept.extend([client, server]),
             2 => drop((client, server)),
             _ => {
@@ -71,12 +77,23 @@ fn traffic() -> Vec<Socket> {
                 kept.push(client);
             }
         }
-    }
-    let failing = Net::V4.socket();
-    failing.connect(&Net::V4.at(8080).into()).expect_err("no port is left");
+        rounds += 1;
+    };
+    assert!((9..=10).contains(&rounds), "{rounds} connections");
     Net::V4.socket().bind(&Net::V4.at(8080).into()).expect_err("the port is taken");
     kept.extend([listener, failing]);
     kept
+}
+
+/// Makes a connection whose port somebody else bound for a moment. Before Linux 6.18 no other
+/// destination can use the port until the connection ends.
+fn poison_a_port() -> [Socket; 3] {
+    let listener = Net::V4.listener_on(8081);
+    let Pair { client, server } = Pair::connect(Net::V4.socket(), &listener);
+    let port = addr(&client).port();
+    let binder = Net::V4.socket();
+    binder.bind(&SocketAddr::from(([127, 0, 0, 2], port)).into()).expect("another address");
+    [listener, client, server]
 }
 
 /// Traces three namespaces with traffic in each; one of them ends meanwhile. Returns the stream
@@ -85,6 +102,7 @@ fn record_a_run() -> Option<(Vec<u8>, Vec<u8>)> {
     let own = sandbox()?;
     own.set("ipv4/ip_local_port_range", "60000 60009").expect("the setting can be written");
     own.set("ipv4/tcp_tw_reuse", "0").expect("the setting can be written");
+    let poisoned = poison_a_port();
     let (found, other_netns) = channel();
     let (go, goes) = channel::<()>();
     let (done, is_done) = channel::<()>();
@@ -154,7 +172,7 @@ fn record_a_run() -> Option<(Vec<u8>, Vec<u8>)> {
     let (stream, report) = tracing.join().expect("the process exits");
     end.send(()).expect("the other waits for it");
     other.join().expect("the process exits");
-    drop(kept);
+    drop((kept, poisoned));
     Some((stream, report))
 }
 

@@ -12,10 +12,11 @@ use crate::{
 
 const BINARY: &str = env!("CARGO_BIN_EXE_portlife");
 
-/// The answer for one namespace. `None`, after printing why, if this kernel lacks the lists for it.
-fn why(sandbox: &Sandbox, port: u16) -> Option<Value> {
+/// The answer about a port or a destination, in one namespace. `None`, after printing why, if this
+/// kernel lacks the lists for it.
+pub fn ask(sandbox: &Sandbox, what: &str) -> Option<(Value, Value)> {
     let output = Command::new(BINARY)
-        .args(["why", &port.to_string(), "-o", "json", "-n", &sandbox.netns().0.to_string()])
+        .args(["why", what, "-o", "json", "-n", &sandbox.netns().0.to_string()])
         .output()
         .expect("portlife runs");
     if output.status.code() == Some(3) {
@@ -24,12 +25,19 @@ fn why(sandbox: &Sandbox, port: u16) -> Option<Value> {
     }
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let answer: Value = serde_json::from_slice(&output.stdout).expect("the output is JSON");
-    assert_eq!((&answer["type"], &answer["port"]), (&json!("why"), &json!(port)));
+    assert_eq!(answer["problems"], json!([]));
     let [namespace] = answer["namespaces"].as_array()?.as_slice() else {
         panic!("the answer must be about one namespace: {answer}");
     };
     assert_eq!(namespace["netns"], sandbox.netns().0);
-    Some(namespace.clone())
+    let namespace = namespace.clone();
+    Some((answer, namespace))
+}
+
+fn why(sandbox: &Sandbox, port: u16) -> Option<Value> {
+    let (answer, namespace) = ask(sandbox, &port.to_string())?;
+    assert_eq!((&answer["type"], &answer["port"]), (&json!("why"), &json!(port)));
+    Some(namespace)
 }
 
 fn holders(answer: &Value) -> Vec<(u64, &str)> {

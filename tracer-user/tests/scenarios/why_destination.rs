@@ -7,32 +7,19 @@ use serde_json::{Value, json};
 use socket2::Socket;
 use tracer_user::kernel::namespace::sandbox::{Sandbox, bind_address_no_port};
 
-use crate::support::{Net, Pair, addr, for_each_net, read_to_end, sandbox};
+use crate::{
+    support::{Net, Pair, addr, for_each_net, read_to_end, sandbox},
+    why::ask,
+};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_portlife");
 const SERVER: u16 = 9000;
 
-/// The namespace in the answer. `None`, after printing why, if this kernel lacks the lists for it.
 fn why(sandbox: &Sandbox, destination: SocketAddr) -> Option<Value> {
-    let output = Command::new(BINARY)
-        .args(["why", &destination.to_string(), "-o", "json"])
-        .args(["-n", &sandbox.netns().0.to_string()])
-        .output()
-        .expect("portlife runs");
-    if output.status.code() == Some(3) {
-        println!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim());
-        return None;
-    }
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    let answer: Value = serde_json::from_slice(&output.stdout).expect("the output is JSON");
+    let (answer, namespace) = ask(sandbox, &destination.to_string())?;
     assert_eq!(answer["type"], "why_destination");
     assert_eq!(answer["peer_port"], destination.port());
-    assert_eq!(answer["problems"], json!([]));
-    let [namespace] = answer["namespaces"].as_array()?.as_slice() else {
-        panic!("the answer must be about one namespace: {answer}");
-    };
-    assert_eq!(namespace["netns"], sandbox.netns().0);
-    Some(namespace.clone())
+    Some(namespace)
 }
 
 /// The only source address of an answer.

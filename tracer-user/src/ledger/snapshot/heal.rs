@@ -26,7 +26,7 @@ impl Ledger {
                 && self.table[index].lease.local_port == held.local_port
             {
                 self.correct(index, held);
-                self.emit(index, at, Change::Update, sink);
+                self.emit_update(index, at, sink);
                 continue;
             }
             match hold {
@@ -39,12 +39,17 @@ impl Ledger {
             // Its call has ended, and the observation that showed it was lost.
             self.calls.end(held.cookie);
             if let Some(index) = self.adopt(held) {
+                let change = Change::Held { bucket: self.bucket_of(index) };
                 let lease = &self.table[index].lease;
-                sink.lease(LeaseEvent { at, lease, change: Change::Held }, self);
+                sink.lease(LeaseEvent { at, lease, change }, self);
             }
         }
         for ((netns, port), class) in &differences.classes {
             self.table.correct_bucket_class(*netns, *port, *class);
+            let on_port = self.table.leases().on_port(*netns, *port).next().map(|(index, _)| index);
+            if let Some(index) = on_port {
+                self.emit_update(index, at, sink);
+            }
         }
         self.emit_pressure(sink);
     }
@@ -55,7 +60,7 @@ impl Ledger {
         for ((index, id), owner) in &differences.owners {
             if self.table.leases().live(*index, *id).is_some() {
                 self.table[*index].lease.owner = Some(self.owners.share(owner));
-                self.emit(*index, at, Change::Update, sink);
+                self.emit_update(*index, at, sink);
             }
         }
     }

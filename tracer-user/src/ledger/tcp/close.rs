@@ -48,7 +48,8 @@ impl Ledger {
             self.window.end(|| Some(Hold::Socket(cookie)));
             // If it holds a port, the socket is older than the tracer.
             if let Some(index) = self.discover(socket, endpoints, userlocks, Phase::Bound) {
-                self.emit(index, at, Change::Held, sink);
+                let bucket = self.bucket_of(index);
+                self.emit(index, at, Change::Held { bucket }, sink);
             }
             return;
         };
@@ -92,7 +93,7 @@ impl Ledger {
             let id = lease.id;
             self.shut_down.push_back(DueLease { since: at, index, id });
         } else {
-            self.emit(index, at, Change::Update, sink);
+            self.emit_update(index, at, sink);
         }
     }
 
@@ -104,7 +105,7 @@ impl Ledger {
         {
             let entry = self.table.leases().live(index, id);
             if entry.is_some_and(|entry| entry.lease.phase == Phase::Bound) {
-                self.emit(index, since, Change::Update, sink);
+                self.emit_update(index, since, sink);
             }
         }
     }

@@ -55,7 +55,7 @@ impl Ledger {
             lease.closed_by = None;
             lease.timer_armed = Some(at);
         });
-        self.emit(index, at, Change::Update, sink);
+        self.emit_update(index, at, sink);
     }
 
     pub(in crate::ledger) fn port_chosen(&mut self, chosen: &PortChosen, sink: &mut impl Sink) {

@@ -24,10 +24,17 @@ pub(super) struct StartFields<'a> {
     /// By name, how each hook is attached, or [`NOT_ATTACHED`] and why.
     #[serde(default)]
     hooks: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
+    #[serde(default = "recovers")]
+    buckets_recover: bool,
     #[serde(default)]
     held: usize,
     #[serde(default)]
     warnings: Cow<'a, [String]>,
+}
+
+/// The rule of kernels from 6.18 on, for records that do not say it.
+fn recovers() -> bool {
+    true
 }
 
 /// What the text of a hook that is not attached begins with.
@@ -35,7 +42,7 @@ const NOT_ATTACHED: &str = "not attached: ";
 
 impl<'a> From<&'a Start> for StartFields<'a> {
     fn from(start: &'a Start) -> Self {
-        let Start { at: _, kernel, hooks, held, warnings } = start;
+        let Start { at: _, kernel, hooks, buckets_recover, held, warnings } = start;
         let hooks = hooks.iter().map(|HookReport { name, outcome, loss }| {
             let outcome = match (outcome, loss) {
                 (Ok(how), _) => Cow::Borrowed(&**how),
@@ -48,6 +55,7 @@ impl<'a> From<&'a Start> for StartFields<'a> {
             version: env!("CARGO_PKG_VERSION"),
             kernel: kernel.into(),
             hooks: hooks.collect(),
+            buckets_recover: *buckets_recover,
             held: *held,
             warnings: warnings.into(),
         }
@@ -56,7 +64,7 @@ impl<'a> From<&'a Start> for StartFields<'a> {
 
 impl StartFields<'_> {
     pub(super) fn into_start(self, at: Instant) -> Start {
-        let Self { version: _, kernel, hooks, held, warnings } = self;
+        let Self { version: _, kernel, hooks, buckets_recover, held, warnings } = self;
         let hooks = hooks.into_iter().map(|(name, outcome)| HookReport {
             name: name.into_owned().into(),
             outcome: match outcome.strip_prefix(NOT_ATTACHED) {
@@ -70,6 +78,7 @@ impl StartFields<'_> {
             at,
             kernel: kernel.into_owned(),
             hooks: hooks.collect(),
+            buckets_recover,
             held,
             warnings: warnings.into_owned(),
         }

@@ -10,8 +10,8 @@ use super::fields::{RangeFields, earlier, named, nanoseconds_of_s, nanoseconds_o
 use crate::{
     capacity::Advice,
     model::{
-        Addr, Cause, Change, Cookie, Failure, Instant, Lease, LeaseId, Netns, Operation, Peer,
-        Phase, Port, Reuse, Substate, TIME_WAIT_S,
+        Addr, BucketClass, Cause, Change, Cookie, Failure, Instant, Lease, LeaseId, Netns,
+        Operation, Peer, Phase, Port, Reuse, Substate, TIME_WAIT_S,
     },
     record::{Cgroup, RecordType, names::Named as _, owned::OwnedFailure},
 };
@@ -49,6 +49,8 @@ pub(super) struct LeaseFields<'a> {
     #[serde(borrow)]
     pub(super) reason: Option<Cow<'a, str>>,
     pub(super) timestamps: Option<bool>,
+    #[serde(borrow)]
+    pub(super) bucket: Option<Cow<'a, str>>,
     pub(super) age_s: Option<f64>,
     pub(super) held_s: Option<f64>,
     pub(super) established_s: Option<f64>,
@@ -102,7 +104,7 @@ impl LeaseFields<'_> {
     /// If a field that the type needs is missing, or the type is not that of a change.
     pub(super) fn change(&self, record: RecordType) -> Result<Change, String> {
         Ok(match record {
-            RecordType::Held => Change::Held,
+            RecordType::Held => Change::Held { bucket: self.bucket()? },
             RecordType::Bind => Change::Bind {
                 requested_port: self.requested_port.unwrap_or_default(),
                 reuse: self.reuse.map(Into::into),
@@ -116,7 +118,7 @@ impl LeaseFields<'_> {
             }
             RecordType::Accept => Change::Accept { listener: self.listener.map(Cookie) },
             RecordType::Listen => Change::Listen,
-            RecordType::Update => Change::Update,
+            RecordType::Update => Change::Update { bucket: self.bucket()? },
             RecordType::Closing => {
                 Change::Closing { by: named(needed("by", self.by.as_deref())?)? }
             }
@@ -130,11 +132,16 @@ impl LeaseFields<'_> {
         })
     }
 
+    /// The class of the port's bucket. `None` if the record does not say it.
+    fn bucket(&self) -> Result<Option<BucketClass>, String> {
+        self.bucket.as_deref().map(named).transpose()
+    }
+
     /// The lease as it is after a change, as far as the record says.
     pub(super) fn lease(&self, at: Instant, netns: Netns, change: Change) -> Result<Lease, String> {
         let id = LeaseId(needed("lease", self.lease)?);
         let phase = match change {
-            Change::Held | Change::Update => self.phase()?,
+            Change::Held { .. } | Change::Update { .. } => self.phase()?,
             Change::Bind { .. } => Phase::Bound,
             Change::Connect { .. } => Phase::Connecting,
             Change::Established { .. } | Change::Accept { .. } => Phase::Established,
@@ -145,11 +152,11 @@ impl LeaseFields<'_> {
         let lease = self.lease_in(phase, id, netns)?;
         let before = |by_s: Option<f64>| by_s.map(|by_s| earlier(at, by_s));
         Ok(match change {
-            Change::Held => Lease { acquired: before(self.age_s), ..lease },
+            Change::Held { .. } => Lease { acquired: before(self.age_s), ..lease },
             Change::Bind { .. } | Change::Connect { .. } => Lease { acquired: Some(at), ..lease },
             Change::Established { .. } => Lease { established: Some(at), ..lease },
             Change::Accept { .. } => Lease { acquired: Some(at), established: Some(at), ..lease },
-            Change::Listen | Change::Update => lease,
+            Change::Listen | Change::Update { .. } => lease,
             Change::Closing { by } => Lease { closing: Some(at), closed_by: Some(by), ..lease },
             Change::TimeWait(_) => Lease { time_wait: Some(at), ..lease },
             Change::Release { .. } => {

@@ -8,8 +8,8 @@ use crate::{
     record::{
         Body, Record,
         samples::{
-            calls, cgroups, changes, instants, leases, losses, pressures, scans, settings, starts,
-            summaries, verifies,
+            buckets, calls, cgroups, changes, instants, leases, losses, pressures, scans, settings,
+            starts, summaries, verifies,
         },
     },
 };
@@ -70,7 +70,7 @@ proptest! {
     fn changes_of_leases_survive(
         at in instants(),
         lease in leases(),
-        change in prop_oneof![changes(), Just(Change::Held)],
+        change in prop_oneof![changes(), buckets().prop_map(|bucket| Change::Held { bucket })],
         cgroup in option::of(cgroups()),
     ) {
         let lease = before(at, lease);

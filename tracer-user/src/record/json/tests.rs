@@ -10,8 +10,8 @@ use super::{fields::RangeFields, write::Writer};
 use crate::{
     capacity::{advice_on, free_in_s},
     model::{
-        Addr, Change, Failure, Instant, Kind, Lease, LeaseEvent, Operation, Phase, Port, Reuse,
-        microseconds, seconds,
+        Addr, BucketClass, Change, Failure, Instant, Kind, Lease, LeaseEvent, Operation, Phase,
+        Port, Reuse, microseconds, seconds,
     },
     record::{
         Body, Cgroup, Record, RecordType, comm,
@@ -115,6 +115,7 @@ enum Details {
         phase: &'static str,
         substate: Option<&'static str>,
         closed_by: Option<&'static str>,
+        bucket: Option<&'static str>,
     },
     Closing {
         by: &'static str,
@@ -135,7 +136,7 @@ enum Details {
 impl Details {
     fn of(LeaseEvent { at, lease, change }: &LeaseEvent<'_>) -> Self {
         match *change {
-            Change::Held => unreachable!("`held_by_serde` writes it"),
+            Change::Held { .. } => unreachable!("`held_by_serde` writes it"),
             Change::Bind { requested_port, reuse } => {
                 Self::Bind { requested_port, reuse: reuse.map(Into::into) }
             }
@@ -150,13 +151,14 @@ impl Details {
                 Self::Accept { listener: listener.map(|cookie| cookie.0) }
             }
             Change::Listen => Self::Listen {},
-            Change::Update => Self::Update {
+            Change::Update { bucket } => Self::Update {
                 phase: names::phase(lease.phase),
                 substate: match lease.phase {
                     Phase::TimeWait(substate) => Some(names::substate(substate)),
                     _ => None,
                 },
                 closed_by: lease.closed_by.map(names::side),
+                bucket: bucket.map(names::bucket_class),
             },
             Change::Closing { by } => Self::Closing { by: names::side(by) },
             Change::TimeWait(substate) => Self::TimeWait {
@@ -183,7 +185,13 @@ fn lease_by_serde(writer: &mut Writer, event: &LeaseEvent<'_>, cgroup: Option<&C
     writer.write(RecordType::of(change).name(), *at, Some(lease.netns), subject);
 }
 
-fn held_by_serde(writer: &mut Writer, at: Instant, lease: &Lease, cgroup: Option<&Cgroup>) {
+fn held_by_serde(
+    writer: &mut Writer,
+    at: Instant,
+    lease: &Lease,
+    bucket: Option<BucketClass>,
+    cgroup: Option<&Cgroup>,
+) {
     #[derive(Serialize)]
     struct Details {
         phase: &'static str,
@@ -191,6 +199,7 @@ fn held_by_serde(writer: &mut Writer, at: Instant, lease: &Lease, cgroup: Option
         closed_by: Option<&'static str>,
         age_s: Option<f64>,
         timestamps: Option<bool>,
+        bucket: Option<&'static str>,
     }
     let rest = Details {
         phase: names::phase(lease.phase),
@@ -201,6 +210,7 @@ fn held_by_serde(writer: &mut Writer, at: Instant, lease: &Lease, cgroup: Option
         closed_by: lease.closed_by.map(names::side),
         age_s: lease.acquired.map(|acquired| seconds(at.since(acquired))),
         timestamps: lease.has_timestamps,
+        bucket: bucket.map(names::bucket_class),
     };
     let subject = Subject { identity: Identity::of(lease, cgroup), rest };
     writer.write("held", at, Some(lease.netns), subject);
@@ -275,8 +285,8 @@ type Write = fn(&mut Writer, bool, Instant, &Lease, Change, &Call, Option<&Cgrou
 const RECORDS: [Write; 3] = [
     |writer, by_serde, at, lease, change, _, cgroup| {
         let event = LeaseEvent { at, lease, change };
-        if by_serde && change == Change::Held {
-            held_by_serde(writer, at, lease, cgroup);
+        if by_serde && let Change::Held { bucket } = change {
+            held_by_serde(writer, at, lease, bucket, cgroup);
         } else if by_serde {
             lease_by_serde(writer, &event, cgroup);
         } else {
@@ -284,10 +294,11 @@ const RECORDS: [Write; 3] = [
         }
     },
     |writer, by_serde, at, lease, _, _, cgroup| {
+        let bucket = Some(BucketClass::Bind);
         if by_serde {
-            held_by_serde(writer, at, lease, cgroup);
+            held_by_serde(writer, at, lease, bucket, cgroup);
         } else {
-            let event = LeaseEvent { at, lease, change: Change::Held };
+            let event = LeaseEvent { at, lease, change: Change::Held { bucket } };
             writer.record(&Record { at, body: Body::Lease { event, cgroup } });
         }
     },

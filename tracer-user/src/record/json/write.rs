@@ -117,7 +117,7 @@ impl Writer {
         let record = RecordType::of(&change);
         let identity = Identity::of(lease, cgroup);
         self.write_by_hand(record, at, lease.netns, &identity, |buffer| match change {
-            Change::Held => append!(
+            Change::Held { bucket } => append!(
                 buffer,
                 LeaseFields<'_> {
                     phase: Name(lease.phase),
@@ -125,6 +125,7 @@ impl Writer {
                     closed_by: lease.closed_by.map(Name),
                     age_s: lease.acquired.map(|acquired| Seconds(at.since(acquired))),
                     timestamps: lease.has_timestamps,
+                    bucket: bucket.map(Name),
                 }
             ),
             Change::Bind { requested_port, reuse } => {
@@ -143,12 +144,13 @@ impl Writer {
                 LeaseFields<'_> { listener: listener.map(|cookie| cookie.0) }
             ),
             Change::Listen => {}
-            Change::Update => append!(
+            Change::Update { bucket } => append!(
                 buffer,
                 LeaseFields<'_> {
                     phase: Name(lease.phase),
                     substate: substate(lease.phase).map(Name),
                     closed_by: lease.closed_by.map(Name),
+                    bucket: bucket.map(Name),
                 }
             ),
             Change::Closing { by } => append!(buffer, LeaseFields<'_> { by: Name(by) }),

@@ -255,7 +255,7 @@ impl Tally {
         // Makes sure that the namespace has an entry.
         self.namespace(lease.netns, ledger);
         match change {
-            Change::Held | Change::Listen | Change::Update | Change::TimeWait(_) => {}
+            Change::Held { .. } | Change::Listen | Change::Update { .. } | Change::TimeWait(_) => {}
             Change::Bind { reuse, .. } => {
                 self.note_reuse(reuse);
                 self.add_acquired(at, lease, owner, ledger);

@@ -167,7 +167,9 @@ impl<'a> Row<'a> {
         let Durations { held_ns, established_ns, time_wait_ns } = Durations::of(lease, at);
         let row = Self { held_ns, ..Self::of_lease(lease, cgroup) };
         match change {
-            Change::Held | Change::Update => Self { detail: Some(phase(lease.phase)), ..row },
+            Change::Held { .. } | Change::Update { .. } => {
+                Self { detail: Some(phase(lease.phase)), ..row }
+            }
             Change::Bind { .. }
             | Change::Connect { .. }
             | Change::Established { .. }
@@ -381,7 +383,7 @@ mod tests {
         fn every_row_has_a_cell_for_each_column(
             at in instants(),
             lease in leases(),
-            change in prop_oneof![changes(), Just(Change::Held)],
+            change in prop_oneof![changes(), Just(Change::Held { bucket: None })],
             call in calls(),
             cgroup in option::of(cgroups()),
             pressure in pressures(),

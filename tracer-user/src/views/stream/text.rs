@@ -245,7 +245,7 @@ impl Text {
         let LeaseEvent { at, lease, change } = *event;
         self.line(&Self::of_lease(lease, at, RecordType::of(&change).name()), |details| {
             match change {
-                Change::Held => {
+                Change::Held { .. } => {
                     details.add(names::ss_state(lease.phase, lease.closed_by));
                     if let Phase::TimeWait(_) = lease.phase {
                         details.timestamps(lease);
@@ -263,7 +263,7 @@ impl Text {
                     details.duration("handshake", handshake_ns);
                 }
                 Change::Accept { .. } | Change::Listen => {}
-                Change::Update => details.add(names::ss_state(lease.phase, lease.closed_by)),
+                Change::Update { .. } => details.add(names::ss_state(lease.phase, lease.closed_by)),
                 Change::Closing { by } => details.add(match by {
                     Side::Local => "by local",
                     Side::Peer => "by peer",

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{CgroupOf, cgroup, owner};
 use crate::{
     capacity::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortView},
-    model::{BucketClass, Instant, Phase, Port, PortClass},
+    model::{Instant, Phase, Port, PortClass},
     record::{Cgroup, comm, json::Holder, names},
     views::{
         format::{count, number},
@@ -144,10 +144,7 @@ impl Json {
                         _ => None,
                     },
                     age_s: namespace.age_ms(occupant).map(|ms| f64::from(ms) / 1e3),
-                    bucket: bucket.map(|bucket| match bucket.class {
-                        BucketClass::Connect => "connect",
-                        BucketClass::Bind => "bind",
-                    }),
+                    bucket: bucket.map(|bucket| names::bucket_class(bucket.class)),
                 }
             });
             Namespace {

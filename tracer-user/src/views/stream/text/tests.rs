@@ -45,7 +45,7 @@ fn by_format(offset_ns: i128, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) -
         took.map(|took| format!("{what} {}", ns(took))).unwrap_or_default()
     };
     let mut parts = match *change {
-        Change::Held => {
+        Change::Held { .. } => {
             let lacks =
                 matches!(lease.phase, Phase::TimeWait(_)) && lease.has_timestamps == Some(false);
             let timestamps = if lacks { "no timestamps" } else { "" };
@@ -58,7 +58,7 @@ fn by_format(offset_ns: i128, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) -
         Change::Connect { search_ns, reuse } => vec![of("search", search_ns), reused(reuse)],
         Change::Established { handshake_ns } => vec![of("handshake", handshake_ns)],
         Change::Accept { .. } | Change::Listen => vec![],
-        Change::Update => vec![names::ss_state(lease.phase, lease.closed_by).to_owned()],
+        Change::Update { .. } => vec![names::ss_state(lease.phase, lease.closed_by).to_owned()],
         Change::Closing { by } => vec![format!("by {}", names::side(by))],
         Change::TimeWait(substate) => {
             let timestamps = if lease.has_timestamps == Some(false) { "no timestamps" } else { "" };
