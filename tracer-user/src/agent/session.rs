@@ -99,9 +99,15 @@ const SCANS_INTERVAL: Duration = Duration::from_secs(1);
 pub async fn trace(options: Options, view: &mut dyn View) -> Result<(), AgentError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
-    let began = Deadline::now();
     let duration = options.duration;
-    let mut session = Session::begin(options, view).await?;
+    let mut session = match Session::begin(options, view).await {
+        Ok(session) => session,
+        // The kernel gives up checking a program when a signal arrives (EAGAIN, `bpf_check`,
+        // kernel/bpf/verifier.c).
+        Err(_) if has_arrived([&mut interrupt, &mut terminate]).await => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let began = Deadline::now();
     let end = async {
         match duration {
             Some(duration) => sleep_until(began + duration).await,
@@ -121,6 +127,18 @@ pub async fn trace(options: Options, view: &mut dyn View) -> Result<(), AgentErr
     match outcome {
         Err(AgentError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
+    }
+}
+
+/// True if one of the signals has arrived already.
+async fn has_arrived([one, other]: [&mut Signal; 2]) -> bool {
+    // Signals are noticed when the runtime waits.
+    const INSTANT: Duration = Duration::from_millis(1);
+    tokio::select! {
+        biased;
+        _ = one.recv() => true,
+        _ = other.recv() => true,
+        () = sleep(INSTANT) => false,
     }
 }
 

@@ -31,7 +31,7 @@ use tracer_user::{
     },
 };
 
-use crate::support::{Net, Pair, addr, sandbox};
+use crate::support::{Net, Pair, addr, longer_patience, sandbox};
 
 /// Passes every record to two views, and signals when tracing has started.
 struct Both {
@@ -144,7 +144,8 @@ fn record_a_run() -> Option<(Vec<u8>, Vec<u8>)> {
                 scope: Scope::of(&namespaces),
             },
             snapshot: true,
-            duration: Some(Duration::from_secs(4)),
+            // An emulated machine takes longer for the traffic.
+            duration: Some(Duration::from_secs(if longer_patience().is_some() { 30 } else { 4 })),
             verify: None,
             filter: filter.clone(),
             queue_bytes: Options::QUEUE_BYTES,

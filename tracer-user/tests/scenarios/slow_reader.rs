@@ -117,8 +117,8 @@ fn a_report_arrives_whole_however_slow_its_reader_is() {
     let Some(sandbox) = sandbox() else { return };
     let netns = sandbox.netns().0.to_string();
     let sockets = sockets();
-    let (mut child, mut reader) = start(&["report", "-o", "json", "-q", "-n", &netns]);
-    terminate_once_it_traces(&child);
+    let (mut child, mut reader) = start(&["report", "-o", "json", "-n", &netns]);
+    terminate_once_it_traces(&mut child);
     // Longer than the patience that a stream's reader gets.
     thread::sleep(Duration::from_millis(1500));
     let mut report = String::new();
@@ -132,12 +132,39 @@ fn a_report_arrives_whole_however_slow_its_reader_is() {
 }
 
 #[test]
+fn signals_while_the_programs_are_loaded_end_it_without_an_error() {
+    if sandbox().is_none() {
+        return;
+    }
+    let (mut child, _reader) = start(&["trace", "-q"]);
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("the process can be waited for") {
+            break status;
+        }
+        if catches_term(&child) {
+            terminate(&child);
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    assert_eq!((status.code(), stderr(&mut child).as_str()), (Some(0), ""));
+}
+
+fn catches_term(child: &Child) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
+    let caught = status.ok().and_then(|status| {
+        let set = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+        u64::from_str_radix(set.trim(), 16).ok()
+    });
+    caught.is_some_and(|caught| caught & (1 << (Signal::TERM.as_raw() - 1)) != 0)
+}
+
+#[test]
 fn a_report_that_is_not_read_ends_with_an_error_at_the_second_signal() {
     let Some(sandbox) = sandbox() else { return };
     let netns = sandbox.netns().0.to_string();
     let sockets = sockets();
-    let (mut child, reader) = start(&["report", "-o", "json", "-q", "-n", &netns]);
-    terminate_once_it_traces(&child);
+    let (mut child, reader) = start(&["report", "-o", "json", "-n", &netns]);
+    terminate_once_it_traces(&mut child);
     let deadline = Instant::now() + Duration::from_secs(20);
     let status = loop {
         if let Some(status) = child.try_wait().expect("the process can be waited for") {
@@ -160,19 +187,17 @@ fn sockets() -> Vec<Socket> {
     listeners.chain(bound).collect()
 }
 
-/// Ends what is observed: the report follows.
-fn terminate_once_it_traces(child: &Child) {
-    // Signals are caught before the first program is loaded.
-    let catches_term = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
-        let caught = status
-            .ok()?
-            .lines()
-            .find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok())?;
-        Some(caught & (1 << (Signal::TERM.as_raw() - 1)) != 0)
-    };
-    while catches_term() != Some(true) {
-        thread::yield_now();
+/// Ends the observation once it has begun. The report follows.
+fn terminate_once_it_traces(child: &mut Child) {
+    // Byte by byte, so that nothing else is taken from the pipe.
+    let stderr = child.stderr.as_mut().expect("stderr is piped");
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while byte != [b'\n'] {
+        stderr.read_exact(&mut byte).expect("it says that it observes");
+        line.extend(byte);
     }
+    let line = String::from_utf8_lossy(&line);
+    assert!(line.contains("observing"), "{line}");
     terminate(child);
 }

@@ -34,7 +34,7 @@ pub fn is_slow_machine() -> bool {
     longer_patience().is_some()
 }
 
-fn longer_patience() -> Option<Duration> {
+pub fn longer_patience() -> Option<Duration> {
     std::env::var(LONGER_PATIENCE).ok()?.parse().ok().map(Duration::from_secs)
 }
 
