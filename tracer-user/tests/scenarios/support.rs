@@ -449,11 +449,25 @@ pub struct ClosedFirst {
     pub other: Socket,
 }
 
+/// Waits until a minisocket in FIN_WAIT2 holds the port of a socket that is being closed. False,
+/// after printing why, if there will be none: if the ACK of the FIN arrives while close() still
+/// holds the socket, the kernel keeps the full socket until `tcp_fin_timeout` is over and then resets
+/// the connection (`tcp_rcv_state_process`, net/ipv4/tcp_input.c; `tcp_keepalive_timer`,
+/// net/ipv4/tcp_timer.c).
+pub fn reaches_fin_wait2(tracer: &mut Tracer, cookie: u64) -> bool {
+    let [in_fin_wait2, reset] =
+        ["time_wait:fin_wait2", "release:reset_out"].map(|what| is(cookie, what));
+    let next = tracer.wait_for("FIN_WAIT2", |record| in_fin_wait2(record) || reset(record));
+    if next["type"] == "time_wait" {
+        return true;
+    }
+    assert!(next["held_s"].as_f64() >= Some(2.0), "too early a reset: {next}");
+    println!("skipped: the ACK of the FIN came during close(), which leaves no minisocket");
+    false
+}
+
 /// Connects, and closes the side that `split` returns first, so that a minisocket in FIN_WAIT2
-/// holds its port. If the ACK of the FIN arrives while close() still holds the socket, the kernel
-/// keeps the full socket until `tcp_fin_timeout` is over and then resets the connection
-/// (`tcp_rcv_state_process`, net/ipv4/tcp_input.c; `tcp_keepalive_timer`, net/ipv4/tcp_timer.c). In
-/// that case this tries again.
+/// holds its port. If the kernel makes none, this tries again.
 pub fn close_into_fin_wait2(
     tracer: &mut Tracer,
     connect: impl Fn() -> Pair,
@@ -464,13 +478,9 @@ pub fn close_into_fin_wait2(
         let [closed, other] = split(connect());
         let cookie = cookie(&closed);
         drop(closed);
-        let [in_fin_wait2, reset] =
-            ["time_wait:fin_wait2", "release:reset_out"].map(|what| is(cookie, what));
-        let next = tracer.wait_for("FIN_WAIT2", |record| in_fin_wait2(record) || reset(record));
-        if next["type"] == "time_wait" {
+        if reaches_fin_wait2(tracer, cookie) {
             return ClosedFirst { cookie, other };
         }
-        assert!(next["held_s"].as_f64() >= Some(2.0), "too early a reset: {next}");
     }
     panic!("the ACK came during close() in each of {ATTEMPTS} attempts");
 }
