@@ -50,6 +50,7 @@ impl Ledger {
     }
 
     /// True if a bind bucket recovers once only owners that connect() put there are left (6.18).
+    #[cfg(feature = "programs")]
     pub(crate) fn do_buckets_recover(&self) -> bool {
         self.visibility.marks_connect
     }

@@ -18,6 +18,7 @@ pub struct HookReport {
 
 impl HookReport {
     /// What is not seen without the hook, in a sentence. `None` if nothing is lost.
+    #[cfg(feature = "programs")]
     pub(crate) fn warning(&self) -> Option<String> {
         let (reason, loss) = (self.outcome.as_ref().err()?, self.loss?);
         Some(format!("the hook {} is not attached ({reason}): {loss}", self.name))
