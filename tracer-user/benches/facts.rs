@@ -107,13 +107,13 @@ fn run(size: u64) -> Result<()> {
     host.take_in(&mut ledger, &mut records)?;
     // What needs memory but is no lease has it by now.
     host.connect(ROUND.min(size));
-    let before = (resident_bytes()?, ledger.len());
+    let before = (resident_bytes()?, ledger.lease_count());
     host.take_in(&mut ledger, &mut Silence)?;
     while host.connections < size {
         host.connect(ROUND.min(size - host.connections));
         host.take_in(&mut ledger, &mut Silence)?;
     }
-    let leases = ledger.len();
+    let leases = ledger.lease_count();
     let bytes_per_lease = (resident_bytes()? - before.0) as f64 / (leases - before.1) as f64;
 
     let (mut silent, mut told) = (Cost::default(), Cost::default());
@@ -124,8 +124,8 @@ fn run(size: u64) -> Result<()> {
         host.connect(ROUND);
         told.of(host.ends.len(), || host.take_in(&mut ledger, &mut records))?;
     }
-    if ledger.len() != leases {
-        bail!("{leases} leases have become {}", ledger.len());
+    if ledger.lease_count() != leases {
+        bail!("{leases} leases have become {}", ledger.lease_count());
     }
     let (ledgers, per_fact) = (silent.instructions_per_fact(), told.instructions_per_fact());
     let per_record = (per_fact - ledgers) * told.facts as f64 / records.written as f64;

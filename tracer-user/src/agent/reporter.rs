@@ -48,7 +48,6 @@ impl<'a> Reporter<'a> {
         let hooks: Vec<_> = hooks.iter().map(HookReport::from).collect();
         warnings.extend(hooks.iter().filter_map(HookReport::warning));
         let start = Start {
-            at,
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
                 .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
             hooks,

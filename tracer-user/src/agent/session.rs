@@ -369,7 +369,6 @@ impl<'a> Session<'a> {
         let outlet = &mut self.reporter.outlet;
         outlet.report_dropped_now(at, &self.ledger);
         let summary = Summary {
-            at,
             totals: outlet.totals().by_name(),
             facts_seen: counters.seen,
             facts_filtered: counters.filtered,

@@ -57,14 +57,8 @@ impl Ledger {
 
     /// Number of live leases.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn lease_count(&self) -> usize {
         self.table.leases().len()
-    }
-
-    /// True if there is no live lease.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// All live leases, in no particular order.

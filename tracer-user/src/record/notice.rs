@@ -2,8 +2,6 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use crate::model::Instant;
-
 /// Whether a hook is attached.
 #[derive(Clone, Debug)]
 pub struct HookReport {
@@ -28,8 +26,6 @@ impl HookReport {
 /// The first record of a run.
 #[derive(Clone, Debug)]
 pub struct Start {
-    /// The instant from which on every event is seen.
-    pub at: Instant,
     /// The kernel's release, as `uname -r` prints it.
     pub kernel: String,
     /// Every hook.
@@ -46,8 +42,6 @@ pub struct Start {
 /// The last record of a run.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// The instant of the last event that was taken into account.
-    pub at: Instant,
     /// Number of records that were shown, by type.
     pub totals: BTreeMap<&'static str, u64>,
     /// Facts that the programs had to report.

@@ -305,9 +305,8 @@ pub(crate) fn starts() -> impl Strategy<Value = Start> {
     });
     let hooks = prop::collection::vec(hook, 0..4);
     let warnings = prop::collection::vec(any::<String>(), 0..3);
-    (instants(), any::<String>(), hooks, any::<bool>(), any::<usize>(), warnings).prop_map(
-        |(at, kernel, hooks, buckets_recover, held, warnings)| Start {
-            at,
+    (any::<String>(), hooks, any::<bool>(), any::<usize>(), warnings).prop_map(
+        |(kernel, hooks, buckets_recover, held, warnings)| Start {
             kernel,
             hooks,
             buckets_recover,
@@ -339,19 +338,8 @@ pub(crate) fn summaries() -> impl Strategy<Value = Summary> {
         any::<u64>(),
         0..5,
     );
-    (instants(), totals, any::<[u64; 5]>(), 0.0..1e9_f64).prop_map(
-        |(at, totals, numbers, duration_s)| {
-            let [facts_seen, facts_filtered, facts_received, lost, dropped] = numbers;
-            Summary {
-                at,
-                totals,
-                facts_seen,
-                facts_filtered,
-                facts_received,
-                lost,
-                dropped,
-                duration_s,
-            }
-        },
-    )
+    (totals, any::<[u64; 5]>(), 0.0..1e9_f64).prop_map(|(totals, numbers, duration_s)| {
+        let [facts_seen, facts_filtered, facts_received, lost, dropped] = numbers;
+        Summary { totals, facts_seen, facts_filtered, facts_received, lost, dropped, duration_s }
+    })
 }

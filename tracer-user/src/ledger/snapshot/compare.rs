@@ -53,7 +53,7 @@ impl Ledger {
         unreached: UnreachedNamespaces,
     ) -> Differences {
         let mut comparison = Comparison {
-            differences: Differences { leases: self.len(), ..Differences::default() },
+            differences: Differences { leases: self.lease_count(), ..Differences::default() },
             shown: vec![Shown::default(); self.table.leases().slots()],
             holders: FxHashMap::default(),
             matched: 0,

@@ -42,7 +42,7 @@ const NOT_ATTACHED: &str = "not attached: ";
 
 impl<'a> From<&'a Start> for StartFields<'a> {
     fn from(start: &'a Start) -> Self {
-        let Start { at: _, kernel, hooks, buckets_recover, held, warnings } = start;
+        let Start { kernel, hooks, buckets_recover, held, warnings } = start;
         let hooks = hooks.iter().map(|HookReport { name, outcome, loss }| {
             let outcome = match (outcome, loss) {
                 (Ok(how), _) => Cow::Borrowed(&**how),
@@ -63,7 +63,7 @@ impl<'a> From<&'a Start> for StartFields<'a> {
 }
 
 impl StartFields<'_> {
-    pub(super) fn into_start(self, at: Instant) -> Start {
+    pub(super) fn into_start(self) -> Start {
         let Self { version: _, kernel, hooks, buckets_recover, held, warnings } = self;
         let hooks = hooks.into_iter().map(|(name, outcome)| HookReport {
             name: name.into_owned().into(),
@@ -75,7 +75,6 @@ impl StartFields<'_> {
             loss: None,
         });
         Start {
-            at,
             kernel: kernel.into_owned(),
             hooks: hooks.collect(),
             buckets_recover,
@@ -398,7 +397,6 @@ pub(super) struct SummaryFields<'a> {
 impl<'a> From<&'a Summary> for SummaryFields<'a> {
     fn from(summary: &'a Summary) -> Self {
         let Summary {
-            at: _,
             totals,
             facts_seen,
             facts_filtered,
@@ -420,14 +418,13 @@ impl<'a> From<&'a Summary> for SummaryFields<'a> {
 }
 
 impl SummaryFields<'_> {
-    pub(super) fn into_summary(self, at: Instant) -> Summary {
+    pub(super) fn into_summary(self) -> Summary {
         let Self { totals, facts_seen, facts_filtered, facts_received, lost, dropped, duration_s } =
             self;
         let totals = totals
             .into_iter()
             .filter_map(|(name, count)| Some((RecordType::from_name(&name)?.name(), count)));
         Summary {
-            at,
             totals: totals.collect(),
             facts_seen,
             facts_filtered,

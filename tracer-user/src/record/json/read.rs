@@ -91,7 +91,7 @@ fn body(
     }
     let netns = || needed("netns", netns);
     Ok(match record {
-        RecordType::Start => OwnedBody::Start(read::<StartFields<'_>>(line)?.into_start(at)),
+        RecordType::Start => OwnedBody::Start(read::<StartFields<'_>>(line)?.into_start()),
         RecordType::Namespace => {
             let fields: NamespaceFields<'_> = read(line)?;
             let is_new = fields.new;
@@ -122,9 +122,7 @@ fn body(
         RecordType::Scan => OwnedBody::Scan(read::<ScanFields>(line)?.into_scan(at, netns()?)),
         RecordType::Loss => OwnedBody::Loss(read::<LossFields<'_>>(line)?.into_loss()),
         RecordType::Verify => OwnedBody::Verify(read::<VerifyFields>(line)?.into_verify()),
-        RecordType::Summary => {
-            OwnedBody::Summary(read::<SummaryFields<'_>>(line)?.into_summary(at))
-        }
+        RecordType::Summary => OwnedBody::Summary(read::<SummaryFields<'_>>(line)?.into_summary()),
     })
 }
 

@@ -115,9 +115,9 @@ proptest! {
         verify in verifies(),
         summary in summaries(),
     ) {
-        assert_survives(start.at, Body::Start(&start))?;
+        assert_survives(at, Body::Start(&start))?;
         assert_survives(at, Body::Loss(&loss))?;
         assert_survives(at, Body::Verify(&verify))?;
-        assert_survives(summary.at, Body::Summary(&summary))?;
+        assert_survives(at, Body::Summary(&summary))?;
     }
 }

@@ -415,7 +415,7 @@ impl Tally {
         const PAUSE_NS_PER_LEASE: u64 = 4_000;
         const SMALL_LEDGER: u64 = 1_000;
         let surveyed = self.failures.get(key).and_then(|failures| failures.survey.at);
-        let leases = ledger.len() as u64;
+        let leases = ledger.lease_count() as u64;
         let pause_ns =
             if leases > SMALL_LEDGER { PAUSE_NS_PER_LEASE.saturating_mul(leases) } else { 0 };
         let is_due = surveyed.is_none_or(|surveyed| at.since(surveyed) >= MIN_INTERVAL_NS)
