@@ -175,7 +175,8 @@ impl Namespaces {
                 && !known.is_current
                 && at_ns > known.read_at_ns
                 && self.eager.take(at_ns));
-        let must_count = need != Need::Record && (is_due || !known.is_counted);
+        // A replayed ledger counts a namespace from its first `namespace` record on.
+        let must_count = is_due || (need != Need::Record && !known.is_counted);
         if is_due {
             self.look(netns, pid, at_ns, need != Need::Record, ledger);
         }
