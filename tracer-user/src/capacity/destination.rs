@@ -108,6 +108,18 @@ pub enum RemedySetting {
     WidestRange,
 }
 
+impl DestinationView {
+    /// The leases that the answer shows.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        let sources = self.namespaces.iter().flat_map(|namespace| &namespace.sources);
+        sources.flat_map(|source| {
+            let lockers = source.ports.iter().filter_map(|ports| ports.locker.as_ref());
+            let connections = source.connections.iter().map(|connection| &connection.lease);
+            connections.chain(lockers.map(|locker| &locker.lease))
+        })
+    }
+}
+
 impl DestinationInNamespace {
     /// True if there are connections to the destination.
     #[must_use]

@@ -37,6 +37,14 @@ pub struct PortView {
     pub problems: Vec<String>,
 }
 
+impl PortView {
+    /// The leases of all holders.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        let occupants = self.namespaces.iter().flat_map(|namespace| &namespace.occupants);
+        occupants.map(|occupant| &occupant.lease)
+    }
+}
+
 /// The result of a bind() to the port on all addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BindAnswer {

@@ -17,7 +17,11 @@ use crate::{
     model::{Addr, Instant, Port},
     record::Cgroup,
     sources,
-    views::{Verbosity, stream::json::Json, why},
+    views::{
+        Verbosity,
+        stream::json::Json,
+        why::{self, Cgroups},
+    },
 };
 
 #[derive(clap::Args)]
@@ -44,9 +48,9 @@ enum What {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let Args { what, namespaces, options } = args;
     let scope = Scope::of(&resolve_namespaces(namespaces)?);
-    let cgroups = CgroupRoot::open().ok();
-    let cgroup_of = |id| {
-        let path = cgroups.as_ref()?.path_of(id)?;
+    let root = CgroupRoot::open().ok();
+    let find_cgroup = |id| {
+        let path = root.as_ref()?.path_of(id)?;
         let container = container_of(&path).map(str::to_owned);
         Some(Cgroup { path, container })
     };
@@ -56,7 +60,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         What::Port(port) => {
             let view = sources::port::look_for(port, scope)?;
             report_problems(&view.problems);
-            let answer = why::port::Answer { port, view: &view, cgroup_of: &cgroup_of };
+            let cgroups = Cgroups::of(view.leases(), find_cgroup);
+            let answer = why::port::Answer { port, view: &view, cgroups: &cgroups };
             match options.output {
                 OutputFormat::Text => why::port::text(&answer).into_bytes(),
                 OutputFormat::Json => json().why(now(), &answer),
@@ -65,7 +70,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         What::Destination(addr, port) => {
             let view = sources::destination::look_for((addr, port), scope)?;
             report_problems(&view.problems);
-            let answer = why::destination::Answer { view: &view, cgroup_of: &cgroup_of };
+            let cgroups = Cgroups::of(view.leases(), find_cgroup);
+            let answer = why::destination::Answer { view: &view, cgroups: &cgroups };
             match options.output {
                 OutputFormat::Text => why::destination::text(&answer).into_bytes(),
                 OutputFormat::Json => json().why_destination(now(), &answer),

@@ -3,16 +3,15 @@
 use std::{cmp::Reverse, collections::BTreeMap, fmt::Write as _};
 
 use serde::Serialize;
-use tracer_ebpf::Owner;
 
-use super::{CgroupOf, cgroup, owner};
+use super::Cgroups;
 use crate::{
     capacity::{
         DestinationInNamespace, DestinationView, Locker, Remedy, RemedySetting, SourcePorts,
         SourceView, advice_on_bind_lock,
     },
     model::{Addr, Cause, Instant, Lease, RangeUse, Settings},
-    record::{Cgroup, json::Process, names},
+    record::{json::Process, names},
     views::{
         format::{count, number},
         owner_name::OwnerName,
@@ -34,8 +33,8 @@ const MAX_OWNERS: usize = 5;
 pub struct Answer<'a> {
     /// What was found.
     pub view: &'a DestinationView,
-    /// Finds the cgroup of an owner.
-    pub cgroup_of: CgroupOf<'a>,
+    /// The cgroups of its owners.
+    pub cgroups: &'a Cgroups,
 }
 
 /// The answer as text.
@@ -191,7 +190,9 @@ fn usage(answer: &Answer<'_>, ports: &SourcePorts, phases: &Phases) -> Vec<Strin
             Some(Locker { lease, ports }) => format!(
                 ", {} of them by {}",
                 if *ports == bind_locked { "all".to_owned() } else { number(*ports) },
-                owner(lease, answer.cgroup_of)
+                answer
+                    .cgroups
+                    .owner(lease)
                     .map_or_else(|| "no process".to_owned(), |name| name.to_string())
             ),
             None => String::new(),
@@ -228,7 +229,7 @@ fn owners_table(answer: &Answer<'_>, source: &SourceView) -> Vec<String> {
     let mut programs: BTreeMap<Option<OwnerName>, (Phases, u32, Option<u32>, bool)> =
         BTreeMap::new();
     for connection in &source.connections {
-        let name = owner(&connection.lease, answer.cgroup_of);
+        let name = answer.cgroups.owner(&connection.lease);
         let pid = name.as_ref().and_then(|name| name.pid);
         let program = name.map(|name| OwnerName { pid: None, ..name });
         let (phases, connections, first_pid, has_several) =
@@ -326,7 +327,6 @@ impl Json {
             route_source: Option<Addr>,
             sources: Vec<SourceFields<'a>>,
         }
-        let cgroups = Cgroups::of(answer);
         let DestinationView { peer, namespaces, searched, own: _, problems } = answer.view;
         let namespaces = namespaces.iter().map(|namespace| {
             let settings = namespace.settings.as_ref();
@@ -341,7 +341,7 @@ impl Json {
                     .iter()
                     .map(|source| SourceFields {
                         advice: advice(answer, namespace, source),
-                        ..SourceFields::of(source, &cgroups)
+                        ..SourceFields::of(source, answer.cgroups)
                     })
                     .collect(),
             }
@@ -444,30 +444,5 @@ impl<'a> SourceFields<'a> {
             owners,
             advice: Vec::new(),
         }
-    }
-}
-
-/// The cgroups of all owners, by their ids.
-struct Cgroups(BTreeMap<u64, Option<Cgroup>>);
-
-impl Cgroups {
-    fn of(answer: &Answer<'_>) -> Self {
-        let mut cgroups = BTreeMap::new();
-        for source in answer.view.namespaces.iter().flat_map(|namespace| &namespace.sources) {
-            let locker = source.ports.as_ref().and_then(|ports| ports.locker.as_ref());
-            let leases = source.connections.iter().map(|connection| &connection.lease);
-            for lease in leases.chain(locker.map(|locker| &locker.lease)) {
-                let Some(owner) = &lease.owner else { continue };
-                let found = || cgroup(lease, answer.cgroup_of);
-                cgroups.entry(owner.cgroup_id).or_insert_with(found);
-            }
-        }
-        Self(cgroups)
-    }
-
-    fn process<'a>(&'a self, lease: &'a Lease) -> Process<'a> {
-        let owner: Option<&Owner> = lease.owner.as_deref();
-        let cgroup = owner.and_then(|owner| self.0.get(&owner.cgroup_id)?.as_ref());
-        Process { owner, cgroup }
     }
 }

@@ -5,11 +5,11 @@ use std::{collections::BTreeSet, fmt::Write as _};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use super::{CgroupOf, cgroup, owner};
+use super::Cgroups;
 use crate::{
     capacity::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortView},
     model::{Instant, Phase, Port, PortClass},
-    record::{Cgroup, comm, json::Holder, names},
+    record::{comm, json::Holder, names},
     views::{
         format::{count, number},
         owner_name::OwnerName,
@@ -27,8 +27,8 @@ pub struct Answer<'a> {
     pub port: Port,
     /// Its holders.
     pub view: &'a PortView,
-    /// Finds the cgroup of an owner.
-    pub cgroup_of: CgroupOf<'a>,
+    /// The cgroups of its holders.
+    pub cgroups: &'a Cgroups,
 }
 
 /// Holders that the text lists one by one. More are grouped.
@@ -107,19 +107,7 @@ impl Json {
             age_s: Option<f64>,
             bucket: Option<&'static str>,
         }
-        let cgroups: Vec<Vec<Option<Cgroup>>> = answer
-            .view
-            .namespaces
-            .iter()
-            .map(|namespace| {
-                namespace
-                    .occupants
-                    .iter()
-                    .map(|occupant| cgroup(&occupant.lease, answer.cgroup_of))
-                    .collect()
-            })
-            .collect();
-        let namespaces = answer.view.namespaces.iter().zip(&cgroups).map(|(namespace, cgroups)| {
+        let namespaces = answer.view.namespaces.iter().map(|namespace| {
             let settings = namespace.settings.as_ref();
             let bind = match namespace.bind() {
                 BindAnswer::Free => {
@@ -131,12 +119,12 @@ impl Json {
                     free_in_s: free_in_ms.map(|ms| f64::from(ms) / 1e3),
                 },
             };
-            let holders = namespace.occupants.iter().zip(cgroups).map(|(occupant, cgroup)| {
+            let holders = namespace.occupants.iter().map(|occupant| {
                 let Occupant { lease, time_wait_left_ms, bucket } = occupant;
                 Occupied {
                     holder: Holder::of(
                         lease,
-                        cgroup.as_ref(),
+                        answer.cgroups.get(lease),
                         time_wait_left_ms.map(|ms| f64::from(ms) / 1e3),
                     ),
                     substate: match lease.phase {
@@ -223,7 +211,7 @@ fn group_line(answer: &Answer<'_>, members: &[&Occupant]) -> String {
     let Some(Occupant { lease, .. }) = members.first() else { return String::new() };
     let pids = members.iter().filter_map(|one| Some(one.lease.owner.as_ref()?.pid));
     let processes = pids.collect::<BTreeSet<_>>().len();
-    let who = match owner(lease, answer.cgroup_of) {
+    let who = match answer.cgroups.owner(lease) {
         Some(name) if processes > 1 => {
             format!("{}, {processes} processes", OwnerName { pid: None, ..name })
         }
@@ -253,7 +241,7 @@ fn occupant_line(answer: &Answer<'_>, namespace: &Occupancy, occupant: &Occupant
         None => "no process".to_owned(),
     };
     let place =
-        cgroup(lease, answer.cgroup_of).map_or_else(String::new, |cgroup| match cgroup.container {
+        answer.cgroups.get(lease).map_or_else(String::new, |cgroup| match &cgroup.container {
             Some(container) => format!("  container {container}"),
             None => format!("  {}", cgroup.path),
         });
