@@ -62,6 +62,21 @@ pub struct BindAny {
     pub own_range: Option<LocalRange>,
 }
 
+impl BindAny {
+    /// A bind() of an ordinary socket to port 0 and all addresses.
+    #[must_use]
+    pub fn to_all_addresses(family: Family) -> Self {
+        Self {
+            addr: Addr::unspecified(family),
+            family,
+            v6_only: false,
+            device: 0,
+            reuse_addr: false,
+            own_range: None,
+        }
+    }
+}
+
 /// How many more calls will get a port.
 ///
 /// `min` and `max` differ only if the range has an odd number of ports: then the kernel skips one
@@ -175,17 +190,6 @@ impl NamespaceState<'_> {
         let is_used = |found| matches!(found, PortUse::Destination | PortUse::Reusable);
         let used = self.unreserved(&uses).filter(|(_, found)| is_used(*found));
         used.filter_map(|(port, _)| free_in_ms.get(uses.index(port)?).copied()).collect()
-    }
-
-    /// True if a connect() of a socket that is bound to this port would succeed.
-    #[must_use]
-    pub fn connect_from(&self, port: Port, query: &Connect) -> bool {
-        self.holders.iter().all(|holder| {
-            holder.local_port != port
-                || holder.l3mdev != 0
-                || !is_same_connection(holder, query)
-                || matches!(holder.by, HolderBy::TimeWait { ts_recent_stamp_s, .. } if ts_recent_stamp_s != 0)
-        })
     }
 
     /// What a bind() to port 0 will find.
@@ -446,7 +450,6 @@ mod tests {
         let rules = KernelRules { reuse, socket_range: SocketRangeRule::InTurn };
         let state = NamespaceState { settings: &settings, rules, holders: &holders, now };
         let query = Connect { source: addr(source), destination: peer, device: 0, own_range: None };
-        assert!(state.connect_from(Port(1000), &query), "a bound socket takes it at once");
         let view = state.connect(&query);
         assert_eq!((view.range.capacity, view.range.used), (2, 1));
         assert_eq!(view.headroom.max, 1 + view.range.reusable);

@@ -11,14 +11,21 @@ use super::{
 };
 use crate::{
     agent::self_test::{self, CONNECTIONS, Tested},
-    capacity as exhaustion,
+    capacity::{self, BindAny, NamespaceState},
     kernel::{
         hooks::{loader::LoadOptions, table::HookFamily},
         host::clock,
-        lists::snapshot::{self, Snapshot},
-        namespace::{netns, scope::Scope, settings::SettingsFiles},
+        lists::{
+            holders::{HolderLists, HolderView},
+            snapshot::{self, Snapshot},
+        },
+        namespace::{
+            netns,
+            scope::Scope,
+            settings::{SettingsError, SettingsFiles},
+        },
     },
-    model::{HeldBy, Instant, Netns, Port},
+    model::{Family, HeldBy, Instant, Netns, Port, Settings},
     record::HookReport,
     views::{
         Verbosity,
@@ -52,11 +59,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut tested = self_test::run(&load);
     let files = tested.as_ref().ok().and_then(|tested| tested.probes.open_files.as_ref());
     let snapshot = snapshot::take(files, None, Scope::of(&wanted));
+    // Without every holder the ports that are left cannot be counted.
+    let lists = HolderLists::load().ok().filter(HolderLists::lists_idle);
     let check = Check {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
             .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
         tracer: tested.as_mut().map(tracer).map_err(|error| error.to_string()),
-        namespaces: wanted.iter().map(|netns| settings_of(*netns, own, &snapshot)).collect(),
+        namespaces: wanted
+            .iter()
+            .map(|netns| judge(*netns, own, &snapshot, lists.as_ref()))
+            .collect(),
     };
     let text = match options.output {
         OutputFormat::Text => check::text(&check).into_bytes(),
@@ -98,7 +110,7 @@ fn tracer(tested: &mut Tested) -> Tracer {
     }
 }
 
-fn settings_of(netns: Netns, own: Netns, snapshot: &Snapshot) -> Namespace {
+fn judge(netns: Netns, own: Netns, snapshot: &Snapshot, lists: Option<&HolderLists>) -> Namespace {
     let here = || snapshot.held.iter().filter(|held| held.netns == netns);
     let listeners: BTreeSet<Port> = here()
         .filter(|held| held.by == HeldBy::Socket(tracer_ebpf::TcpState::Listen))
@@ -107,18 +119,44 @@ fn settings_of(netns: Netns, own: Netns, snapshot: &Snapshot) -> Namespace {
     let listeners: Vec<_> = listeners.into_iter().collect();
     let time_waits = here().filter(|held| matches!(held.by, HeldBy::TimeWait(_))).count();
     let time_waits = u32::try_from(time_waits).unwrap_or(u32::MAX);
-    let files = if netns == own {
-        // Entering a namespace, even one's own, needs a privilege that reading does not.
-        SettingsFiles::open().map_err(|error| error.to_string())
-    } else {
-        netns::Namespaces::discover(&[])
-            .take(netns.0)
-            .ok_or_else(|| "it does not exist, or nothing refers to it".to_owned())
-            .and_then(|handle| SettingsFiles::open_in(&handle).map_err(|error| error.to_string()))
-    };
-    let settings = files.and_then(|files| files.read().map_err(|error| error.to_string()));
-    Namespace {
-        netns,
-        verdicts: settings.map(|settings| exhaustion::judge(&settings, &listeners, time_waits)),
+    match read_namespace(netns, own, lists) {
+        Ok((settings, holders)) => Namespace {
+            netns,
+            verdicts: Ok(capacity::judge(&settings, &listeners, time_waits)),
+            bind_any: lists.zip(holders).map(|(lists, HolderView { holders, at })| {
+                let state = NamespaceState {
+                    settings: &settings,
+                    rules: lists.rules(),
+                    holders: &holders,
+                    now: at,
+                };
+                state.bind_any(&BindAny::to_all_addresses(Family::Ipv4))
+            }),
+        },
+        Err(reason) => Namespace { netns, verdicts: Err(reason), bind_any: None },
     }
+}
+
+/// The settings of a namespace, and the holders of its ports if they can be listed.
+///
+/// # Errors
+/// If the settings cannot be read: why, in a sentence.
+fn read_namespace(
+    netns: Netns,
+    own: Netns,
+    lists: Option<&HolderLists>,
+) -> Result<(Settings, Option<HolderView>), String> {
+    let read = |files: Result<SettingsFiles, SettingsError>| {
+        files.map_err(|error| error.to_string())?.read().map_err(|error| error.to_string())
+    };
+    if netns == own {
+        // Entering a namespace, even one's own, needs a privilege that reading does not.
+        let settings = read(SettingsFiles::open())?;
+        return Ok((settings, lists.and_then(|lists| lists.of_this_thread().ok())));
+    }
+    let handle = netns::Namespaces::discover(&[])
+        .take(netns.0)
+        .ok_or_else(|| "it does not exist, or nothing refers to it".to_owned())?;
+    let settings = read(SettingsFiles::open_in(&handle))?;
+    Ok((settings, lists.and_then(|lists| lists.of(&handle).ok())))
 }

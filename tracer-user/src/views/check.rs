@@ -5,10 +5,13 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::{
-    capacity::{Grade, Verdict},
+    capacity::{BindView, Grade, Verdict},
     model::{Instant, Netns},
     record::HookReport,
-    views::stream::json::Json,
+    views::{
+        format::{count, number},
+        stream::json::Json,
+    },
 };
 
 /// The answer.
@@ -71,6 +74,9 @@ pub struct Namespace {
     pub netns: Netns,
     /// The verdicts, or why the settings cannot be read, in a sentence.
     pub verdicts: Result<Vec<Verdict>, String>,
+    /// What a bind() of an IPv4 socket to port 0 and all addresses finds. `None` if the bind buckets
+    /// cannot be read.
+    pub bind_any: Option<BindView>,
 }
 
 /// The answer as text.
@@ -97,6 +103,11 @@ pub fn text(check: &Check) -> String {
                     let value = if value.is_empty() { "(none)" } else { value };
                     let mark = mark(*how);
                     let _ = writeln!(text, "  {mark:<4} net.{setting} = {value}\n       {meaning}");
+                }
+                if let Some(BindView { capacity, used: _, headroom }) = &namespace.bind_any {
+                    let mark = if headroom.min == 0 { "BAD" } else { "ok" };
+                    let (left, all) = (number(headroom.min), count(*capacity, "port"));
+                    let _ = writeln!(text, "  {mark:<4} {left} of {all} left for bind() to port 0");
                 }
             }
         }
@@ -138,6 +149,13 @@ impl Json {
             netns: u32,
             reason: Option<&'a str>,
             settings: Vec<SettingRecord<'a>>,
+            bind_any: Option<BindAnyRecord>,
+        }
+        #[derive(Serialize)]
+        struct BindAnyRecord {
+            capacity: u32,
+            used: u32,
+            headroom: u32,
         }
         #[derive(Serialize)]
         struct SettingRecord<'a> {
@@ -178,7 +196,12 @@ impl Json {
             }),
             namespaces: namespaces
                 .iter()
-                .map(|Namespace { netns, verdicts }| NamespaceRecord {
+                .map(|Namespace { netns, verdicts, bind_any }| NamespaceRecord {
+                    bind_any: bind_any.map(|view| BindAnyRecord {
+                        capacity: view.capacity,
+                        used: view.used,
+                        headroom: view.headroom.min,
+                    }),
                     netns: netns.0,
                     reason: verdicts.as_ref().err().map(String::as_str),
                     settings: verdicts

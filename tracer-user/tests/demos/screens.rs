@@ -62,6 +62,8 @@ const COMMAND: Varying = Varying {
         (r"\bfor \d+ s  free in \d+ s", "for AGE s  free in LEFT s"),
         (r"\bfor another \d+ to \d+ s", "for another LEFT s"),
         (r"\babout [\d.]+ s\b", "about LEFT s"),
+        // Connections to different destinations may share a port.
+        (r"[\d,]+ of 28,232 ports left", "LEFT of 28,232 ports left"),
         // Which of the ports that connect() chose belongs to which destination.
         (r"127\.0\.0\.\d+:9000\b", "127.0.0.HOST:9000"),
     ],

@@ -1,13 +1,15 @@
 //! `portlife check`: whether portlife can run, what its hooks cost, and what the settings mean.
 
 use std::{
+    io::ErrorKind,
+    net::SocketAddr,
     os::unix::process::CommandExt as _,
     process::{Command, Output},
 };
 
 use serde_json::{Value, json};
 
-use crate::support::{Net, sandbox};
+use crate::support::{Net, Pair, sandbox};
 
 fn check(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portlife"));
@@ -66,6 +68,33 @@ fn settings_that_reduce_capacity_are_bad() {
     {
         assert_eq!(verdict(&answer, setting), "good", "{setting}");
     }
+}
+
+#[test]
+fn as_many_binds_to_port_0_succeed_as_ports_are_left() {
+    let Some(sandbox) = sandbox() else { return };
+    let netns = sandbox.netns().0.to_string();
+    sandbox.set("ipv4/ip_local_port_range", "50000 50009").expect("the setting can be written");
+    let listener = Net::V4.listener_on(8080);
+    let _connected = Pair::connect(Net::V4.socket(), &listener);
+    let mut bound = vec![Net::V4.bound(50_003), Net::V4.bound(0)];
+    let answer = record(&check(&["-n", &netns]).output().expect("portlife runs"));
+    let left = &answer["namespaces"][0]["bind_any"];
+    if left.is_null() {
+        println!("skipped: this kernel does not list sockets that are bound but idle");
+        return;
+    }
+    assert_eq!(*left, json!({"capacity": 10, "used": 3, "headroom": 7}));
+    for _ in 0..7 {
+        let socket = Net::V4.socket();
+        let any: SocketAddr = "0.0.0.0:0".parse().expect("an address");
+        socket.bind(&any.into()).expect("a port is left");
+        bound.push(socket);
+    }
+    let answer = record(&check(&["-n", &netns]).output().expect("portlife runs"));
+    assert_eq!(answer["namespaces"][0]["bind_any"]["headroom"], 0);
+    let error = Net::V4.socket().bind(&Net::V4.at(0).into()).expect_err("no port is left");
+    assert_eq!(error.kind(), ErrorKind::AddrInUse);
 }
 
 #[test]

@@ -42,12 +42,6 @@ impl ReportView {
         }
     }
 
-    /// Number of records so far.
-    #[must_use]
-    pub fn records(&self) -> u64 {
-        self.tally.records
-    }
-
     /// Sets the offset from monotonic time to the time of day, once it is known from the recording.
     pub fn set_realtime_offset(&mut self, realtime_offset_ns: i128) {
         self.tally.realtime_offset_ns = realtime_offset_ns;
