@@ -115,6 +115,63 @@ pub struct BindView {
 }
 
 /// The state of a network namespace at one moment.
+///
+/// # Examples
+///
+/// Of two ports one is connected to the destination. A connect() to it gets the other one, a
+/// connect() to another destination gets both:
+///
+/// ```
+/// use std::net::IpAddr;
+/// use tracer_user::{
+///     capacity::{Connect, KernelRules, KernelTime, NamespaceState, ReuseRule, SocketRangeRule},
+///     model::{
+///         Addr, BucketClass, Cookie, Family, Holder, HolderBy, LocalRange, Netns, Port, PortSet,
+///         Settings, TimeWaitReuse,
+///     },
+/// };
+///
+/// let settings = Settings {
+///     range: LocalRange::parse("40000 40001")?,
+///     reserved: PortSet::default(),
+///     step_width: None,
+///     autobind_reuse: false,
+///     unprivileged_start: 1024,
+///     time_wait_reuse: TimeWaitReuse::Loopback,
+///     time_wait_reuse_delay_ms: Some(1000),
+///     timestamps: true,
+///     max_time_waits: 131_072,
+///     fin_timeout_s: 60,
+///     max_listen_backlog: 4096,
+/// };
+/// let source: Addr = "10.0.0.1".parse::<IpAddr>()?.into();
+/// let server: Addr = "10.0.0.2".parse::<IpAddr>()?.into();
+/// let connected = Holder {
+///     cookie: Cookie(1),
+///     netns: Netns(7),
+///     family: Family::Ipv4,
+///     v6_only: false,
+///     local_addr: source,
+///     local_port: Port(40_000),
+///     device: 0,
+///     l3mdev: 0,
+///     class: BucketClass::Connect,
+///     is_connect_bind: true,
+///     reuse_addr: false,
+///     reuse_port: false,
+///     by: HolderBy::Connection { peer: (server, Port(443)) },
+/// };
+/// let state = NamespaceState {
+///     settings: &settings,
+///     rules: KernelRules { reuse: ReuseRule::Delay, socket_range: SocketRangeRule::InTurn },
+///     holders: &[connected],
+///     now: KernelTime::from_ns(0),
+/// };
+/// let to = |port| Connect { source, destination: (server, port), device: 0, own_range: None };
+/// assert_eq!(state.connect(&to(Port(443))).headroom.min, 1);
+/// assert_eq!(state.connect(&to(Port(80))).headroom.min, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct NamespaceState<'a> {
     /// Its settings.
