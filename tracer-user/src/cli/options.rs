@@ -1,6 +1,6 @@
 //! Options that several commands have.
 
-use std::{fs::File, io::ErrorKind, time::Duration};
+use std::{io::ErrorKind, path::Path, time::Duration};
 
 use clap::ValueEnum;
 
@@ -178,13 +178,17 @@ fn resolve_namespace(name: &str) -> Result<Netns, UsageError> {
         Some(pid) => (format!("/proc/{pid}/ns/net"), format!("process {pid}")),
         None => (name.to_owned(), name.to_owned()),
     };
-    let file = File::open(&path).map_err(|error| {
+    let none = || UsageError(format!("{what} is not a network namespace"));
+    let file = netns::open(Path::new(&path)).map_err(|error| {
+        if error.kind() == ErrorKind::InvalidInput {
+            return none();
+        }
         let is_name = error.kind() == ErrorKind::NotFound && !name.contains(['/', ':']);
         let hint = if is_name { format!("; is it /run/netns/{name}?") } else { String::new() };
         UsageError(format!("{what}: {}{hint}", describe(&error)))
     })?;
     let inode = netns::inode_of(&file);
-    inode.map(Netns).map_err(|_| UsageError(format!("{what} is not a network namespace")))
+    inode.map(Netns).map_err(|_| none())
 }
 
 /// Parses a number of seconds.

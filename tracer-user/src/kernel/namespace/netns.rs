@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::{
+    fs::{Mode, OFlags, fstatfs},
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
@@ -99,12 +100,29 @@ impl Namespaces {
         if known.is_some_and(|inode| self.handles.contains_key(&inode)) {
             return;
         }
-        if let Ok(handle) = File::open(path)
+        if let Ok(handle) = open(path)
             && let Ok(inode) = inode_of(&handle)
         {
             self.handles.entry(inode).or_insert(handle);
         }
     }
+}
+
+/// Opens a namespace file. Anything else is never opened: whoever owns a process chooses what its
+/// descriptors are, and opening can block (a FIFO) or have an effect (a device).
+///
+/// # Errors
+/// If the path leads to no namespace file, of whatever kind, or it cannot be opened.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    // include/uapi/linux/magic.h.
+    const NSFS_MAGIC: u64 = 0x6e73_6673;
+    let reference = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let file_system = fstatfs(&reference)?.f_type;
+    if u64::try_from(file_system) != Ok(NSFS_MAGIC) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    // The same file, whatever the path leads to by now.
+    File::open(format!("/proc/thread-self/fd/{}", reference.as_raw_fd()))
 }
 
 /// Moves the calling thread into the namespace. It does not come back: use a thread of its own.
@@ -124,7 +142,7 @@ pub(crate) fn of_process(pid: u32, inode: u32) -> Option<File> {
         // The link names the inode, which saves opening most of them.
         let is_it = fs::read_link(&path)
             .is_ok_and(|link| inode_in(link.as_os_str()).is_none_or(|found| found == inode));
-        let namespace = is_it.then(|| File::open(path).ok()).flatten()?;
+        let namespace = is_it.then(|| open(&path).ok()).flatten()?;
         inode_of(&namespace).is_ok_and(|found| found == inode).then_some(namespace)
     })
 }
