@@ -12,6 +12,7 @@ mod destroyed;
 mod exhaustion;
 mod families;
 mod handover;
+mod hostile;
 mod io_uring;
 mod listen;
 mod midlife;

@@ -5,8 +5,8 @@ use std::{fs, io};
 use rustix::{
     io::Errno,
     net::{
-        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send,
-        socket_with,
+        AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, connect,
+        netlink, recvfrom, send, socket_with,
     },
 };
 use tracer_ebpf::{TcpState, mapped};
@@ -21,7 +21,8 @@ use crate::model::{Addr, Cookie, Family, Held, HeldBy, Netns, Port, Substate};
 /// # Errors
 /// If the kernel has no sock_diag for TCP, or the dump fails.
 pub fn list(netns: Netns, found: &mut Vec<Held>) -> io::Result<()> {
-    dump(Wanted::All, |message| found.extend(message.held(netns)))
+    found.extend(dump(Wanted::All, |message| message.held(netns))?);
+    Ok(())
 }
 
 /// A hold on a port, and the time that is left on its timer.
@@ -50,19 +51,19 @@ pub(crate) enum Wanted {
 /// # Errors
 /// As [`list`].
 pub(crate) fn list_timed(netns: Netns, wanted: Wanted) -> io::Result<Vec<Timed>> {
-    let mut found = Vec::new();
     dump(wanted, |message| {
-        found.extend(message.held(netns).map(|held| {
-            let is_time_wait = matches!(held.by, HeldBy::TimeWait(_));
-            Timed { held, time_wait_left_ms: is_time_wait.then_some(message.expires) }
-        }));
-    })?;
-    Ok(found)
+        let held = message.held(netns)?;
+        let is_time_wait = matches!(held.by, HeldBy::TimeWait(_));
+        Some(Timed { held, time_wait_left_ms: is_time_wait.then_some(message.expires) })
+    })
 }
 
-fn dump(wanted: Wanted, mut each: impl FnMut(Message)) -> io::Result<()> {
+fn dump<T>(wanted: Wanted, mut convert: impl FnMut(Message) -> Option<T>) -> io::Result<Vec<T>> {
+    /// A list that changes all the time is as exact as it can be.
+    const MAX_ATTEMPTS: u32 = 5;
+    let mut found = Vec::new();
     if holds_nothing() {
-        return Ok(());
+        return Ok(found);
     }
     let socket = socket_with(
         AddressFamily::NETLINK,
@@ -70,11 +71,49 @@ fn dump(wanted: Wanted, mut each: impl FnMut(Message)) -> io::Result<()> {
         SocketFlags::CLOEXEC,
         Some(netlink::SOCK_DIAG),
     )?;
+    // From a connected socket only the kernel's messages are received. Otherwise any process could
+    // send some, also from a user namespace of its own (`netlink_getsockbyportid`,
+    // net/netlink/af_netlink.c).
+    connect(&socket, &netlink::SocketAddrNetlink::new(0, 0))?;
     let mut buffer = vec![0; 1 << 16];
-    let request = Request::dump(wanted);
-    send(&socket, request.as_bytes(), SendFlags::empty())?;
-    while !receive(&socket, &mut buffer, &mut each)? {}
-    Ok(())
+    for sequence in 1..=MAX_ATTEMPTS {
+        found.clear();
+        send(&socket, Request::dump(wanted, sequence).as_bytes(), SendFlags::empty())?;
+        let mut is_consistent = true;
+        let mut is_complete = false;
+        while !is_complete {
+            let (received, sender) = match recvfrom(&socket, &mut *buffer, RecvFlags::empty()) {
+                Err(Errno::INTR) => continue,
+                other => other.map(|(received, _, sender)| (received, sender))?,
+            };
+            if !is_kernel(sender) {
+                continue;
+            }
+            let datagram = buffer.get(..received).unwrap_or_default();
+            let end = read_messages(datagram, sequence, |message| found.extend(convert(message)))?;
+            is_consistent &= end.is_consistent;
+            is_complete = end.is_complete;
+        }
+        if is_consistent {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// True if a datagram is the kernel's. One that arrived before the socket was connected may not be.
+fn is_kernel(sender: Option<SocketAddrAny>) -> bool {
+    let sender = sender.and_then(|sender| netlink::SocketAddrNetlink::try_from(sender).ok());
+    sender.is_some_and(|sender| sender.pid() == 0)
+}
+
+/// What a datagram says about its dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct DumpState {
+    /// It is the last one.
+    is_complete: bool,
+    /// The list did not change while it was made, as far as the kernel noticed.
+    is_consistent: bool,
 }
 
 /// True if the calling thread's namespace has neither a TCP socket that is connected or listens,
@@ -164,7 +203,7 @@ struct Message {
 }
 
 impl Request {
-    fn dump(wanted: Wanted) -> Self {
+    fn dump(wanted: Wanted, sequence: u32) -> Self {
         const TCPDIAG_GETSOCK: u16 = 18;
         const NLM_F_REQUEST_DUMP: u16 = 0x301;
         // Bound-but-idle sockets are listed since 6.8; older kernels ignore the bit.
@@ -180,7 +219,7 @@ impl Request {
                 length: size_of::<Self>() as u32,
                 kind: TCPDIAG_GETSOCK,
                 flags: NLM_F_REQUEST_DUMP,
-                sequence: 0,
+                sequence,
                 port: 0,
             },
             family: AF_UNSPEC,
@@ -197,36 +236,47 @@ impl Request {
     }
 }
 
-/// Receives one datagram of messages. True if it ends the dump.
-fn receive(
-    socket: impl std::os::fd::AsFd,
-    buffer: &mut [u8],
-    each: &mut impl FnMut(Message),
-) -> io::Result<bool> {
+/// Reads the messages of a datagram that belong to the dump with this sequence number.
+///
+/// # Errors
+/// If a message is malformed, or the kernel reports an error.
+fn read_messages(
+    datagram: &[u8],
+    sequence: u32,
+    mut each: impl FnMut(Message),
+) -> io::Result<DumpState> {
     const NLMSG_ERROR: u16 = 2;
     const NLMSG_DONE: u16 = 3;
-    let (received, _) = match recv(socket, &mut *buffer, RecvFlags::empty()) {
-        Err(Errno::INTR) => return Ok(false),
-        other => other?,
-    };
-    let mut rest = buffer.get(..received).unwrap_or_default();
-    while let Ok((header, payload)) = Header::read_from_prefix(rest) {
+    const NLM_F_DUMP_INTR: u16 = 0x10;
+    let mut state = DumpState { is_complete: false, is_consistent: true };
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let (header, _) = Header::read_from_prefix(rest).map_err(|_| malformed())?;
         let length = header.length as usize;
+        let payload = rest.get(size_of::<Header>()..length).ok_or_else(malformed)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        if header.sequence != sequence {
+            // The rest of an earlier dump.
+            continue;
+        }
+        state.is_consistent &= header.flags & NLM_F_DUMP_INTR == 0;
         match header.kind {
-            NLMSG_DONE => return Ok(true),
+            NLMSG_DONE => state.is_complete = true,
             NLMSG_ERROR => {
                 let errno = i32::read_from_prefix(payload).map_or(libc::EIO, |(errno, _)| -errno);
                 return Err(io::Error::from_raw_os_error(errno));
             }
             _ => {
-                if let Ok((message, _)) = Message::read_from_prefix(payload) {
-                    each(message);
-                }
+                let (message, _) = Message::read_from_prefix(payload).map_err(|_| malformed())?;
+                each(message);
             }
         }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Ok(false)
+    Ok(state)
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the kernel's list of sockets is malformed")
 }
 
 impl Message {
@@ -274,3 +324,44 @@ impl Message {
 }
 
 const _: () = assert!(size_of::<Request>() == 76 && size_of::<Message>() == 72);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(length: u32, kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let header = Header { length, kind, flags, sequence, port: 0 };
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    #[test]
+    fn the_end_and_a_change_of_the_list_are_noticed() {
+        let read = |bytes: &[u8]| read_messages(bytes, 7, |_| panic!("there is no socket"));
+        let end = read(&message(20, 3, 0, 7, &[0; 4])).unwrap();
+        assert_eq!(end, DumpState { is_complete: true, is_consistent: true });
+        let end = read(&message(20, 3, 0x10, 7, &[0; 4])).unwrap();
+        assert_eq!(end, DumpState { is_complete: true, is_consistent: false });
+        let other = read(&message(20, 3, 0, 6, &[0; 4])).unwrap();
+        assert_eq!(other, DumpState { is_complete: false, is_consistent: true });
+        let refused = read(&message(36, 2, 0, 7, &[[0xfe, 0xff, 0xff, 0xff]; 5].concat()));
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn lengths_that_lie_are_errors() {
+        for length in [0, 15, 17, 1 << 20, u32::MAX] {
+            assert!(read_messages(&message(length, 20, 0, 7, &[]), 7, |_| ()).is_err(), "{length}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_datagram_is_read_to_an_end(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = read_messages(&bytes, 7, |_| ());
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What other processes do to mislead or to hang the tracer.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd as _, AsRawFd as _},
+    process::{Command, Output, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    fs::{FileType, Mode, OFlags, mknodat, open},
+    net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink, sendto, socket_with},
+};
+use serde_json::Value;
+
+use crate::support::sandbox;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_portlife");
+
+/// The output of portlife while `attack` is called again and again. `None` if it does not end.
+fn run_attacked(
+    arguments: &[&str],
+    patience: Duration,
+    mut attack: impl FnMut(u32),
+) -> Option<Output> {
+    let mut child = Command::new(BINARY)
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("portlife starts");
+    let deadline = Instant::now() + patience;
+    while child.try_wait().expect("it can be waited for").is_none() {
+        if Instant::now() > deadline {
+            child.kill().expect("it runs");
+            return None;
+        }
+        attack(child.id());
+    }
+    Some(child.wait_with_output().expect("the output can be read"))
+}
+
+/// Whoever has a namespace file open can replace it by a FIFO, which blocks who opens it.
+#[test]
+fn a_descriptor_that_changes_is_not_opened() {
+    if sandbox().is_none() {
+        return;
+    }
+    let directory = std::env::temp_dir().join(format!("portlife-fifo-{}", std::process::id()));
+    mknodat(rustix::fs::CWD, &directory, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+        .expect("a FIFO can be made");
+    let fifo = open(&directory, OFlags::PATH, Mode::empty()).expect("it is there");
+    std::fs::remove_file(&directory).expect("it is there");
+    let namespace = File::open("/proc/self/ns/uts").expect("every process has one");
+    let mut slots: Vec<_> =
+        (0..200).map(|_| namespace.as_fd().try_clone_to_owned().expect("a descriptor")).collect();
+    let stop = AtomicBool::new(false);
+    thread::scope(|threads| {
+        threads.spawn(|| {
+            for round in 0_usize.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                for (at, slot) in slots.iter_mut().enumerate() {
+                    let file = if (at + round) % 2 == 0 { namespace.as_fd() } else { fifo.as_fd() };
+                    rustix::io::dup2(file, slot).expect("both are open");
+                }
+            }
+        });
+        let wait = |_| thread::sleep(Duration::from_millis(5));
+        let answers: Vec<_> =
+            (0..5).map(|_| run_attacked(&["why", "22"], Duration::from_secs(60), wait)).collect();
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(answers.len(), 5, "nothing blocks it");
+        for answer in answers.into_iter().flatten() {
+            if answer.status.code() == Some(3) {
+                println!("skipped: {}", String::from_utf8_lossy(&answer.stderr).trim());
+                return;
+            }
+            assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+        }
+    });
+    assert!(fifo.as_raw_fd() > 0);
+}
+
+/// The port of the tracer's netlink socket is its process id, and every process of the namespace can
+/// send to it.
+#[test]
+fn forged_netlink_messages_are_refused() {
+    let Some(sandbox) = sandbox() else { return };
+    let netns = sandbox.netns().0.to_string();
+    let _listener = crate::support::Net::V4.listener();
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        Some(netlink::SOCK_DIAG),
+    )
+    .expect("any process may have one");
+    // A header of length 0, at which a careless reader stays for ever.
+    let forged = [0_u8; 16];
+    let (mut sent, mut delivered) = (0_u32, 0_u32);
+    let arguments = ["trace", "-o", "json", "-n", &netns, "--verify", "0.02", "--duration", "2"];
+    let output = run_attacked(&arguments, Duration::from_secs(120), |pid| {
+        for _ in 0..2000 {
+            let to = netlink::SocketAddrNetlink::new(pid, 0);
+            sent += 1;
+            delivered += u32::from(sendto(&socket, &forged, SendFlags::DONTWAIT, &to).is_ok());
+        }
+    });
+    let output = output.expect("it ends");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let records: Vec<Value> = output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect();
+    let verified: Vec<_> = records.iter().filter(|record| record["type"] == "verify").collect();
+    assert!(verified.len() > 3, "{verified:?}");
+    assert!(verified.iter().all(|record| record["missing"] == 0 && record["extra"] == 0));
+    // A few arrive while the socket is being connected, and are ignored.
+    assert!(delivered < sent / 1000, "the kernel refuses what other processes send: {delivered}");
+}
