@@ -60,6 +60,10 @@ pub(crate) struct Found {
     pub differences: Differences,
     /// Number of facts that were lost before it began.
     pub lost: u64,
+    /// Number of namespaces that were not compared completely.
+    pub unlisted: usize,
+    /// What could not be read, in sentences.
+    pub problems: Vec<String>,
 }
 
 impl Comparisons {
@@ -123,8 +127,9 @@ impl Comparisons {
         ledger: &mut Ledger,
         losses: &Losses,
     ) -> Option<Found> {
-        let Taken { snapshot: Snapshot { held, coverage, classes, problems: _ }, earlier, lost } =
+        let Taken { snapshot: Snapshot { held, coverage, classes, problems }, earlier, lost } =
             taken;
+        let unlisted = coverage.unlisted_count();
         let unreached = if losses.unhealed() > 0 {
             UnreachedNamespaces::AssumeEmpty
         } else {
@@ -138,10 +143,10 @@ impl Comparisons {
                 self.take(probes, ledger, losses.total(), Some(differences));
                 None
             }
-            None => Some(Found { differences, lost }),
+            None => Some(Found { differences, lost, unlisted, problems }),
             Some(earlier) => {
                 differences.retain_confirmed(&earlier);
-                Some(Found { differences, lost })
+                Some(Found { differences, lost, unlisted, problems })
             }
         }
     }

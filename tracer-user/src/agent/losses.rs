@@ -52,6 +52,15 @@ pub struct ProgramLosses {
     pub doubtful_firings: u64,
 }
 
+/// How much of the host a comparison covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// Every network namespace that can hold a port.
+    Completely,
+    /// Some could not be listed.
+    Partly,
+}
+
 /// What to do after a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NextStep {
@@ -108,8 +117,14 @@ impl Losses {
     }
 
     /// Evaluates a comparison that found this number of differences. `lost` is the
-    /// [`total`](Self::total) when it began.
-    pub fn evaluate(&mut self, now: Instant, differences: u64, lost: u64) -> NextStep {
+    /// [`total`](Self::total) when it began. One that could not list all namespaces heals nothing.
+    pub fn evaluate(
+        &mut self,
+        now: Instant,
+        differences: u64,
+        lost: u64,
+        coverage: Listed,
+    ) -> NextStep {
         if self.are_in_doubt() {
             self.doubted += differences;
             self.recursion.now += differences;
@@ -117,7 +132,7 @@ impl Losses {
         let doubts = &mut self.doubts;
         doubts.compared = doubts.comparing;
         doubts.last = Some(now);
-        let healed = differences == 0 && self.total() == lost;
+        let healed = differences == 0 && self.total() == lost && coverage == Listed::Completely;
         if self.unhealed() > 0 {
             self.rounds += 1;
             if !healed && self.rounds < HEALING_ROUNDS {
@@ -162,7 +177,7 @@ mod tests {
     fn compare(losses: &mut Losses, differences: u64) -> NextStep {
         let lost = losses.total();
         losses.begin_comparison();
-        losses.evaluate(Instant::now(), differences, lost)
+        losses.evaluate(Instant::now(), differences, lost, Listed::Completely)
     }
 
     #[test]
@@ -182,6 +197,18 @@ mod tests {
     }
 
     #[test]
+    fn a_comparison_that_could_not_list_everything_heals_nothing() {
+        let mut losses = Losses::default();
+        losses.count(&counted(3, 0, 0));
+        for _ in 1..HEALING_ROUNDS {
+            let next = losses.evaluate(Instant::now(), 0, losses.total(), Listed::Partly);
+            assert_eq!(next, NextStep::CompareAgain);
+        }
+        let next = losses.evaluate(Instant::now(), 0, losses.total(), Listed::Partly);
+        assert_eq!(next, NextStep::Report { healed: false });
+    }
+
+    #[test]
     fn a_ledger_that_is_never_right_ends_as_not_healed() {
         let mut losses = Losses::default();
         losses.count(&counted(1, 0, 0));
@@ -198,7 +225,10 @@ mod tests {
         let lost = losses.total();
         losses.begin_comparison();
         losses.count(&counted(2, 0, 0));
-        assert_eq!(losses.evaluate(Instant::now(), 0, lost), NextStep::CompareAgain);
+        assert_eq!(
+            losses.evaluate(Instant::now(), 0, lost, Listed::Completely),
+            NextStep::CompareAgain
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A tracing session: from the first probe to the summary.
 
-use std::{io, time::Duration};
+use std::{collections::BTreeSet, io, time::Duration};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
@@ -11,7 +11,7 @@ use tokio::{
 use super::{
     comparison::{Comparisons, Found},
     intake::{Discard, apply},
-    losses::{Losses, NextStep, ProgramLosses},
+    losses::{Listed, Losses, NextStep, ProgramLosses},
     outlet::Outlet,
     reporter::Reporter,
 };
@@ -92,6 +92,9 @@ const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
 /// The interval at which attempts on closed ports are checked for scans.
 const SCANS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Problems of comparisons that are printed. Namespaces come and go, and each has its own.
+const MAX_PROBLEMS: usize = 100;
+
 /// Traces until a signal, the end of the duration, or an error.
 ///
 /// # Errors
@@ -100,7 +103,13 @@ pub async fn trace(options: Options, view: &mut dyn View) -> Result<(), AgentErr
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
     let duration = options.duration;
-    let mut session = match Session::begin(options, view).await {
+    let begun = tokio::select! {
+        begun = Session::begin(options, view) => begun,
+        // The first snapshot of a large host takes seconds.
+        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+    };
+    let mut session = match begun {
         Ok(session) => session,
         // The kernel gives up checking a program when a signal arrives (EAGAIN, `bpf_check`,
         // kernel/bpf/verifier.c).
@@ -153,6 +162,8 @@ struct Session<'a> {
     /// True if facts have arrived since then.
     is_uncounted: bool,
     comparisons: Comparisons,
+    /// What comparisons could not read and has been said, in sentences.
+    problems: BTreeSet<String>,
     scans: Scans,
     looked_for_scans: Deadline,
 }
@@ -192,6 +203,7 @@ impl<'a> Session<'a> {
             counted: Deadline::now(),
             is_uncounted: true,
             comparisons: Comparisons::new(scope, verify, snapshot),
+            problems: BTreeSet::new(),
             scans: Scans::default(),
             looked_for_scans: Deadline::now(),
         })
@@ -313,12 +325,19 @@ impl<'a> Session<'a> {
     }
 
     /// Heals the differences of a comparison, and reports them.
-    fn conclude(&mut self, Found { differences, lost }: &Found) -> Result<(), AgentError> {
+    fn conclude(&mut self, found: &Found) -> Result<(), AgentError> {
+        let Found { differences, lost, unlisted, problems } = found;
+        for problem in problems {
+            if self.problems.len() < MAX_PROBLEMS && self.problems.insert(problem.clone()) {
+                crate::stderr::write_line!("portlife: a comparison is incomplete: {problem}");
+            }
+        }
         let at = Instant::from_ns(clock::monotonic_ns());
         self.count_losses()?;
         self.ledger.heal(differences, at, &mut self.reporter);
         let count = (differences.missing() + differences.extra()) as u64;
-        match self.losses.evaluate(Deadline::now().into(), count, *lost) {
+        let listed = if *unlisted == 0 { Listed::Completely } else { Listed::Partly };
+        match self.losses.evaluate(Deadline::now().into(), count, *lost, listed) {
             NextStep::CompareAgain => return Ok(()),
             NextStep::Report { healed } => self.report_losses(at, healed),
         }
@@ -332,6 +351,7 @@ impl<'a> Session<'a> {
                 missing: differences.missing() as u64,
                 extra: differences.extra() as u64,
                 classes: differences.classes() as u64,
+                unlisted: *unlisted as u64,
                 differences: differences.descriptions().collect(),
             };
             self.reporter.show(&Record { at, body: Body::Verify(&verify) }, &self.ledger);

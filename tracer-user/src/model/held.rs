@@ -46,6 +46,19 @@ pub struct Coverage {
     pub lacks_files: bool,
 }
 
+impl Coverage {
+    /// Number of namespaces that are not listed completely. At least 1 if open files could not be
+    /// listed, because then no namespace is.
+    #[must_use]
+    pub fn unlisted_count(&self) -> usize {
+        if self.lacks_files {
+            (self.listed.len() + self.unlisted.len()).max(1)
+        } else {
+            self.unlisted.len()
+        }
+    }
+}
+
 /// How to treat namespaces that the ledger knows and a snapshot does not reach: they are being torn
 /// down, which may take seconds during which facts still arrive, or only orphaned sockets keep them
 /// alive.

@@ -105,6 +105,8 @@ pub struct Verify {
     pub extra: u64,
     /// Bind buckets of which the ledger and the kernel disagree whether connect() may share them.
     pub classes: u64,
+    /// Network namespaces that were not compared completely, because they could not be listed.
+    pub unlisted: u64,
     /// A sentence for each difference. Not part of the JSON.
     pub differences: Vec<String>,
 }

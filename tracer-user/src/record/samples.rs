@@ -326,9 +326,9 @@ pub(crate) fn losses() -> impl Strategy<Value = Loss> {
 
 pub(crate) fn verifies() -> impl Strategy<Value = Verify> {
     let differences = prop::collection::vec(any::<String>(), 0..2);
-    (any::<[u64; 5]>(), differences).prop_map(|(numbers, differences)| {
-        let [leases, kernel, missing, extra, classes] = numbers;
-        Verify { leases, kernel, missing, extra, classes, differences }
+    (any::<[u64; 6]>(), differences).prop_map(|(numbers, differences)| {
+        let [leases, kernel, missing, extra, classes, unlisted] = numbers;
+        Verify { leases, kernel, missing, extra, classes, unlisted, differences }
     })
 }
 

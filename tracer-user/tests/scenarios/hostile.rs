@@ -1,7 +1,8 @@
-//! What other processes do to mislead or to hang the tracer.
+//! What other processes do to mislead or to hang the tracer, and what it says if it cannot look.
 
 use std::{
     fs::File,
+    io::{BufRead as _, BufReader},
     os::fd::{AsFd as _, AsRawFd as _},
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -12,6 +13,7 @@ use std::{
 use rustix::{
     fs::{FileType, Mode, OFlags, mknodat, open},
     net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink, sendto, socket_with},
+    process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit},
 };
 use serde_json::Value;
 
@@ -122,4 +124,34 @@ fn forged_netlink_messages_are_refused() {
     assert!(verified.iter().all(|record| record["missing"] == 0 && record["extra"] == 0));
     // A few arrive while the socket is being connected, and are ignored.
     assert!(delivered < sent / 1000, "the kernel refuses what other processes send: {delivered}");
+}
+
+#[test]
+fn a_comparison_without_descriptors_says_that_it_is_incomplete() {
+    let Some(sandbox) = sandbox() else { return };
+    let netns = sandbox.netns().0.to_string();
+    let _listener = crate::support::Net::V4.listener();
+    let mut child = Command::new(BINARY)
+        .args(["trace", "-o", "json", "-n", &netns, "--verify", "0.2", "--duration", "60"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("portlife starts");
+    let records = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+    let mut verified = records
+        .map(|line| line.expect("the records are UTF-8"))
+        .map(|line| serde_json::from_str::<Value>(&line).expect("the record is JSON"))
+        .filter(|record| record["type"] == "verify");
+    let complete = verified.next().expect("it compares");
+    assert_eq!(complete["unlisted"], 0, "{complete}");
+    let pid = Pid::from_child(&child);
+    let none = Rlimit { current: Some(3), maximum: Some(3) };
+    prlimit(Some(pid), Resource::Nofile, none).expect("root may limit it");
+    let incomplete = verified.any(|record| record["unlisted"].as_u64() > Some(0));
+    kill_process(pid, Signal::TERM).expect("portlife runs");
+    verified.for_each(drop);
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(incomplete, "{said}");
+    assert!(said.contains("a comparison is incomplete: "), "{said}");
 }

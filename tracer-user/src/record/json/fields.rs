@@ -358,19 +358,21 @@ pub(super) struct VerifyFields {
     extra: u64,
     #[serde(default)]
     classes: u64,
+    #[serde(default)]
+    unlisted: u64,
 }
 
 impl From<&Verify> for VerifyFields {
     fn from(verify: &Verify) -> Self {
-        let Verify { leases, kernel, missing, extra, classes, differences: _ } = *verify;
-        Self { leases, kernel, missing, extra, classes }
+        let Verify { leases, kernel, missing, extra, classes, unlisted, differences: _ } = *verify;
+        Self { leases, kernel, missing, extra, classes, unlisted }
     }
 }
 
 impl VerifyFields {
     pub(super) fn into_verify(self) -> Verify {
-        let Self { leases, kernel, missing, extra, classes } = self;
-        Verify { leases, kernel, missing, extra, classes, differences: Vec::new() }
+        let Self { leases, kernel, missing, extra, classes, unlisted } = self;
+        Verify { leases, kernel, missing, extra, classes, unlisted, differences: Vec::new() }
     }
 }
 

@@ -411,12 +411,16 @@ impl Text {
     }
 
     fn verify(&mut self, _at: Instant, verify: &Verify) {
-        let Verify { leases, kernel, missing, extra, classes, differences } = verify;
+        let Verify { leases, kernel, missing, extra, classes, unlisted, differences } = verify;
         self.verbosity.list(differences);
-        if self.verbosity >= Verbosity::Normal || missing + extra + classes > 0 {
+        let incomplete = match unlisted {
+            0 => String::new(),
+            some => format!("; network namespaces that could not be listed: {some}"),
+        };
+        if self.verbosity >= Verbosity::Normal || missing + extra + classes + unlisted > 0 {
             crate::stderr::write_line!(
                 "portlife: verified: {leases} leases in the ledger, {kernel} in the kernel, missing \
-                 {missing}, extra {extra}, bind buckets of another class {classes}"
+                 {missing}, extra {extra}, bind buckets of another class {classes}{incomplete}"
             );
         }
     }
