@@ -58,6 +58,11 @@ pub(crate) fn take(
     let reached: BTreeSet<u32> = namespaces.iter().map(|(inode, _)| inode).collect();
     snapshot.coverage.unlisted =
         found.sockets.keys().filter(|inode| !reached.contains(inode)).copied().map(Netns).collect();
+    for (inode, error) in namespaces.unopened() {
+        snapshot.coverage.unlisted.insert(Netns(inode));
+        let problem = format!("network namespace {inode} cannot be opened: {error}");
+        snapshot.problems.push(problem);
+    }
     // A thread that entered a namespace is not used for anything else.
     thread::scope(|scope| {
         let lister = scope.spawn(|| list_all(&namespaces, lists, &mut snapshot));

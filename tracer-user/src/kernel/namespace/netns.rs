@@ -39,6 +39,8 @@ pub(crate) struct SocketFile {
 #[derive(Debug, Default)]
 pub(crate) struct Namespaces {
     handles: BTreeMap<u32, File>,
+    /// Namespaces that exist and could not be opened.
+    unopened: BTreeMap<u32, io::Error>,
 }
 
 impl Namespaces {
@@ -80,6 +82,7 @@ impl Namespaces {
     /// Keeps the namespaces whose inode `is_wanted` accepts.
     pub(crate) fn retain(&mut self, is_wanted: impl Fn(u32) -> bool) {
         self.handles.retain(|inode, _| is_wanted(*inode));
+        self.unopened.retain(|inode, _| is_wanted(*inode));
     }
 
     /// The handle of the namespace with this inode.
@@ -93,17 +96,29 @@ impl Namespaces {
         self.handles.iter().map(|(inode, handle)| (*inode, handle))
     }
 
-    /// Processes and namespaces come and go: a file that cannot be opened is skipped.
+    /// The inodes of namespaces that exist and could not be opened, and why.
+    pub(crate) fn unopened(&self) -> impl Iterator<Item = (u32, &io::Error)> {
+        let unopened = self.unopened.iter().map(|(inode, error)| (*inode, error));
+        unopened.filter(|(inode, _)| !self.handles.contains_key(inode))
+    }
+
+    /// Processes and namespaces come and go: a file that is not there is skipped.
     fn add(&mut self, path: &Path) {
         // A link in /proc names the inode, which saves opening most of them.
         let known = fs::read_link(path).ok().and_then(|link| inode_in(link.as_os_str()));
         if known.is_some_and(|inode| self.handles.contains_key(&inode)) {
             return;
         }
-        if let Ok(handle) = open(path)
-            && let Ok(inode) = inode_of(&handle)
-        {
-            self.handles.entry(inode).or_insert(handle);
+        match open(path) {
+            Ok(handle) => {
+                if let Ok(inode) = inode_of(&handle) {
+                    self.handles.entry(inode).or_insert(handle);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                self.unopened.extend(known.map(|inode| (inode, error)));
+            }
         }
     }
 }
