@@ -164,8 +164,8 @@ struct Setting {
 
 /// Most settings, and a list of some reserved ports.
 const USUAL_BYTES: usize = 512;
-/// Every second port reserved: 32768 numbers of at most five digits, each with its comma.
-const MAX_BYTES: usize = 32_768 * 6 + 1;
+/// The longest list: two of every three ports reserved, 21846 ranges such as `65533-65534,`.
+const MAX_BYTES: usize = 21_846 * 12 + 1;
 
 impl Setting {
     fn open(name: &'static str) -> Result<Self, SettingsError> {
