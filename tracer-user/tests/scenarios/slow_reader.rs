@@ -133,10 +133,10 @@ fn a_report_arrives_whole_however_slow_its_reader_is() {
 
 #[test]
 fn signals_while_the_programs_are_loaded_end_it_without_an_error() {
-    if sandbox().is_none() {
-        return;
-    }
-    let (mut child, _reader) = start(&["trace", "-q"]);
+    let Some(sandbox) = sandbox() else { return };
+    // Little is written there if it starts nevertheless.
+    let netns = sandbox.netns().0.to_string();
+    let (mut child, _reader) = start(&["trace", "-q", "-n", &netns]);
     let status = loop {
         if let Some(status) = child.try_wait().expect("the process can be waited for") {
             break status;

@@ -303,7 +303,17 @@ pub struct Recording {
 impl Recording {
     /// The records about one socket, each in its [`brief`] form.
     pub fn of(&self, cookie: u64) -> Vec<String> {
-        self.records_of(cookie).map(brief).collect()
+        let mut brief: Vec<_> = self.records_of(cookie).map(brief).collect();
+        if longer_patience().is_some() {
+            // On an emulated machine close() can take longer than the tracer waits for its end.
+            while let Some(at) = brief
+                .windows(2)
+                .position(|two| two[0] == "update:bound" && two[1].starts_with("release:"))
+            {
+                brief.remove(at);
+            }
+        }
+        brief
     }
 
     pub fn records_of(&self, cookie: u64) -> impl Iterator<Item = &Value> {

@@ -9,8 +9,8 @@ use crate::{
         tables::{Awaited, Claim, ConnectionKey, Entry, LeaseIndex, NewLease},
     },
     model::{
-        Cause, Change, Destination, Failure, Instant, Kind, Netns, Operation, Phase, Port, Reason,
-        Reuse,
+        Cause, Change, Destination, Failure, Instant, Kind, Lease, Netns, Operation, Phase, Port,
+        Reason, Reuse,
         observation::{
             Closed, ConnectStart, Endpoints, Established, Open, OwnRange, PortChosen, SocketId,
         },
@@ -44,6 +44,8 @@ impl Ledger {
         }
         let Some(index) = self.bound_lease(socket, endpoints, userlocks, owner) else { return };
         let index = self.begin_call(index, at, sink);
+        let state = |lease: &Lease| (lease.phase, lease.peer, lease.local_addr);
+        let before = state(&self.table[index].lease);
         self.table.set_address(index, local.addr);
         self.table.change(index, |entry| {
             entry.close_reason = None;
@@ -55,7 +57,10 @@ impl Ledger {
             lease.closed_by = None;
             lease.timer_armed = Some(at);
         });
-        self.emit_update(index, at, sink);
+        // Both copies of a program can report the same call.
+        if state(&self.table[index].lease) != before {
+            self.emit_update(index, at, sink);
+        }
     }
 
     pub(in crate::ledger) fn port_chosen(&mut self, chosen: &PortChosen, sink: &mut impl Sink) {

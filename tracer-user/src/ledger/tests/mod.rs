@@ -13,7 +13,7 @@ use crate::{
     model::{
         Change, Coverage, Failure, Instant, LeaseEvent, LeaseId, Netns, Observation, Phase,
         Pressure, Reason, UnreachedNamespaces, Visibility,
-        observation::{BindFailed, BindRequest},
+        observation::{BindFailed, BindRequest, ConnectStart, Userlocks},
     },
 };
 
@@ -30,6 +30,7 @@ const SIGHT: Visibility = Visibility {
 struct Lives {
     ended: BTreeSet<LeaseId>,
     failures: usize,
+    updates: usize,
     reasons: Vec<Reason>,
 }
 
@@ -37,6 +38,7 @@ impl Sink for Lives {
     fn lease(&mut self, event: LeaseEvent<'_>, _ledger: &Ledger) {
         let id = event.lease.id;
         assert!(!self.ended.contains(&id), "{event:?} after the end");
+        self.updates += usize::from(matches!(event.change, Change::Update { .. }));
         if let Change::Release { reason } = event.change {
             self.ended.insert(id);
             self.reasons.push(reason);
@@ -266,15 +268,29 @@ fn duplicate_observations_change_nothing() {
     for operation in [6, 7, 2, 8, 12] {
         kernel.step(operation, 0);
     }
+    kernel.bound(100, 20_000, BindRequest::ThisPort);
+    kernel.observe(|at| {
+        Observation::ConnectStart(ConnectStart {
+            at,
+            socket: socket_id(100),
+            endpoints: endpoints(20_000, 9_000),
+            own_range: None,
+            userlocks: Userlocks::default(),
+            owner: &OWNER,
+        })
+    });
     let twice: Vec<_> =
         kernel.observations.iter().flat_map(|observation| [*observation; 2]).collect();
     let mut ledger = Ledger::new(SIGHT);
     let mut lives = Lives::default();
     apply(&mut ledger, &twice, &mut lives);
-    assert_eq!(holds(&ledger), kernel.holds());
+    let mut expected = kernel.holds();
+    expected.insert((100, 20_000));
+    assert_eq!(holds(&ledger), expected);
     let mut once = Lives::default();
     apply(&mut Ledger::new(SIGHT), &kernel.observations, &mut once);
-    assert_eq!(lives.reasons, once.reasons);
+    assert_eq!((lives.updates, lives.reasons), (once.updates, once.reasons));
+    assert!(once.updates > 0);
 }
 
 /// Another program at the hook of bind() may refuse a bind that ours has reported already.
