@@ -6,11 +6,14 @@ mod demo;
 #[path = "../../tracer-ebpf/fingerprint.rs"]
 mod fingerprint;
 mod load;
+mod outcomes;
 mod run;
 mod soak;
 mod test;
 mod vm;
 mod workspace;
+
+use std::process::ExitCode;
 
 use clap::Parser;
 
@@ -33,11 +36,11 @@ enum Task {
     Vm(vm::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     if vm::init::is_init() {
         vm::init::run();
     }
-    match Task::parse() {
+    let result = match Task::parse() {
         Task::Bench(args) => bench::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Run(args) => run::run(&args),
@@ -45,5 +48,14 @@ fn main() -> anyhow::Result<()> {
         Task::Test(args) => test::run(&args),
         Task::Soak(args) => soak::run(&args),
         Task::Vm(args) => vm::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Without the backtrace that `anyhow` adds in some environments: it would bury the closing
+        // lines of the tests.
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

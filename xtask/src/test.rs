@@ -1,4 +1,4 @@
-//! Runs every test and lists the skipped ones at the end.
+//! Runs every test and lists the skipped and the failed ones at the end.
 
 use std::{
     ffi::OsString,
@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::workspace::{cargo, is_root, root};
+use crate::{
+    outcomes::{self, Outcome},
+    workspace::{cargo, is_root, root},
+};
 
 /// More threads than CPUs, because scenario tests mostly wait for the kernel.
 const TEST_THREADS: &str = "8";
@@ -36,6 +39,9 @@ pub fn run(args: &Args) -> Result<()> {
     println!();
     for reason in &totals.skipped {
         println!("{reason}");
+    }
+    for failure in &totals.failures {
+        println!("FAIL {failure}");
     }
     println!(
         "{} passed, {} failed, {} skipped",
@@ -66,10 +72,18 @@ fn run_and_count(targets: &[&str], arguments: &[OsString], totals: &mut Totals) 
     command.arg("--show-output");
     let mut child = command.spawn().context("cannot run cargo test")?;
     let output = child.stdout.take().context("stdout is not piped")?;
+    let mut printed = String::new();
     for line in BufReader::new(output).lines() {
         let line = line?;
         println!("{line}");
         totals.count(&line);
+        printed.push_str(&line);
+        printed.push('\n');
+    }
+    for (name, outcome) in outcomes::parse(&printed).outcomes {
+        if let Outcome::Failed(why) = outcome {
+            totals.failures.push(format!("{name}: {why}"));
+        }
     }
     Ok(child.wait()?.success())
 }
@@ -81,6 +95,8 @@ struct Totals {
     failed: usize,
     /// The lines in which tests said why they were skipped.
     skipped: Vec<String>,
+    /// The failed tests, each with its panic's location and message.
+    failures: Vec<String>,
 }
 
 impl Totals {

@@ -18,10 +18,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::workspace::{cargo, output, root};
+use crate::{
+    outcomes::{self, Results},
+    workspace::{cargo, output, root},
+};
 use kernels::Kernel;
 use qemu::{Machine, Qemu};
-use report::{Column, Count, Results};
+use report::{Column, Count};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -187,7 +190,7 @@ fn fill(column: &mut Column, runner: Option<&Runner>, kernel: &Kernel) -> Result
     let said = read(&console)?;
     let line = |prefix: &str| said.lines().find_map(|line| line.strip_prefix(prefix));
     column.release = line(init::RELEASE).map(str::to_owned);
-    let Results { outcomes, took_s } = report::parse(&read(&results)?);
+    let Results { outcomes, took_s } = outcomes::parse(&read(&results)?);
     column.outcomes = outcomes;
     column.took_s = took_s.unwrap_or_default();
     match line(init::FINISHED) {

@@ -2,15 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-/// The result of one scenario.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Passed,
-    /// The scenario does not apply; the reason.
-    Skipped(String),
-    /// The location and message of the panic.
-    Failed(String),
-}
+use crate::outcomes::Outcome;
 
 /// A run of the scenarios on one kernel, with one choice of hooks.
 pub struct Column {
@@ -72,80 +64,6 @@ pub struct Count {
     pub passed: usize,
     pub failed: usize,
     pub skipped: usize,
-}
-
-/// The output of the test runner.
-pub struct Results {
-    pub outcomes: BTreeMap<String, Outcome>,
-    /// Its duration in seconds; `None` if it did not finish.
-    pub took_s: Option<f64>,
-}
-
-/// Parses the output of the test runner with `--show-output`.
-pub fn parse(printed: &str) -> Results {
-    let mut outcomes = BTreeMap::new();
-    for line in printed.lines() {
-        let Some((name, result)) =
-            line.strip_prefix("test ").and_then(|line| line.rsplit_once(" ... "))
-        else {
-            continue;
-        };
-        let outcome = match result {
-            "ok" => Outcome::Passed,
-            "FAILED" => Outcome::Failed(String::new()),
-            _ => continue,
-        };
-        outcomes.insert(name.to_owned(), outcome);
-    }
-    for (name, output) in outputs(printed) {
-        match outcomes.get_mut(name) {
-            Some(Outcome::Failed(why)) => {
-                if why.is_empty() {
-                    *why = panic_message(&output);
-                }
-            }
-            Some(outcome @ Outcome::Passed) => {
-                let said = output.iter().find_map(|line| line.strip_prefix("skipped: "));
-                if let Some(why) = said {
-                    *outcome = Outcome::Skipped(why.to_owned());
-                }
-            }
-            Some(Outcome::Skipped(_)) | None => {}
-        }
-    }
-    // test result: ok. 51 passed; 0 failed; ... finished in 225.00s
-    let end = printed.lines().find(|line| line.starts_with("test result: "));
-    let took_s =
-        end.and_then(|line| line.rsplit_once(" in ")?.1.trim_end_matches('s').parse().ok());
-    Results { outcomes, took_s }
-}
-
-/// The name of each test, and the lines that it printed.
-fn outputs(printed: &str) -> Vec<(&str, Vec<&str>)> {
-    let mut outputs: Vec<(&str, Vec<&str>)> = Vec::new();
-    for line in printed.lines() {
-        let begins = line.strip_prefix("---- ").and_then(|line| line.strip_suffix(" stdout ----"));
-        if let Some(name) = begins {
-            outputs.push((name, Vec::new()));
-        } else if line == "successes:" || line == "failures:" {
-            // The names that follow are not the output of any test.
-            outputs.push(("", Vec::new()));
-        } else if let Some((_, lines)) = outputs.last_mut() {
-            lines.push(line);
-        }
-    }
-    outputs
-}
-
-/// Location and message of the first panic.
-fn panic_message(output: &[&str]) -> String {
-    let mut lines = output.iter().skip_while(|line| !line.contains(" panicked at "));
-    let place = lines.next().and_then(|line| line.split_once(" panicked at "));
-    let said: Vec<_> = lines.take_while(|line| !line.is_empty()).take(4).copied().collect();
-    match place {
-        Some((_, place)) => format!("{place} {}", said.join(" ")),
-        None => output.join(" "),
-    }
 }
 
 /// The table for the terminal: a row for each scenario, and notes on those that did not pass.
@@ -277,38 +195,7 @@ fn notes(columns: &[Column]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PRINTED: &str = "
-running 3 tests
-test bind::one ... ok
-test bind::two ... ok
-test listen::three ... FAILED
-
-successes:
-
----- bind::two stdout ----
-skipped: the kernel does not destroy sockets
-
-
-successes:
-    bind::one
-    bind::two
-
-failures:
-
----- listen::three stdout ----
-
-thread 'listen::three' (7) panicked at tests/listen.rs:3:1:
-no release came
-
-note: run with `RUST_BACKTRACE=1`
-
-
-failures:
-    listen::three
-
-test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 2.50s
-";
+    use crate::outcomes::{Results, parse, tests::PRINTED};
 
     fn column(name: &str, printed: &str) -> Column {
         let Results { outcomes, took_s } = parse(printed);
@@ -317,17 +204,6 @@ test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
         let release = Some(format!("{name}.0-3-cloud #1 SMP Debian {name}.223-1 (2026-08-10)"));
         let kernel = name.to_owned();
         Column { kernel, hooks: None, release, outcomes, broken, took_s }
-    }
-
-    #[test]
-    fn outcomes_and_their_reasons_are_parsed() {
-        let Results { outcomes, took_s } = parse(PRINTED);
-        assert_eq!(took_s, Some(2.5));
-        assert_eq!(outcomes["bind::one"], Outcome::Passed);
-        let skipped = Outcome::Skipped("the kernel does not destroy sockets".to_owned());
-        assert_eq!(outcomes["bind::two"], skipped);
-        let failed = Outcome::Failed("tests/listen.rs:3:1: no release came".to_owned());
-        assert_eq!(outcomes["listen::three"], failed);
     }
 
     #[test]
