@@ -99,7 +99,7 @@ fn destroying_a_listener_releases_its_port_unless_it_is_explicit() {
         let recording = tracer.finish_after_release(&[explicit_cookie]);
         assert_eq!(recording.of(chosen_cookie), ["bind", "listen", "release:closed"]);
         assert_eq!(
-            recording.of(explicit_cookie),
+            recording.all_of(explicit_cookie),
             ["bind", "listen", "update:bound", "release:aborted"]
         );
     });

@@ -301,9 +301,10 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// The records about one socket, each in its [`brief`] form.
+    /// The records about one socket, each in its [`brief`] form, without those that only a
+    /// slow machine has.
     pub fn of(&self, cookie: u64) -> Vec<String> {
-        let mut brief: Vec<_> = self.records_of(cookie).map(brief).collect();
+        let mut brief = self.all_of(cookie);
         if longer_patience().is_some() {
             // On an emulated machine close() can take longer than the tracer waits for its end.
             while let Some(at) = brief
@@ -314,6 +315,11 @@ impl Recording {
             }
         }
         brief
+    }
+
+    /// All records about one socket, each in its [`brief`] form.
+    pub fn all_of(&self, cookie: u64) -> Vec<String> {
+        self.records_of(cookie).map(brief).collect()
     }
 
     pub fn records_of(&self, cookie: u64) -> impl Iterator<Item = &Value> {

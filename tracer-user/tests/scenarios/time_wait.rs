@@ -78,7 +78,7 @@ fn an_explicit_port_is_held_by_both_socket_and_time_wait() {
         let heir = net.bound(20_000);
         let recording = tracer.finish();
         assert_eq!(
-            recording.of(client_cookie),
+            recording.all_of(client_cookie),
             [
                 "bind",
                 "update:connecting",
