@@ -91,8 +91,8 @@ fn run(size: u64) -> Result<()> {
     let mut records = Records {
         output: Json::new(1_700_000_000_000_000_000, Verbosity::Quiet),
         cgroup: Cgroup {
-            path: "/system.slice/docker-4b5f1f0e3b1c4e6f8a2d.scope".to_owned(),
-            container: Some("4b5f1f0e3b1c4e6f8a2d".to_owned()),
+            path: "/system.slice/docker-4b5f1f0e3b1c4e6f8a2d.scope".into(),
+            container: Some("4b5f1f0e3b1c4e6f8a2d".into()),
         },
         written: 0,
     };

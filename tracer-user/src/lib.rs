@@ -104,6 +104,7 @@ pub mod agent;
 pub mod capacity;
 #[cfg(feature = "programs")]
 pub mod cli;
+pub mod foreign;
 pub mod kernel;
 pub mod ledger;
 pub mod model;

@@ -1,18 +1,20 @@
 //! Turns events of leases into records, with the names of cgroups.
 
-use std::{collections::BTreeMap, fs};
+use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
 use crate::{
     agent::{intake::NamespaceSink, namespaces::Namespaces, outlet::Outlet},
+    foreign::Foreign,
     kernel::{
         hooks::status::{HookStatus, Outcome},
-        host::cgroup::{CgroupRoot, container_of},
+        host::{cgroup::CgroupRoot, kernel_release},
     },
     ledger::{Ledger, Sink},
     model::{Change, Failure, Instant, Lease, LeaseEvent, Netns, Pressure},
     record::{Body, Cgroup, HookReport, Record, Start},
+    sources::cgroup,
 };
 
 /// Turns the ledger's events into records.
@@ -48,12 +50,11 @@ impl<'a> Reporter<'a> {
         let hooks: Vec<_> = hooks.iter().map(HookReport::from).collect();
         warnings.extend(hooks.iter().filter_map(HookReport::warning));
         let start = Start {
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
-                .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
+            kernel: kernel_release(),
             hooks,
             buckets_recover: ledger.do_buckets_recover(),
             held: held.len(),
-            warnings,
+            warnings: warnings.into_iter().map(Foreign::from).collect(),
         };
         self.show(&Record { at, body: Body::Start(&start) }, ledger);
         for (netns, _) in seen {
@@ -101,8 +102,8 @@ impl From<&HookStatus> for HookReport {
         let HookStatus { name, without, outcome } = hook;
         let (outcome, loss) = match outcome {
             Outcome::Attached(how) => (Ok((*how).into()), None),
-            Outcome::Replaced { reason } => (Err(format!("{reason}; {without}")), None),
-            Outcome::Missing { reason } => (Err(reason.clone()), Some(*without)),
+            Outcome::Replaced { reason } => (Err(format!("{reason}; {without}").into()), None),
+            Outcome::Missing { reason } => (Err(reason.clone().into()), Some(*without)),
         };
         Self { name: (*name).into(), outcome, loss }
     }
@@ -154,13 +155,6 @@ impl CgroupNames {
         if known.len() >= Self::MOST && !known.contains_key(&id) {
             known.clear();
         }
-        known
-            .entry(id)
-            .or_insert_with(|| {
-                let path = root.as_ref()?.path_of(id)?;
-                let container = container_of(&path).map(str::to_owned);
-                Some(Cgroup { path, container })
-            })
-            .as_ref()
+        known.entry(id).or_insert_with(|| cgroup::by_id(root.as_ref()?, id)).as_ref()
     }
 }

@@ -1,9 +1,6 @@
 //! `portlife check`.
 
-use std::{
-    collections::BTreeSet,
-    fs::{self, File},
-};
+use std::{collections::BTreeSet, fs::File};
 
 use super::{
     options::{AnswerOptions, OutputFormat, resolve_namespaces},
@@ -14,7 +11,7 @@ use crate::{
     capacity::{self, BindAny, NamespaceState},
     kernel::{
         hooks::{loader::LoadOptions, table::HookFamily},
-        host::clock,
+        host::{clock, kernel_release},
         lists::{
             holders::{HolderLists, HolderView},
             snapshot::{self, Snapshot},
@@ -62,8 +59,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     // Without every holder the ports that are left cannot be counted.
     let lists = HolderLists::load().ok().filter(HolderLists::lists_idle);
     let check = Check {
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
-            .map_or_else(|_| "?".to_owned(), |release| release.trim().to_owned()),
+        kernel: kernel_release(),
         tracer: tested.as_mut().map(tracer).map_err(|error| error.to_string()),
         namespaces: wanted
             .iter()

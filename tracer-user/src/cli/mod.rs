@@ -75,7 +75,11 @@ fn print_error(error: &anyhow::Error, verbose: bool) {
     crate::stderr::write_line!("portlife: {error}");
     if verbose {
         for cause in error.chain().skip(1) {
-            crate::stderr::write_line!("  because: {cause}");
+            // The kernel's verifier explains itself in many lines.
+            for (number, line) in cause.to_string().lines().enumerate() {
+                let begin = if number == 0 { "because:" } else { "        " };
+                crate::stderr::write_line!("  {begin} {line}");
+            }
         }
     }
 }

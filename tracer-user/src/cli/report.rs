@@ -81,7 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             return Err(NothingRead(name_of(&path)).into());
         }
         report.set_realtime_offset(recording.realtime_offset_ns.unwrap_or_default());
-        return print(form.write(&report.report(recording.ledger())).as_bytes());
+        return print(&form.write(&report.report(recording.ledger())));
     }
     let options = Options {
         load: LoadOptions {

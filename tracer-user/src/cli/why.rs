@@ -8,14 +8,10 @@ use super::{
 };
 use crate::{
     kernel::{
-        host::{
-            cgroup::{CgroupRoot, container_of},
-            clock,
-        },
+        host::{cgroup::CgroupRoot, clock},
         namespace::scope::Scope,
     },
     model::{Addr, Instant, Port},
-    record::Cgroup,
     sources,
     views::{
         Verbosity,
@@ -49,11 +45,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let Args { what, namespaces, options } = args;
     let scope = Scope::of(&resolve_namespaces(namespaces)?);
     let root = CgroupRoot::open().ok();
-    let find_cgroup = |id| {
-        let path = root.as_ref()?.path_of(id)?;
-        let container = container_of(&path).map(str::to_owned);
-        Some(Cgroup { path, container })
-    };
+    let find_cgroup = |id| sources::cgroup::by_id(root.as_ref()?, id);
     let json = || Json::new(clock::realtime_offset_ns(), Verbosity::Quiet);
     let now = || Instant::from_ns(clock::monotonic_ns());
     let answer = match *what {

@@ -58,7 +58,7 @@ impl Criterion {
             Self::Netns(namespaces) => namespaces.contains(&subject.netns),
             Self::Cgroup(paths) => subject
                 .cgroup
-                .is_any(|cgroup| paths.iter().any(|path| is_within(&cgroup.path, path))),
+                .is_any(|cgroup| paths.iter().any(|path| is_within(cgroup.path.raw(), path))),
             Self::Family(families) => subject.family.is_any(|family| families.contains(family)),
             Self::Kind(kinds) => {
                 subject.kind.is_any(|kind| kinds.iter().any(|pattern| pattern.includes(*kind)))
@@ -298,7 +298,7 @@ mod tests {
             prop_assert!(!admits(Criterion::Netns(vec![Netns(!lease.netns.0)]), body));
             prop_assert!(admits(Criterion::Port(vec![PortRange(port..=port)]), body));
             prop_assert!(admits(Criterion::Family(vec![lease.family]), body));
-            prop_assert!(admits(Criterion::Cgroup(vec![cgroup.path.clone()]), body));
+            prop_assert!(admits(Criterion::Cgroup(vec![cgroup.path.raw().to_owned()]), body));
             prop_assert!(admits(Criterion::Type(vec![RecordType::Fail, RecordType::Held]), body));
             prop_assert!(!admits(Criterion::Type(vec![RecordType::Fail]), body));
             prop_assert_eq!(admits(Criterion::Peer(all_peers()), body), lease.peer.get().is_some());

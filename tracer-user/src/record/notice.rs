@@ -1,14 +1,16 @@
 //! Records about the run itself: its start, its losses, its end.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
+
+use crate::foreign::Foreign;
 
 /// Whether a hook is attached.
 #[derive(Clone, Debug)]
 pub struct HookReport {
     /// The kernel's name of the tracepoint, function or operation.
-    pub name: Cow<'static, str>,
+    pub name: Foreign<'static>,
     /// How the hook is attached, or the reason why it is not.
-    pub outcome: Result<Cow<'static, str>, String>,
+    pub outcome: Result<Foreign<'static>, Foreign<'static>>,
     /// The events that are not reported without this hook; `None` if it is attached or another one
     /// replaces it, and for a hook of a recording.
     pub loss: Option<&'static str>,
@@ -27,7 +29,7 @@ impl HookReport {
 #[derive(Clone, Debug)]
 pub struct Start {
     /// The kernel's release, as `uname -r` prints it.
-    pub kernel: String,
+    pub kernel: Foreign<'static>,
     /// Every hook.
     pub hooks: Vec<HookReport>,
     /// True if connect() may choose a bind-locked port again as soon as only ports that connect()
@@ -36,7 +38,7 @@ pub struct Start {
     /// Number of `held` records that follow.
     pub held: usize,
     /// Events that are not seen, because a hook or a privilege is missing, one sentence each.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Foreign<'static>>,
 }
 
 /// The last record of a run.
@@ -87,9 +89,9 @@ pub enum LostAt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
     /// Path from the root of the v2 hierarchy.
-    pub path: String,
+    pub path: Foreign<'static>,
     /// The id of the container whose cgroup it is; `None` if no container runtime made it.
-    pub container: Option<String>,
+    pub container: Option<Foreign<'static>>,
 }
 
 /// The result of a comparison of the ledger with the kernel.
@@ -113,7 +115,7 @@ pub struct Verify {
 
 /// The name of a process (`comm` in `task_struct`), without the zeros after it; bytes that are not
 /// UTF-8 are replaced.
-pub(crate) fn comm(bytes: &[u8; 16]) -> Cow<'_, str> {
+pub(crate) fn comm(bytes: &[u8; 16]) -> Foreign<'_> {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end])
+    String::from_utf8_lossy(&bytes[..end]).into()
 }

@@ -1,6 +1,6 @@
 //! Random contents of records, usual and unusual, for tests of what is made of records.
 
-use std::{borrow::Cow, net::Ipv4Addr, sync::Arc};
+use std::{net::Ipv4Addr, sync::Arc};
 
 use proptest::{option, prelude::*, sample::select};
 use tracer_ebpf::{Owner, mapped};
@@ -53,7 +53,10 @@ pub(crate) fn owners() -> impl Strategy<Value = Owner> {
 
 pub(crate) fn cgroups() -> impl Strategy<Value = Cgroup> {
     let path = prop_oneof![any::<String>(), Just("/system.slice/ssh.service".to_owned())];
-    (path, option::of(any::<String>())).prop_map(|(path, container)| Cgroup { path, container })
+    (path, option::of(any::<String>())).prop_map(|(path, container)| Cgroup {
+        path: path.into(),
+        container: container.map(Into::into),
+    })
 }
 
 pub(crate) fn kinds() -> impl Strategy<Value = Kind> {
@@ -296,22 +299,23 @@ pub(crate) fn scans() -> impl Strategy<Value = Scan> {
 pub(crate) fn starts() -> impl Strategy<Value = Start> {
     let outcome = prop_oneof![
         any::<String>().prop_map(|how| Ok(format!("by {how}").into())),
-        any::<String>().prop_map(Err),
+        any::<String>().prop_map(|reason| Err(reason.into())),
     ];
     let loss = select(vec![None, Some("resets are reported as closed")]);
-    let hook = ("[a-z_]{1,8}", outcome, loss).prop_map(|(name, outcome, loss)| {
-        let name = Cow::Owned(name);
-        HookReport { name, outcome, loss }
+    let hook = ("[a-z_]{1,8}", outcome, loss).prop_map(|(name, outcome, loss)| HookReport {
+        name: name.into(),
+        outcome,
+        loss,
     });
     let hooks = prop::collection::vec(hook, 0..4);
     let warnings = prop::collection::vec(any::<String>(), 0..3);
     (any::<String>(), hooks, any::<bool>(), any::<usize>(), warnings).prop_map(
         |(kernel, hooks, buckets_recover, held, warnings)| Start {
-            kernel,
+            kernel: kernel.into(),
             hooks,
             buckets_recover,
             held,
-            warnings,
+            warnings: warnings.into_iter().map(Into::into).collect(),
         },
     )
 }

@@ -1,6 +1,8 @@
 //! Where observations come from.
 
 #[cfg(feature = "programs")]
+pub(crate) mod cgroup;
+#[cfg(feature = "programs")]
 pub(crate) mod destination;
 #[cfg(feature = "programs")]
 mod lookup;

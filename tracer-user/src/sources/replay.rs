@@ -12,6 +12,9 @@ use crate::{
 
 /// Maximum length of a line. No record is that long.
 const MAX_LINE_BYTES: u64 = 1 << 20;
+/// Maximum length of what is skipped in search of the end of a line. What goes on without one for
+/// longer is no text, and may have no end (`/dev/zero`).
+const MAX_SKIPPED_BYTES: u64 = 1 << 30;
 /// Maximum number of lines that are not records and are reported one by one.
 const MAX_REPORTED: u64 = 10;
 
@@ -41,7 +44,7 @@ impl Recording {
     /// counts.
     ///
     /// # Errors
-    /// If the input cannot be read. Records that were read before have been passed on.
+    /// If the input cannot be read, or a line has no end in sight. Records that were read before have been passed on.
     pub fn read(
         &mut self,
         mut input: impl BufRead,
@@ -143,17 +146,14 @@ impl Recording {
     }
 }
 
+/// Skips the rest of a line.
 fn skip_line(input: &mut impl BufRead) -> io::Result<()> {
-    loop {
-        let available = input.fill_buf()?;
-        if available.is_empty() {
-            return Ok(());
-        }
-        let end = available.iter().position(|byte| *byte == b'\n');
-        let length = end.map_or(available.len(), |end| end + 1);
-        input.consume(length);
-        if end.is_some() {
-            return Ok(());
-        }
+    let mut rest = input.take(MAX_SKIPPED_BYTES);
+    rest.skip_until(b'\n')?;
+    if rest.limit() == 0 {
+        let what =
+            format!("no line ends within {} MiB, so this is no recording", MAX_SKIPPED_BYTES >> 20);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
+    Ok(())
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     capacity::{BindView, Grade, Verdict},
+    foreign::Foreign,
     model::{Instant, Netns},
     record::HookReport,
     views::{
@@ -18,7 +19,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Check {
     /// The kernel's release.
-    pub kernel: String,
+    pub kernel: Foreign<'static>,
     /// The state of the tracer, or why it cannot run, in a sentence.
     pub tracer: Result<Tracer, String>,
     /// The namespaces whose settings are judged.
@@ -122,7 +123,7 @@ impl Json {
         #[derive(Serialize)]
         struct Record<'a> {
             version: &'static str,
-            kernel: &'a str,
+            kernel: &'a Foreign<'static>,
             can_run: bool,
             reason: Option<&'a str>,
             hooks: Vec<HookRecord<'a>>,
@@ -132,9 +133,9 @@ impl Json {
         }
         #[derive(Serialize)]
         struct HookRecord<'a> {
-            name: &'a str,
-            attached: Option<&'a str>,
-            reason: Option<&'a str>,
+            name: &'a Foreign<'static>,
+            attached: Option<&'a Foreign<'static>>,
+            reason: Option<&'a Foreign<'static>>,
             without: &'static str,
             run_ns: Option<u64>,
         }
@@ -176,8 +177,8 @@ impl Json {
                 .iter()
                 .map(|Hook { report, without, run_ns }| HookRecord {
                     name: &report.name,
-                    attached: report.outcome.as_deref().ok(),
-                    reason: report.outcome.as_ref().err().map(String::as_str),
+                    attached: report.outcome.as_ref().ok(),
+                    reason: report.outcome.as_ref().err(),
                     without,
                     run_ns: *run_ns,
                 })

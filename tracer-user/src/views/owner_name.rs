@@ -5,7 +5,10 @@ use std::fmt;
 use serde::Serialize;
 use tracer_ebpf::Owner;
 
-use crate::record::{Cgroup, comm};
+use crate::{
+    foreign::Foreign,
+    record::{Cgroup, comm},
+};
 
 /// The name of a process: command, pid and container.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -13,9 +16,9 @@ pub struct OwnerName {
     /// `None` if the name stands for several processes.
     pub pid: Option<u32>,
     /// The name of the command (`comm`).
-    pub comm: String,
+    pub comm: Foreign<'static>,
     /// The container's id. `None` outside of containers.
-    pub container: Option<String>,
+    pub container: Option<Foreign<'static>>,
 }
 
 impl OwnerName {
@@ -39,7 +42,7 @@ impl fmt::Display for OwnerName {
         }
         if let Some(container) = container {
             // As container tools abbreviate them.
-            write!(f, " in {}", container.get(..12).unwrap_or(container))?;
+            write!(f, " in {}", container.first(12))?;
         }
         Ok(())
     }

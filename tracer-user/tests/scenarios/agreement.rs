@@ -211,14 +211,14 @@ fn the_report_on_a_recording_equals_the_live_report_to_the_byte() {
     recorded.set_realtime_offset(offset.expect("records have a time"));
     let report = recorded.report(recording.ledger());
     let again = Form::Json.write(&report);
-    let again_report: Value = serde_json::from_str(&again).expect("the output is JSON");
+    let again_report: Value = serde_json::from_slice(&again).expect("the output is JSON");
     let (live_lines, again_lines) = (format!("{live_report:#}"), format!("{again_report:#}"));
     let differing: Vec<_> = live_lines
         .lines()
         .zip(again_lines.lines())
         .filter(|(live, recorded)| live != recorded)
         .collect();
-    assert!(live == again.as_bytes(), "live and recorded differ: {differing:#?}");
+    assert!(live == again, "live and recorded differ: {differing:#?}");
 }
 
 /// The forecast of a `pressure` record must equal that of the report's ledger at the same moment.

@@ -1,7 +1,9 @@
 //! What other processes do to mislead or to hang the tracer, and what it says if it cannot look.
 
 use std::{
-    fs::File,
+    cell::Cell,
+    collections::BTreeSet,
+    fs::{self, File},
     io::{BufRead as _, BufReader},
     os::fd::{AsFd as _, AsRawFd as _},
     process::{Command, Output, Stdio},
@@ -17,7 +19,7 @@ use rustix::{
 };
 use serde_json::Value;
 
-use crate::support::sandbox;
+use crate::support::{Net, Pair, addr, reset_on_close, sandbox};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_portlife");
 
@@ -54,7 +56,7 @@ fn a_descriptor_that_changes_is_not_opened() {
     mknodat(rustix::fs::CWD, &directory, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
         .expect("a FIFO can be made");
     let fifo = open(&directory, OFlags::PATH, Mode::empty()).expect("it is there");
-    std::fs::remove_file(&directory).expect("it is there");
+    fs::remove_file(&directory).expect("it is there");
     let namespace = File::open("/proc/self/ns/uts").expect("every process has one");
     let mut slots: Vec<_> =
         (0..200).map(|_| namespace.as_fd().try_clone_to_owned().expect("a descriptor")).collect();
@@ -93,7 +95,7 @@ fn a_descriptor_that_changes_is_not_opened() {
 fn forged_netlink_messages_are_refused() {
     let Some(sandbox) = sandbox() else { return };
     let netns = sandbox.netns().0.to_string();
-    let _listener = crate::support::Net::V4.listener();
+    let _listener = Net::V4.listener();
     let socket = socket_with(
         AddressFamily::NETLINK,
         SocketType::DGRAM,
@@ -130,7 +132,7 @@ fn forged_netlink_messages_are_refused() {
 fn a_comparison_without_descriptors_says_that_it_is_incomplete() {
     let Some(sandbox) = sandbox() else { return };
     let netns = sandbox.netns().0.to_string();
-    let _listener = crate::support::Net::V4.listener();
+    let _listener = Net::V4.listener();
     let mut child = Command::new(BINARY)
         .args(["trace", "-o", "json", "-n", &netns, "--verify", "0.2", "--duration", "60"])
         .stdout(Stdio::piped())
@@ -154,4 +156,76 @@ fn a_comparison_without_descriptors_says_that_it_is_incomplete() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(incomplete, "{said}");
     assert!(said.contains("a comparison is incomplete: "), "{said}");
+}
+
+/// A process may have any name, and a terminal obeys some.
+#[test]
+fn no_name_reaches_the_terminal_as_it_is() {
+    const NAMES: [&[u8]; 8] = [
+        b"\x1b[31mRED\x1b[2J",
+        b"a\nb\rc\td",
+        b"q\"u\\o'te,=1",
+        b"\xff\xfe\xc3(",
+        "\u{202e}rtl\u{202c}".as_bytes(),
+        "\u{9b}31mC1\x7f".as_bytes(),
+        "\u{2028}\u{200b}\u{feff}".as_bytes(),
+        "\u{e0041}\u{ad}".as_bytes(),
+    ];
+    let Some(sandbox) = sandbox() else { return };
+    let netns = sandbox.netns().0.to_string();
+    let listener = Net::V4.listener();
+    let rename = |name: &[u8]| fs::write("/proc/self/comm", name).expect("it is ours");
+    let connect_with = |attempt: u32| {
+        rename(NAMES[attempt as usize % NAMES.len()]);
+        let pair = Pair::connect(Net::V4.socket(), &listener);
+        let taken = Net::V4.socket().bind(&addr(&listener).into());
+        assert!(taken.is_err(), "the port is taken");
+        reset_on_close(&pair.client);
+        rename(b"harmless");
+        thread::sleep(Duration::from_millis(1));
+    };
+    let mut recorded = Vec::new();
+    for arguments in [
+        &["trace", "--duration", "1", "--verify", "0.3", "-v"][..],
+        &["trace", "--duration", "1", "-o", "json"],
+        &["trace", "--duration", "1", "-o", "csv"],
+        &["report", "--duration", "1", "-v"],
+        &["report", "--duration", "1", "-o", "json"],
+    ] {
+        let arguments = [arguments, &["-n", &netns]].concat();
+        let attempts = Cell::new(0);
+        let output = run_attacked(&arguments, Duration::from_secs(120), |_| {
+            connect_with(attempts.get());
+            attempts.set(attempts.get() + 1);
+        });
+        let output = output.expect("it ends");
+        assert_harmless(&arguments, &output);
+        if arguments.contains(&"json") && arguments.contains(&"trace") {
+            recorded = output.stdout;
+        }
+    }
+    let names: BTreeSet<_> = recorded
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| serde_json::from_slice::<Value>(line).ok())
+        .filter_map(|record| record["comm"].as_str().map(str::to_owned))
+        .collect();
+    for name in NAMES {
+        let name = String::from_utf8_lossy(name);
+        assert!(names.contains(&*name), "{name:?} is recorded as it is: {names:?}");
+    }
+}
+
+/// Everything that was printed consists of lines of printable characters.
+fn assert_harmless(arguments: &[&str], output: &Output) {
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    for printed in [&output.stdout, &output.stderr] {
+        let printed = str::from_utf8(printed).expect("it is UTF-8");
+        let printed = printed.replace("\r\n", "\n");
+        let harmful = printed.lines().find(|line| !line.chars().all(is_printable));
+        assert_eq!(harmful, None, "{arguments:?}");
+    }
+}
+
+fn is_printable(character: char) -> bool {
+    matches!(character, ' '..='~') || character.escape_debug().nth(1).is_none()
 }

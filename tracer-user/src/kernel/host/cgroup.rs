@@ -6,7 +6,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{AtFlags, Mode, OFlags},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
 };
 
@@ -46,8 +46,17 @@ impl CgroupRoot {
         let cgroup = self.open_by_id(id).ok()?;
         let link = fs::read_link(format!("/proc/thread-self/fd/{}", cgroup.as_raw_fd())).ok()?;
         let path = link.to_string_lossy();
-        // A removed cgroup that is still referenced is shown with this suffix.
-        Some(path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned())
+        // The kernel adds this to the path of a cgroup that was removed and is still referenced
+        // (`d_path`), but a cgroup may also have such a name.
+        let removed = path.strip_suffix(" (deleted)").filter(|_| !self.is_at(&path, id));
+        Some(removed.unwrap_or(&path).to_owned())
+    }
+
+    /// True if this path leads to the cgroup with this id.
+    fn is_at(&self, path: &str, id: u64) -> bool {
+        let relative = path.trim_start_matches('/');
+        rustix::fs::statat(&self.directory, relative, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|found| found.st_ino == id)
     }
 
     /// Kernfs encodes a node's id as its file handle (`FILEID_KERNFS`, fs/kernfs/mount.c).
@@ -83,12 +92,13 @@ impl AsFd for CgroupRoot {
 }
 
 /// The container that a cgroup path belongs to: the 64 hexadecimal digits that docker,
-/// containerd, CRI-O and podman all put into it, shortened to the 12 that their tools show.
+/// containerd, CRI-O and podman all put into it, shortened to the 12 that their tools show. The
+/// outermost, because a container may make cgroups below its own and name them as it likes.
 #[must_use]
 pub(crate) fn container_of(path: &str) -> Option<&str> {
     const ID_DIGITS: usize = 64;
     const SHOWN_DIGITS: usize = 12;
-    path.rsplit('/').find_map(|component| {
+    path.split('/').find_map(|component| {
         let stem = component.strip_suffix(".scope").unwrap_or(component);
         let id = stem.rsplit(['-', ':']).next()?;
         let is_id = id.len() == ID_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -113,6 +123,9 @@ mod tests {
         ] {
             assert_eq!(container_of(&path), Some("8ae5f8f2c1d9"), "{path}");
         }
+        let other = id.replace('8', "f");
+        let forged = format!("/kubepods/pod1/{id}/docker-{other}.scope");
+        assert_eq!(container_of(&forged), Some("8ae5f8f2c1d9"), "the container's own choice");
         assert_eq!(container_of("/system.slice/nginx.service"), None);
         assert_eq!(container_of("/"), None);
     }
@@ -129,5 +142,30 @@ mod tests {
         let inode = rustix::fs::fstat(&root).unwrap().st_ino;
         assert_eq!(root.path_of(inode).as_deref(), Some("/"));
         assert_eq!(root.path_of(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_name_that_looks_removed_is_kept_while_the_cgroup_exists() {
+        let Ok(root) = CgroupRoot::open() else {
+            println!("skipped: the cgroup v2 root cannot be opened");
+            return;
+        };
+        let name = format!("portlife-test-{} (deleted)", std::process::id());
+        if let Err(error) = rustix::fs::mkdirat(&root, &name, Mode::RWXU) {
+            println!("skipped: no cgroup can be made: {error}");
+            return;
+        }
+        let directory = rustix::fs::openat(
+            &root,
+            &name,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        let found = directory.as_ref().ok().and_then(|directory| {
+            let id = rustix::fs::fstat(directory).ok()?.st_ino;
+            root.path_of(id)
+        });
+        rustix::fs::unlinkat(&root, &name, AtFlags::REMOVEDIR).unwrap();
+        assert_eq!(found, Some(format!("/{name}")));
     }
 }

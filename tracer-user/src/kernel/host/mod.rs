@@ -1,4 +1,7 @@
-//! The host: clocks, capabilities, cgroups, memory.
+//! The host: its kernel's release, clocks, capabilities, cgroups, memory.
+
+#[cfg(feature = "programs")]
+use crate::foreign::Foreign;
 
 #[cfg(feature = "programs")]
 pub mod capability;
@@ -9,3 +12,9 @@ pub mod clock;
 pub(crate) mod memory;
 #[cfg(feature = "programs")]
 pub(crate) mod parallel;
+
+/// The kernel's release, as `uname -r` prints it.
+#[cfg(feature = "programs")]
+pub(crate) fn kernel_release() -> Foreign<'static> {
+    rustix::system::uname().release().to_string_lossy().into_owned().into()
+}

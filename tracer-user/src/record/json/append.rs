@@ -2,11 +2,12 @@
 //! is copied as it is, and its value is appended by code for its type.
 //!
 //! Values look as serde_json writes them, so that every record has the same form; strings that may
-//! need escapes are left to serde_json.
+//! need escapes are left to it.
 
 use serde::Serialize;
 use tracer_ebpf::mapped;
 
+use super::text;
 use crate::{
     model::{Addr, microseconds, seconds},
     record::{
@@ -41,14 +42,14 @@ pub(super) trait Value {
     fn append(self, bytes: &mut Vec<u8>);
 }
 
-/// A value as serde_json writes it.
+/// A value as [`text::append`] writes it.
 pub(super) struct AsSerde<T>(pub(super) T);
 
 impl<T: Serialize> Value for AsSerde<T> {
     #[inline]
     fn append(self, bytes: &mut Vec<u8>) {
         // Writing to memory cannot fail, and the records are made of what JSON can say.
-        let _ = serde_json::to_writer(bytes, &self.0);
+        let _ = text::append(bytes, &self.0);
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     capacity::Forecast,
+    foreign::Foreign,
     model::{
         Destination, Instant, LocalRange, Netns, Port, PortSet, Pressure, RangeUse, Rates, Scan,
         Settings, TimeWaitReuse, seconds,
@@ -29,7 +30,7 @@ pub(super) struct StartFields<'a> {
     #[serde(default)]
     held: usize,
     #[serde(default)]
-    warnings: Cow<'a, [String]>,
+    warnings: Cow<'a, [Foreign<'static>]>,
 }
 
 /// The rule of kernels from 6.18 on, for records that do not say it.
@@ -45,15 +46,17 @@ impl<'a> From<&'a Start> for StartFields<'a> {
         let Start { kernel, hooks, buckets_recover, held, warnings } = start;
         let hooks = hooks.iter().map(|HookReport { name, outcome, loss }| {
             let outcome = match (outcome, loss) {
-                (Ok(how), _) => Cow::Borrowed(&**how),
-                (Err(reason), Some(loss)) => format!("{NOT_ATTACHED}{reason}; {loss}").into(),
-                (Err(reason), None) => format!("{NOT_ATTACHED}{reason}").into(),
+                (Ok(how), _) => Cow::Borrowed(how.raw()),
+                (Err(reason), Some(loss)) => {
+                    format!("{NOT_ATTACHED}{}; {loss}", reason.raw()).into()
+                }
+                (Err(reason), None) => format!("{NOT_ATTACHED}{}", reason.raw()).into(),
             };
-            (Cow::Borrowed(&**name), outcome)
+            (Cow::Borrowed(name.raw()), outcome)
         });
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            kernel: kernel.into(),
+            kernel: kernel.raw().into(),
             hooks: hooks.collect(),
             buckets_recover: *buckets_recover,
             held: *held,
@@ -68,14 +71,14 @@ impl StartFields<'_> {
         let hooks = hooks.into_iter().map(|(name, outcome)| HookReport {
             name: name.into_owned().into(),
             outcome: match outcome.strip_prefix(NOT_ATTACHED) {
-                Some(reason) => Err(reason.to_owned()),
+                Some(reason) => Err(reason.to_owned().into()),
                 None => Ok(outcome.into_owned().into()),
             },
             // Part of the reason.
             loss: None,
         });
         Start {
-            kernel: kernel.into_owned(),
+            kernel: kernel.into_owned().into(),
             hooks: hooks.collect(),
             buckets_recover,
             held,

@@ -239,7 +239,8 @@ impl LeaseFields<'_> {
     /// The cgroup of the owner.
     pub(super) fn cgroup(&self) -> Option<Cgroup> {
         let path = self.cgroup.as_deref()?.to_owned();
-        Some(Cgroup { path, container: self.container.as_deref().map(str::to_owned) })
+        let container = self.container.as_deref().map(|id| id.to_owned().into());
+        Some(Cgroup { path: path.into(), container })
     }
 
     /// The failure of a record that has that type.

@@ -13,8 +13,10 @@ mod read;
 mod round_trip;
 #[cfg(test)]
 mod tests;
+mod text;
 mod write;
 
 pub(crate) use holder::{Holder, Process};
 pub(crate) use read::Line;
+pub(crate) use text::append as append_json;
 pub(crate) use write::Writer;

@@ -154,7 +154,7 @@ mod tests {
             assert_eq!(event.lease.netns, Netns(4_026_531_840));
             assert_eq!(event.lease.local_port, Port(40_000));
             assert_eq!(event.lease.owner.as_ref().map(|owner| owner.pid), Some(12));
-            assert_eq!(cgroup.map(|cgroup| cgroup.path.as_str()), Some("/a"));
+            assert_eq!(cgroup.map(|cgroup| cgroup.path.raw()), Some("/a"));
             let Change::Connect { search_ns, reuse } = event.change else { panic!("{event:?}") };
             assert_eq!(search_ns, Some(4_500));
             assert_eq!(reuse.map(|reuse| reuse.idle_ns), Some(500_000_000));

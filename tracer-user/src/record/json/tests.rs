@@ -72,10 +72,10 @@ impl<'a> Identity<'a> {
             peer_addr: peer.map(|(addr, _)| addr.ip()),
             peer_port: peer.map(|(_, port)| port.0),
             pid: owner.map(|owner| owner.pid),
-            comm: owner.map(|owner| comm(&owner.comm)),
+            comm: owner.map(|owner| comm(&owner.comm).raw().to_owned().into()),
             uid: owner.map(|owner| owner.uid),
-            cgroup: cgroup.map(|cgroup| cgroup.path.as_str()),
-            container: cgroup.and_then(|cgroup| cgroup.container.as_deref()),
+            cgroup: cgroup.map(|cgroup| cgroup.path.raw()),
+            container: cgroup.and_then(|cgroup| Some(cgroup.container.as_ref()?.raw())),
         }
     }
 }

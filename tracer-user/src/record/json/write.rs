@@ -11,6 +11,7 @@ use super::{
     holder::{Holder, Identity, Process},
     lease_fields::{LeaseFields, ReuseFields},
     owners::Owners,
+    text,
 };
 use crate::{
     capacity::{advice_on, free_in_s},
@@ -107,7 +108,7 @@ impl Writer {
             rest,
         };
         // Writing to memory cannot fail, and the records are made of what JSON can say.
-        if serde_json::to_writer(&mut self.buffer, &line).is_ok() {
+        if text::append(&mut self.buffer, &line).is_ok() {
             self.buffer.push(b'\n');
         }
     }

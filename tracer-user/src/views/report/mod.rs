@@ -26,7 +26,11 @@ use model::{Histograms, Observed, Severity};
 use serde::Serialize;
 use tally::Tally;
 
-use crate::{ledger::Ledger, model::Instant, record::filter::Filter};
+use crate::{
+    ledger::Ledger,
+    model::Instant,
+    record::{filter::Filter, json::append_json},
+};
 
 /// Maximum number of rows in the longer tables.
 const MAX_ROWS: usize = 15;
@@ -48,11 +52,16 @@ pub enum Form {
 impl Form {
     /// Formats the report.
     #[must_use]
-    pub fn write(self, report: &Report) -> String {
+    pub fn write(self, report: &Report) -> Vec<u8> {
         match self {
-            Self::Text { colour } => text::render(report, colour),
+            Self::Text { colour } => text::render(report, colour).into_bytes(),
             // Serialization cannot fail: all keys are strings.
-            Self::Json => serde_json::to_string(&report.record()).unwrap_or_default() + "\n",
+            Self::Json => {
+                let mut json = Vec::new();
+                let _ = append_json(&mut json, &report.record());
+                json.push(b'\n');
+                json
+            }
         }
     }
 }
@@ -127,7 +136,7 @@ fn observed(tally: &Tally) -> Observed {
     let mut shortcomings = tally.warnings.clone();
     let mut note = |is_lacking: bool, what: &str| {
         if is_lacking {
-            shortcomings.push(what.to_owned());
+            shortcomings.push(what.to_owned().into());
         }
     };
     note(

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::{
+    foreign::Foreign,
     model::{Cause, LocalRange},
     views::{
         owner_name::OwnerName,
@@ -64,14 +65,14 @@ pub struct Observed {
     /// Number of records.
     pub records: u64,
     /// Release of the kernel. `None` without a `start` record.
-    pub kernel: Option<String>,
+    pub kernel: Option<Foreign<'static>>,
     /// Facts that were lost, and how many of them no comparison has healed.
     pub lost: u64,
     pub lost_for_good: u64,
     /// Records that a recording lacks because its reader was slow.
     pub dropped: u64,
     /// What could not be observed, in sentences.
-    pub shortcomings: Vec<String>,
+    pub shortcomings: Vec<Foreign<'static>>,
 }
 
 /// The severity of a finding.
@@ -251,7 +252,7 @@ pub struct OwnerRow {
     /// `None` for leases without a known owner, such as TIME_WAITs from before the start.
     pub owner: Option<OwnerName>,
     pub uid: Option<u32>,
-    pub cgroup: Option<String>,
+    pub cgroup: Option<Foreign<'static>>,
     pub leases: u32,
     pub kinds: Kinds,
     pub phases: Phases,
@@ -358,7 +359,7 @@ pub struct ListenerRow {
     pub local_port: u16,
     /// The port's class according to IANA.
     pub class: &'static str,
-    pub service: Option<String>,
+    pub service: Option<Foreign<'static>>,
     /// True if it listens on all addresses.
     pub is_wildcard: bool,
     pub owner: Option<OwnerName>,

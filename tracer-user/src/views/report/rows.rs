@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     capacity::Forecast,
+    foreign::Foreign,
     ledger::{Ledger, destination_of},
     model::{
         Cause, Destination, Instant, Kind, Lease, Netns, Phase, PortClass, RangeUse, Rates, Scan,
@@ -422,7 +423,7 @@ pub(super) fn listeners(tally: &Tally, held: &[Held<'_>], services: &Services) -
                 local_addr: lease.local_addr.ip(),
                 local_port: port.0,
                 class: names::port_class(PortClass::of(port)),
-                service: services.name(port.0).map(std::borrow::Cow::into_owned),
+                service: services.name(port.0).map(Foreign::into_owned),
                 is_wildcard: lease.local_addr.is_unspecified(),
                 owner: tally.owners.name(*owner),
                 accepted: namespace

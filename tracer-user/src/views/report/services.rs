@@ -1,6 +1,8 @@
 //! Names of services.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::collections::HashMap;
+
+use crate::foreign::Foreign;
 
 /// Names of TCP ports: those of the host's `/etc/services`, and a built-in list for hosts that have
 /// none.
@@ -30,11 +32,11 @@ impl Services {
 
     /// The name of a port. `None` if it has none.
     #[must_use]
-    pub fn name(&self, port: u16) -> Option<Cow<'_, str>> {
-        let own = self.names.get(&port).map(|name| Cow::Borrowed(name.as_str()));
+    pub fn name(&self, port: u16) -> Option<Foreign<'_>> {
+        let own = self.names.get(&port).map(|name| Foreign::from(name.as_str()));
         own.or_else(|| {
             let index = IANA.binary_search_by_key(&port, |(port, _)| *port).ok()?;
-            IANA.get(index).map(|(_, name)| Cow::Borrowed(*name))
+            IANA.get(index).map(|(_, name)| Foreign::from(*name))
         })
     }
 }
@@ -115,11 +117,11 @@ mod tests {
         let text =
             "# comment\nweb 80/tcp www # x\nother 80/udp\nfancy 12345/tcp\nbroken\nx y/tcp\n";
         let services = Services::parse(text);
-        assert_eq!(services.name(80).as_deref(), Some("web"));
-        assert_eq!(services.name(12_345).as_deref(), Some("fancy"));
-        assert_eq!(services.name(443).as_deref(), Some("https"));
+        assert_eq!(services.name(80), Some("web".into()));
+        assert_eq!(services.name(12_345), Some("fancy".into()));
+        assert_eq!(services.name(443), Some("https".into()));
         assert_eq!(services.name(4), None);
-        assert_eq!(Services::default().name(22).as_deref(), Some("ssh"));
+        assert_eq!(Services::default().name(22), Some("ssh".into()));
     }
 
     #[test]

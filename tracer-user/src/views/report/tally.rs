@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     capacity::cause_of,
+    foreign::Foreign,
     ledger::{Ledger, destination_of},
     model::{
         Cause, Change, Destination, Failure, Instant, Kind, Lease, LeaseEvent, LocalRange, Netns,
@@ -40,9 +41,9 @@ pub(super) struct Tally {
     pub(super) first: Option<Instant>,
     pub(super) last: Instant,
     /// The kernel's release.
-    pub(super) kernel: Option<String>,
+    pub(super) kernel: Option<Foreign<'static>>,
     /// What the tracer could not observe, in sentences.
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Foreign<'static>>,
     /// True if there was a `start` record; `is_ended` if a `summary` followed the latest one.
     pub(super) is_begun: bool,
     pub(super) is_ended: bool,

@@ -171,7 +171,10 @@ fn damaged_lines_are_named_and_the_rest_is_reported() {
     assert!(last.starts_with("tape:8: expected the end of the last record"), "{last}");
     assert_eq!(report.namespaces[0].phases.connecting, 2);
     let shortcomings = &report.observed.shortcomings;
-    assert!(shortcomings.iter().any(|what| what.contains("without a summary")), "{shortcomings:?}");
+    assert!(
+        shortcomings.iter().any(|what| what.raw().contains("without a summary")),
+        "{shortcomings:?}"
+    );
 }
 
 #[test]
@@ -195,7 +198,7 @@ fn the_filter_applies_to_recordings() {
     let filter = Filter::default().and(Criterion::Comm, vec!["other".to_owned()]);
     let (report, _) = read(tape.text().as_bytes(), &filter);
     let owners: Vec<_> =
-        report.owners.iter().filter_map(|row| Some(row.owner.as_ref()?.comm.as_str())).collect();
+        report.owners.iter().filter_map(|row| Some(row.owner.as_ref()?.comm.raw())).collect();
     assert_eq!(owners, ["other"]);
 }
 
@@ -225,7 +228,7 @@ fn what_a_recording_could_not_observe_is_said() {
     });
     tape.record("start", start);
     let report = tape.report();
-    assert!(report.observed.shortcomings.iter().any(|what| what == warning), "{report:?}");
+    assert!(report.observed.shortcomings.iter().any(|what| what.raw() == warning), "{report:?}");
     let shown = text::render(&report, false).split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(shown.contains(&format!("not seen: {warning}")), "{shown}");
 }
@@ -264,7 +267,7 @@ fn bound_ports_are_unavailable_to_all_destinations() {
     let report = tape.report();
     assert_eq!(report.failures[0].cause, Some(Cause::RangeBindLocked));
     assert_eq!(report.verdict.kind, FindingKind::PoisonedPort);
-    assert_eq!(report.verdict.owner.unwrap().comm, "binder");
+    assert_eq!(report.verdict.owner.unwrap().comm.raw(), "binder");
 }
 
 #[test]
@@ -280,8 +283,8 @@ fn the_owner_at_the_time_of_a_failure_is_named_even_after_it_released_the_ports(
     let report = tape.report();
     assert_eq!(report.verdict.kind, FindingKind::DestinationExhausted);
     assert_eq!(report.verdict.cause, Some(Cause::RangeFull));
-    assert_eq!(report.verdict.owner.unwrap().comm, "client");
-    assert_eq!(report.failures[0].callers[0].owner.as_ref().unwrap().comm, "victim");
+    assert_eq!(report.verdict.owner.unwrap().comm.raw(), "client");
+    assert_eq!(report.failures[0].callers[0].owner.as_ref().unwrap().comm.raw(), "victim");
     assert_eq!(report.destinations[0].headroom, Some(4));
 }
 
@@ -312,7 +315,7 @@ fn a_process_that_takes_ports_far_faster_than_before_is_named() {
     connect(&mut tape, &CLIENT);
     let report = tape.report();
     let [jump] = &report.jumps[..] else { panic!("{:?}", report.jumps) };
-    assert_eq!((jump.owner.comm.as_str(), jump.per_s), ("client", 200));
+    assert_eq!((jump.owner.comm.raw(), jump.per_s), ("client", 200));
     assert!((jump.before_per_s - 1.0).abs() < 0.2, "{jump:?}");
     assert_eq!(report.findings[0].kind, FindingKind::RateJump);
     assert_eq!(report.verdict.severity, Severity::Healthy);

@@ -324,7 +324,7 @@ impl Page {
             table.row([
                 if is_one { "-".to_owned() } else { row.netns.to_string() },
                 endpoint(row.local_addr, row.local_port),
-                row.service.clone().unwrap_or_else(|| "-".to_owned()),
+                row.service.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
                 row.class.replace('_', "-"),
                 row.owner.as_ref().map_or_else(|| "not known".to_owned(), ToString::to_string),
                 number(row.accepted),
@@ -443,7 +443,7 @@ impl Page {
             );
         }
         for shortcoming in &observed.shortcomings {
-            self.wrapped("  not seen: ", shortcoming);
+            self.wrapped("  not seen: ", &shortcoming.shown());
         }
     }
 

@@ -68,7 +68,7 @@ impl View for ReportView {
             }
             Body::Summary(_) => {
                 let report = self.report(ledger);
-                self.buffer.extend_from_slice(self.form.write(&report).as_bytes());
+                self.buffer.extend_from_slice(&self.form.write(&report));
             }
             _ => {}
         }

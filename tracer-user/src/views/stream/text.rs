@@ -279,10 +279,10 @@ impl Text {
                     details.duration("tw", time_wait_ns);
                 }
             }
-            if let Some(container) = cgroup.and_then(|cgroup| cgroup.container.as_deref()) {
+            if let Some(container) = cgroup.and_then(|cgroup| cgroup.container.as_ref()) {
                 let buffer = details.begin();
                 buffer.extend_from_slice(b"container ");
-                buffer.extend_from_slice(container.as_bytes());
+                buffer.extend_from_slice(container.shown().as_bytes());
             }
         });
     }

@@ -116,14 +116,9 @@ pub(super) fn append_duration(ns: u64, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Appends the name of a process, with control characters replaced, which could leave the column.
+/// Appends the name of a process.
 pub(super) fn append_name(owner: &Owner, bytes: &mut Vec<u8>) {
-    let name = comm(&owner.comm);
-    if name.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        return bytes.extend_from_slice(name.as_bytes());
-    }
-    let shown = name.chars().map(|letter| if letter.is_control() { '?' } else { letter });
-    bytes.extend_from_slice(shown.collect::<String>().as_bytes());
+    bytes.extend_from_slice(comm(&owner.comm).shown().as_bytes());
 }
 
 /// Writes a column of at least this width, aligned to the left.

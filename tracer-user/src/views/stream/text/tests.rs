@@ -14,13 +14,9 @@ fn by_format(offset_ns: i128, event: &LeaseEvent<'_>, cgroup: Option<&Cgroup>) -
     let LeaseEvent { at, lease, change } = event;
     let time = Timestamp::from_nanosecond(i128::from(at.ns()) + offset_ns).unwrap_or_default();
     let clock = time.to_zoned(TimeZone::UTC).strftime("%H:%M:%S%.3f");
-    let printable = |name: &str| {
-        let letters = name.chars().map(|letter| if letter.is_control() { '?' } else { letter });
-        letters.collect::<String>()
-    };
     let (pid, name) = lease.owner.as_ref().map_or_else(
         || ("-".to_owned(), "-".to_owned()),
-        |owner| (owner.pid.to_string(), printable(&comm(&owner.comm))),
+        |owner| (owner.pid.to_string(), comm(&owner.comm).to_string()),
     );
     let end = |(addr, port): (Addr, Port)| {
         let ip = addr.ip();
