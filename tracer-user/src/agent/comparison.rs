@@ -18,13 +18,16 @@ use crate::{
         namespace::scope::Scope,
     },
     ledger::{Differences, Ledger},
-    model::UnreachedNamespaces,
+    model::{Netns, UnreachedNamespaces},
 };
 
 /// The interval between comparisons unless the user sets one. Some kernels fail to run a program
 /// without counting a miss, and a port that is shown as held for ever would be worse than one that
 /// is released late.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What is said of a snapshot during which more was released than the ledger keeps.
+pub(super) const OUTDATED: &str = "too many ports were released while the kernel's lists were read";
 
 /// The comparisons of a session.
 pub(crate) struct Comparisons {
@@ -35,6 +38,8 @@ pub(crate) struct Comparisons {
     /// The interval of periodic comparisons. `None` if there are none.
     interval: Option<Duration>,
     next: Deadline,
+    /// Where the next snapshot begins: with what the latest one did not reach in time.
+    first: Option<Netns>,
     under_way: Option<UnderWay>,
 }
 
@@ -70,13 +75,21 @@ impl Comparisons {
     /// With `verify`, compares at this interval and reports each comparison. Without a first
     /// snapshot the ledger lacks what was held before the start, so it is compared only if `verify`
     /// is set.
-    pub fn new(scope: Scope, verify: Option<Duration>, has_snapshot: bool) -> Self {
+    /// `unreached` is what the first snapshot did not reach; the first comparison finds it soon.
+    pub fn new(
+        scope: Scope,
+        verify: Option<Duration>,
+        has_snapshot: bool,
+        unreached: Option<Netns>,
+    ) -> Self {
         let interval = verify.or(has_snapshot.then_some(DEFAULT_INTERVAL));
+        let soon = unreached.map(|_| Duration::ZERO);
         Self {
             scope,
             are_reported: verify.is_some(),
             interval,
-            next: Deadline::now() + interval.unwrap_or_default(),
+            next: Deadline::now() + soon.or(interval).unwrap_or_default(),
+            first: unreached,
             under_way: None,
         }
     }
@@ -127,9 +140,9 @@ impl Comparisons {
         ledger: &mut Ledger,
         losses: &Losses,
     ) -> Option<Found> {
-        let Taken { snapshot: Snapshot { held, coverage, classes, problems }, earlier, lost } =
-            taken;
-        let unlisted = coverage.unlisted_count();
+        let Taken { snapshot, earlier, lost } = taken;
+        let Snapshot { held, coverage, classes, mut problems, unreached: next } = snapshot;
+        let mut unlisted = coverage.unlisted_count();
         let unreached = if losses.unhealed() > 0 {
             UnreachedNamespaces::AssumeEmpty
         } else {
@@ -138,13 +151,21 @@ impl Comparisons {
         let mut differences = ledger.compare(&held, &coverage, unreached);
         ledger.compare_classes(&classes, &mut differences);
         ledger.end_snapshot();
+        if ledger.is_snapshot_outdated() {
+            unlisted = unlisted.max(1);
+            problems.push(OUTDATED.to_owned());
+        }
         match earlier {
             None if !differences.is_empty() => {
                 self.take(probes, ledger, losses.total(), Some(differences));
                 None
             }
-            None => Some(Found { differences, lost, unlisted, problems }),
+            None => {
+                self.first = next;
+                Some(Found { differences, lost, unlisted, problems })
+            }
             Some(earlier) => {
+                self.first = next;
                 differences.retain_confirmed(&earlier);
                 Some(Found { differences, lost, unlisted, problems })
             }
@@ -168,11 +189,12 @@ impl Comparisons {
         lost: u64,
         earlier: Option<Differences>,
     ) {
-        let (open_files, scope) = (probes.open_files.clone(), self.scope);
+        let (open_files, scope, first) = (probes.open_files.clone(), self.scope, self.first);
         let holders = probes.holders.clone().map(HolderLists::new);
         ledger.begin_snapshot();
-        let snapshot =
-            spawn_blocking(move || snapshot::take(open_files.as_ref(), holders.as_ref(), scope));
+        let snapshot = spawn_blocking(move || {
+            snapshot::take(open_files.as_ref(), holders.as_ref(), scope, first)
+        });
         self.under_way = Some(UnderWay { snapshot, earlier, lost });
     }
 }

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    comparison::{Comparisons, Found},
+    comparison::{Comparisons, Found, OUTDATED},
     intake::{Discard, apply},
     losses::{Listed, Losses, NextStep, ProgramLosses},
     outlet::Outlet,
@@ -23,12 +23,15 @@ use crate::{
             probes::{Counters, Probes},
         },
         host::{clock, memory},
-        lists::{holders::HolderLists, snapshot},
+        lists::{
+            holders::HolderLists,
+            snapshot::{self, Snapshot},
+        },
         namespace::scope::Scope,
         wire::DecodeError,
     },
     ledger::Ledger,
-    model::{Instant, Scan},
+    model::{Instant, Netns, Scan},
     record::{Body, Record, Summary, Verify, filter::Filter},
     sources::scan::Scans,
     views::{Delivery, View},
@@ -177,9 +180,12 @@ impl<'a> Session<'a> {
         let mut ledger = Ledger::new(probes.visibility());
         let mut discard = Discard::default();
         let mut warnings = std::mem::take(&mut probes.warnings);
+        let mut unreached = None;
         // Without a snapshot a comparison would find everything missing.
         if snapshot || verify.is_some() {
-            let problems = take_snapshot(&mut probes, scope, &mut ledger, &mut discard).await?;
+            let problems;
+            (problems, unreached) =
+                take_snapshot(&mut probes, scope, &mut ledger, &mut discard).await?;
             warnings.extend(problems);
         }
         // Facts from before this moment are on the ring already, and get no record.
@@ -202,7 +208,7 @@ impl<'a> Session<'a> {
             losses: Losses::default(),
             counted: Deadline::now(),
             is_uncounted: true,
-            comparisons: Comparisons::new(scope, verify, snapshot),
+            comparisons: Comparisons::new(scope, verify, snapshot, unreached),
             problems: BTreeSet::new(),
             scans: Scans::default(),
             looked_for_scans: Deadline::now(),
@@ -418,19 +424,19 @@ impl<'a> Session<'a> {
 }
 
 /// Takes a snapshot while the programs already report, and merges it with their facts. Returns what
-/// could not be read, in sentences.
+/// could not be read, in sentences, and the first namespace that was not reached in time.
 async fn take_snapshot(
     probes: &mut Probes,
     scope: Scope,
     ledger: &mut Ledger,
     discard: &mut Discard,
-) -> Result<Vec<String>, AgentError> {
+) -> Result<(Vec<String>, Option<Netns>), AgentError> {
     let open_files = probes.open_files.clone();
     let mut foreign = None;
     let holders = probes.holders.clone().map(HolderLists::new);
     ledger.begin_snapshot();
     let mut taking = tokio::task::spawn_blocking(move || {
-        snapshot::take(open_files.as_ref(), holders.as_ref(), scope)
+        snapshot::take(open_files.as_ref(), holders.as_ref(), scope, None)
     });
     let taken = loop {
         // On a host that is faster than this process, the ring is never empty.
@@ -446,11 +452,17 @@ async fn take_snapshot(
         .drain_all(|record| apply(record, ledger, discard, &mut foreign))
         .map_err(AgentError::Ring)?;
     foreign.map_or(Ok(()), |error| Err(AgentError::Foreign(error)))?;
-    ledger.adopt_all(&taken.held);
-    ledger.adopt_classes(&taken.classes);
+    let Snapshot { held, coverage: _, classes, mut problems, unreached } = taken;
+    ledger.adopt_all(&held);
+    ledger.adopt_classes(&classes);
     ledger.end_snapshot();
+    // Nothing was adopted; the first comparison finds it.
+    let is_outdated = ledger.is_snapshot_outdated();
+    problems.extend(is_outdated.then(|| OUTDATED.to_owned()));
+    let unreached = unreached.or(is_outdated.then_some(Netns(0)));
+    drop((held, classes));
     memory::trim();
-    Ok(taken.problems)
+    Ok((problems, unreached))
 }
 
 /// True if stdout is a pipe whose reader has gone away.

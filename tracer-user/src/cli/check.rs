@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         LoadOptions { ring_bytes: 4 << 20, hooks: HookFamily::Auto, scope: Scope::default() };
     let mut tested = self_test::run(&load);
     let files = tested.as_ref().ok().and_then(|tested| tested.probes.open_files.as_ref());
-    let snapshot = snapshot::take(files, None, Scope::of(&wanted));
+    let snapshot = snapshot::take(files, None, Scope::of(&wanted), None);
     // Without every holder the ports that are left cannot be counted.
     let lists = HolderLists::load().ok().filter(HolderLists::lists_idle);
     let check = Check {

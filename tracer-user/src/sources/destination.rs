@@ -9,7 +9,7 @@ use std::{
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::lookup::{self, Lookup, Timers};
+use super::lookup::{self, Lookup, Place, Timers};
 use crate::{
     capacity::{
         Connect, DestinationInNamespace, DestinationView, KernelTime, NamespaceState, Occupant,
@@ -18,10 +18,7 @@ use crate::{
     kernel::{
         hooks::error::LoadError,
         host::clock,
-        lists::{
-            holders::HolderLists,
-            sock_diag::{self, Timed, Wanted},
-        },
+        lists::sock_diag::{self, Timed, Wanted},
         namespace::{scope::Scope, settings::SettingsFiles},
     },
     ledger::Ledger,
@@ -36,18 +33,23 @@ use crate::{
 pub(crate) fn look_for(peer: (Addr, Port), scope: Scope) -> Result<DestinationView, LoadError> {
     let own = lookup::own_namespace();
     let is_asked = scope != Scope::default();
-    let look_into = |lists: &HolderLists, netns: Netns| {
-        // The ports of other namespaces do not matter, and their lists can be long.
-        let timed = sock_diag::list_timed(netns, Wanted::PeerPort(peer.1))?;
-        let is_connected = timed.iter().any(|timed| timed.held.peer == Some(peer));
+    let look_into = |place: &Place<'_>| {
+        let Place { netns, owned, all_are_owned, lists: _ } = *place;
+        let is_one = |held: &Held| held.peer == Some(peer);
+        let mut is_connected = owned.iter().any(is_one);
+        if !is_connected && !all_are_owned {
+            // The ports of other namespaces do not matter, and their lists can be long.
+            let timed = sock_diag::list_timed(netns, Wanted::PeerPort(peer.1))?;
+            is_connected = timed.iter().any(|timed| is_one(&timed.held));
+        }
         if is_connected || is_asked || netns == own {
-            Tables::read(lists, peer, netns).map(Some)
+            Tables::read(place, peer).map(Some)
         } else {
             Ok(None)
         }
     };
     // Bound ports count, whoever holds them.
-    let mut lookup = lookup::look(None, scope, |_| true, look_into)?;
+    let mut lookup = lookup::look(None, scope, look_into)?;
     let tables = lookup.take_namespaces();
     let searched = tables.len();
     let mut namespaces: Vec<_> = tables
@@ -77,9 +79,11 @@ struct Tables {
 
 impl Tables {
     /// Reads the lists of the calling thread's namespace.
-    fn read(lists: &HolderLists, peer: (Addr, Port), netns: Netns) -> io::Result<Self> {
+    fn read(place: &Place<'_>, peer: (Addr, Port)) -> io::Result<Self> {
+        let Place { netns, owned: _, all_are_owned, lists } = *place;
         // The first of these gives every TIME_WAIT a cookie, which the second shows.
-        let timed = sock_diag::list_timed(netns, Wanted::All)?;
+        let timed =
+            if all_are_owned { Vec::new() } else { sock_diag::list_timed(netns, Wanted::All)? };
         let hashed = lists.hashed_of_this_thread().ok();
         let at = KernelTime::from_ns(clock::monotonic_ns());
         let settings = SettingsFiles::open().and_then(|files| files.read()).ok();
@@ -94,7 +98,7 @@ impl Tables {
         lookup: &Lookup<T>,
     ) -> DestinationInNamespace {
         let Self { timed, hashed, settings, route_source, at } = self;
-        let Lookup { owned, idle, rules, visibility, .. } = lookup;
+        let Lookup { idle, rules, visibility, .. } = lookup;
         let idle = idle.iter().filter(|(of, _)| *of == netns).map(|(_, holder)| *holder);
         let holders: Option<Vec<Holder>> = hashed.map(|hashed| idle.chain(hashed).collect());
         let listed = holders.as_deref().unwrap_or_default();
@@ -102,9 +106,8 @@ impl Tables {
         let bound: BTreeSet<Port> = bound.map(|holder| holder.local_port).collect();
         // The ledger makes one lease of several entries about a socket, and knows how it began.
         let mut ledger = Ledger::new(*visibility);
-        let of_namespace = owned.iter().filter(|held| held.netns == netns);
-        let held: Vec<Held> = of_namespace
-            .copied()
+        let owned = lookup.owned(netns).iter().copied();
+        let held: Vec<Held> = owned
             .chain(timed.iter().map(|timed| timed.held))
             .filter(|held| held.peer == Some(peer) || bound.contains(&held.local_port))
             .collect();

@@ -1,12 +1,6 @@
 //! Looks into the network namespaces of the host at this moment. Nothing is attached for it.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io,
-    sync::atomic::{AtomicUsize, Ordering},
-    thread,
-};
+use std::{fs::File, io, time};
 
 use aya::programs::ProgramError;
 use rustc_hash::FxHashMap;
@@ -21,13 +15,15 @@ use crate::{
         },
         host::parallel::in_parallel,
         lists::{
+            census::Census,
             holders::HolderLists,
             snapshot::{self, Found},
             sock_diag::Timed,
         },
         namespace::{
-            netns::{self, Namespaces},
+            netns,
             scope::Scope,
+            visit::{self, Visited},
         },
     },
     model::{Addr, Cookie, Held, HeldBy, Holder, Instant, Lease, Netns, Phase, Port, Visibility},
@@ -36,9 +32,9 @@ use crate::{
 /// What was found.
 pub(super) struct Lookup<T> {
     /// What was found in each namespace, or why it could not be looked into.
-    pub(super) namespaces: BTreeMap<Netns, io::Result<T>>,
-    /// The wanted holds of sockets that processes have open, with their owners.
-    pub(super) owned: Vec<Held>,
+    namespaces: Vec<(Netns, io::Result<T>)>,
+    /// The holds of sockets that processes have open, with their owners, by namespace.
+    owned: Vec<Held>,
     /// Sockets of all namespaces that are bound but idle, with their buckets. Empty if no wanted
     /// socket is.
     pub(super) idle: Vec<(Netns, Holder)>,
@@ -52,48 +48,67 @@ pub(super) struct Lookup<T> {
     pub(super) problems: Vec<String>,
 }
 
-/// Looks into the namespaces of the scope, in all of them at once. `look_into` runs in a thread
-/// that has entered the namespace. Only holders of `port` are listed if there is one; `is_wanted`
-/// chooses among the sockets that processes have open.
+/// A namespace that is looked into.
+pub(super) struct Place<'a> {
+    pub(super) netns: Netns,
+    /// The holds of sockets that processes have open, with their owners.
+    pub(super) owned: &'a [Held],
+    /// Every other socket of the namespace is bound but idle, and there are no TIME_WAITs.
+    pub(super) all_are_owned: bool,
+    pub(super) lists: &'a HolderLists,
+}
+
+/// Looks into the namespaces of the scope. `look_into` runs in a thread that has entered the
+/// namespace. Only holders of `port` are listed if there is one.
 ///
 /// # Errors
 /// If this kernel has no such lists, or does not let this process read them.
 pub(super) fn look<T: Send>(
     port: Option<Port>,
     scope: Scope,
-    is_wanted: impl Fn(&Held) -> bool,
-    look_into: impl Fn(&HolderLists, Netns) -> io::Result<T> + Sync,
+    look_into: impl Fn(&Place<'_>) -> io::Result<T> + Sync,
 ) -> Result<Lookup<T>, LoadError> {
+    let deadline = time::Instant::now() + visit::PATIENCE;
     let mut object = IteratorObject::load(port)?;
     let (features, marks_connect) = (object.features, object.marks_connect);
     let IteratorPrograms { open_files, tcp_holders, idle_holders } = object.programs();
     let (mut owned, mut found) = (Vec::new(), Found::default());
-    // Each goes through a table of the whole host, and the verifier takes its time over each
-    // program.
-    let (files, listed) = in_parallel(
+    // The verifier takes its time over each program.
+    let (files, lists) = in_parallel(
         || {
             let open_files = open_files.load()?;
-            Ok::<_, ProgramError>(snapshot::read_files(&open_files, scope, &mut owned, &mut found))
+            let (owned, found) = (&mut owned, &mut found);
+            let read = snapshot::read_files(&open_files, scope, deadline, owned, found);
+            Ok::<_, ProgramError>(read)
         },
         || {
             let iterators = HolderIterators { tcp: tcp_holders.load()?, idle: None, features };
-            let lists = HolderLists::new(iterators);
-            let namespaces = enter_each(&lists, &Found::default().namespaces(scope), &look_into);
-            Ok::<_, ProgramError>((lists, namespaces))
+            Ok::<_, ProgramError>(HolderLists::new(iterators))
         },
     );
     let mut problems = Vec::new();
     if let Err(error) = files? {
         problems.push(format!("the files that processes have open cannot be listed: {error}"));
     }
-    let (lists, mut namespaces) = listed?;
-    // The files lead to namespaces in which no process lives.
-    let mut others = found.namespaces(scope);
-    others.retain(|inode| !namespaces.contains_key(&Netns(inode)));
-    namespaces.extend(enter_each(&lists, &others, &look_into));
-    owned.retain(is_wanted);
+    let lists = lists?;
+    owned.sort_by_key(|held| held.netns);
+    let census = Census::of(&owned);
+    let own = own_namespace();
+    let visited = visit::visit(&found.namespaces(scope), own, deadline, |netns| {
+        look_into(&Place {
+            netns,
+            owned: of_namespace(&owned, netns),
+            all_are_owned: census.is_complete(netns),
+            lists: &lists,
+        })
+    });
+    problems.extend(visited.problem());
+    let Visited { found: namespaces, unreached: _ } = visited;
     // Only these sockets are worth one more walk through all open files.
-    let is_idle = |held: &Held| held.by == HeldBy::Socket(TcpState::Close);
+    let is_idle = |held: &Held| {
+        held.by == HeldBy::Socket(TcpState::Close)
+            && port.is_none_or(|port| held.local_port == port)
+    };
     let idle = if owned.iter().any(is_idle) {
         let iterator = idle_holders.load().map_err(io::Error::other);
         iterator.and_then(|iterator| lists.idle_of(&iterator)).unwrap_or_default()
@@ -108,10 +123,15 @@ pub(super) fn look<T: Send>(
         since: Instant::BOOT,
     };
     let rules = lists.rules();
-    Ok(Lookup { namespaces, owned, idle, rules, visibility, own: own_namespace(), problems })
+    Ok(Lookup { namespaces, owned, idle, rules, visibility, own, problems })
 }
 
 impl<T> Lookup<T> {
+    /// The holds of a namespace's sockets that processes have open, with their owners.
+    pub(super) fn owned(&self, netns: Netns) -> &[Held] {
+        of_namespace(&self.owned, netns)
+    }
+
     /// What was found in each namespace, this process's own first. What could not be looked into
     /// becomes a problem.
     pub(super) fn take_namespaces(&mut self) -> Vec<(Netns, T)> {
@@ -157,31 +177,9 @@ pub(super) fn own_namespace() -> Netns {
         .map_or(Netns(0), Netns)
 }
 
-fn enter_each<T: Send>(
-    lists: &HolderLists,
-    namespaces: &Namespaces,
-    look_into: &(impl Fn(&HolderLists, Netns) -> io::Result<T> + Sync),
-) -> BTreeMap<Netns, io::Result<T>> {
-    let all: Vec<_> = namespaces.iter().collect();
-    let next = AtomicUsize::new(0);
-    // For each the kernel goes through the whole host's table. A thread that entered a namespace
-    // is not used for anything else.
-    let look = || {
-        let mut found = Vec::new();
-        while let Some((inode, handle)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let netns = Netns(*inode);
-            found.push((netns, netns::enter(handle).and_then(|()| look_into(lists, netns))));
-        }
-        found
-    };
-    let parallel = thread::available_parallelism().map_or(1, usize::from).min(all.len());
-    thread::scope(|threads| {
-        let lookers: Vec<_> = (0..parallel).map(|_| threads.spawn(look)).collect();
-        lookers
-            .into_iter()
-            .flat_map(|looker| {
-                looker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
-    })
+/// The part of a list, sorted by namespace, that is about this one.
+fn of_namespace(owned: &[Held], netns: Netns) -> &[Held] {
+    let from = owned.partition_point(|held| held.netns < netns);
+    let of = &owned[from..];
+    &of[..of.partition_point(|held| held.netns == netns)]
 }

@@ -2,20 +2,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io, thread,
+    io,
+    time::Instant,
 };
 
-use rustc_hash::FxHashMap;
-use tracer_ebpf::OwnedFact;
+use rustc_hash::{FxHashMap, FxHashSet};
+use tracer_ebpf::{OwnedFact, TcpState};
 use zerocopy::IntoBytes as _;
 
 use crate::{
     kernel::{
         hooks::iterators::LoadedIterator,
-        lists::{holders::HolderLists, sock_diag},
+        lists::{census::Census, holders::HolderLists, sock_diag},
         namespace::{
-            netns::{self, NamespaceFile, Namespaces, SocketFile},
+            netns::{NamespaceFile, Namespaces, SocketFile},
             scope::Scope,
+            visit::{self, Visited},
         },
         wire::{OpenFile, OpenFileContent, decode_open_file},
     },
@@ -34,10 +36,12 @@ pub(crate) struct Snapshot {
     pub(crate) classes: BTreeMap<Netns, BTreeMap<Port, BucketClass>>,
     /// What is missing, in sentences.
     pub(crate) problems: Vec<String>,
+    /// The first namespace that was not reached in time; the next snapshot should begin with it.
+    pub(crate) unreached: Option<Netns>,
 }
 
-/// Takes a snapshot of the namespaces in `scope`. Without the iterator over `open_files`, bound
-/// sockets are missing, and the others have no owner.
+/// Takes a snapshot of the namespaces in `scope`, beginning with `first`. Without the iterator over
+/// `open_files`, bound sockets are missing, and the others have no owner.
 ///
 /// Sockets that processes hold come from the iterator, with their owners, whatever their
 /// namespace, and even if they are bound but idle; orphans and TIME_WAITs come from sock_diag.
@@ -46,10 +50,13 @@ pub(crate) fn take(
     open_files: Option<&LoadedIterator>,
     lists: Option<&HolderLists>,
     scope: Scope,
+    first: Option<Netns>,
 ) -> Snapshot {
+    let deadline = Instant::now() + visit::PATIENCE;
     let mut snapshot = Snapshot::default();
     let mut found = Found::default();
-    let read = open_files.map(|files| read_files(files, scope, &mut snapshot.held, &mut found));
+    let read =
+        open_files.map(|files| read_files(files, scope, deadline, &mut snapshot.held, &mut found));
     if let Some(Err(error)) = read {
         snapshot.coverage.lacks_files = true;
         snapshot.problems.push(format!("open files cannot be listed: {error}"));
@@ -63,36 +70,81 @@ pub(crate) fn take(
         let problem = format!("network namespace {inode} cannot be opened: {error}");
         snapshot.problems.push(problem);
     }
-    // A thread that entered a namespace is not used for anything else.
-    thread::scope(|scope| {
-        let lister = scope.spawn(|| list_all(&namespaces, lists, &mut snapshot));
-        if let Err(panic) = lister.join() {
-            std::panic::resume_unwind(panic);
-        }
+    let census = Census::of(&snapshot.held);
+    let connected = connected(&snapshot.held);
+    let visited = visit::visit(&namespaces, first.unwrap_or(Netns(0)), deadline, |netns| {
+        Tables::read(lists, netns, census.is_complete(netns), connected.contains(&netns))
     });
+    snapshot.add(visited);
     snapshot
 }
 
-fn list_all(namespaces: &Namespaces, lists: Option<&HolderLists>, snapshot: &mut Snapshot) {
-    let Snapshot { held, coverage, classes, problems } = snapshot;
-    for (inode, handle) in namespaces.iter() {
-        let netns = Netns(inode);
-        let before = held.len();
-        let result = netns::enter(handle).and_then(|()| sock_diag::list(netns, held));
-        if let Err(error) = result {
-            coverage.unlisted.insert(netns);
-            problems.push(format!(
-                "orphans and TIME_WAITs of network namespace {inode} are not listed: {error}"
-            ));
-            continue;
+impl Snapshot {
+    /// Adds what was found in the namespaces. The classes of buckets of listeners need no list: to
+    /// listen() on a port makes its bucket one of the class [`BucketClass::Bind`]
+    /// (`inet_csk_get_port`, net/ipv4/inet_connection_sock.c).
+    fn add(&mut self, visited: Visited<Tables>) {
+        self.problems.extend(visited.problem());
+        let Visited { found, unreached } = visited;
+        self.unreached = unreached.first().copied();
+        self.coverage.unlisted.extend(unreached);
+        for held in &self.held {
+            if held.by == HeldBy::Socket(TcpState::Listen) {
+                let classes = self.classes.entry(held.netns).or_default();
+                classes.insert(held.local_port, BucketClass::Bind);
+            }
         }
-        coverage.listed.insert(netns);
-        // The kernel goes through the whole host's table for this, too.
-        let lists = lists.filter(|_| held.len() > before);
-        if let Some(Ok(holders)) = lists.map(HolderLists::hashed_of_this_thread) {
-            classes.insert(netns, classes_of(&holders));
-            fill_in_timestamps(&mut held[before..], &holders);
+        for (netns, tables) in found {
+            match tables {
+                Ok(Tables { held, classes }) => {
+                    self.coverage.listed.insert(netns);
+                    self.held.extend(held);
+                    self.classes.entry(netns).or_default().extend(classes);
+                }
+                Err(error) => {
+                    self.coverage.unlisted.insert(netns);
+                    self.problems.push(format!(
+                        "orphans and TIME_WAITs of network namespace {} are not listed: {error}",
+                        netns.0
+                    ));
+                }
+            }
         }
+    }
+}
+
+/// The namespaces in which processes have connections.
+fn connected(held: &[Held]) -> FxHashSet<Netns> {
+    held.iter().filter(|held| held.peer.is_some()).map(|held| held.netns).collect()
+}
+
+/// What the lists of a namespace show.
+struct Tables {
+    /// Everything but what is bound and idle. Empty if all of it is known.
+    held: Vec<Held>,
+    classes: BTreeMap<Port, BucketClass>,
+}
+
+impl Tables {
+    /// Reads the lists of the calling thread's namespace, those that can show anything new.
+    fn read(
+        lists: Option<&HolderLists>,
+        netns: Netns,
+        all_are_known: bool,
+        is_connected: bool,
+    ) -> io::Result<Self> {
+        let mut held = Vec::new();
+        if !all_are_known {
+            sock_diag::list(netns, &mut held)?;
+        }
+        let mut classes = BTreeMap::new();
+        if (is_connected || !held.is_empty())
+            && let Some(Ok(holders)) = lists.map(HolderLists::hashed_of_this_thread)
+        {
+            classes = classes_of(&holders);
+            fill_in_timestamps(&mut held, &holders);
+        }
+        Ok(Self { held, classes })
     }
 }
 
@@ -138,13 +190,24 @@ impl Found {
 }
 
 /// Reads the list of open files to its end.
+///
+/// # Errors
+/// If the kernel refuses, or it takes until `deadline`.
 pub(crate) fn read_files(
     open_files: &LoadedIterator,
     scope: Scope,
+    deadline: Instant,
     held: &mut Vec<Held>,
     found: &mut Found,
 ) -> io::Result<()> {
+    /// Number of records between two looks at the clock.
+    const STEP: u32 = 1024;
+    let mut records = 0_u32;
     open_files.for_each_record(|record: &OwnedFact| {
+        records = records.wrapping_add(1);
+        if records.is_multiple_of(STEP) && Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let OpenFile { owner, fd, netns, content } =
             decode_open_file(record.as_bytes()).map_err(io::Error::other)?;
         let (pid, inode) = (owner.pid, netns.0);

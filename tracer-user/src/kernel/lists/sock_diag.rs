@@ -1,6 +1,6 @@
 //! The kernel's own list of TCP sockets, one network namespace at a time (`sock_diag(7)`).
 
-use std::{fs, io};
+use std::io;
 
 use rustix::{
     io::Errno,
@@ -62,9 +62,6 @@ fn dump<T>(wanted: Wanted, mut convert: impl FnMut(Message) -> Option<T>) -> io:
     /// A list that changes all the time is as exact as it can be.
     const MAX_ATTEMPTS: u32 = 5;
     let mut found = Vec::new();
-    if holds_nothing() {
-        return Ok(found);
-    }
     let socket = socket_with(
         AddressFamily::NETLINK,
         SocketType::DGRAM,
@@ -114,33 +111,6 @@ struct DumpState {
     is_complete: bool,
     /// The list did not change while it was made, as far as the kernel noticed.
     is_consistent: bool,
-}
-
-/// True if the calling thread's namespace has neither a TCP socket that is connected or listens,
-/// nor a TIME_WAIT. The kernel would go through the host's whole table to find none.
-fn holds_nothing() -> bool {
-    let count = |file: &str| -> Option<u64> {
-        // TCP: inuse 5 orphan 0 tw 2 alloc 6 mem 1 (sockstat_seq_show, net/ipv4/proc.c; orphans
-        // and what follows `tw` are the whole host's).
-        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("TCP"))?;
-        let words: Vec<_> = line.split_whitespace().collect();
-        let named = words.windows(2).filter(|pair| matches!(pair[0], "inuse" | "tw"));
-        named.map(|pair| pair[1].parse::<u64>().ok()).sum()
-    };
-    // Without IPv6 there is no second file.
-    let has_v6 = fs::exists("/proc/thread-self/net/sockstat6").unwrap_or(true);
-    count("sockstat") == Some(0) && (!has_v6 || count("sockstat6") == Some(0)) && !holds_mptcp()
-}
-
-/// True unless the calling thread's namespace has no MPTCP socket: some kernels (6.18.15) count its
-/// subflows over IPv6 for another protocol.
-fn holds_mptcp() -> bool {
-    // protocol  size sockets  memory ... (proto_seq_printf, net/core/sock.c)
-    let Ok(text) = fs::read_to_string("/proc/thread-self/net/protocols") else { return true };
-    text.lines()
-        .filter(|line| line.starts_with("MPTCP"))
-        .any(|line| line.split_whitespace().nth(2).is_none_or(|sockets| sockets != "0"))
 }
 
 const AF_UNSPEC: u8 = 0;

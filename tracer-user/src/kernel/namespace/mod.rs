@@ -4,3 +4,5 @@ pub(crate) mod netns;
 pub mod sandbox;
 pub mod scope;
 pub mod settings;
+#[cfg(feature = "programs")]
+pub(crate) mod visit;

@@ -25,6 +25,12 @@ impl Ledger {
         self.window.close();
     }
 
+    /// True if so much ended during the latest snapshot that it says nothing about what is missing.
+    #[must_use]
+    pub fn is_snapshot_outdated(&self) -> bool {
+        self.window.has_overflowed()
+    }
+
     /// Adds the holds that a first snapshot found. Listeners come first, because they show which
     /// connections were accepted.
     pub fn adopt_all(&mut self, held: &[Held]) {
