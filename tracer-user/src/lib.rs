@@ -1,4 +1,4 @@
-//! portlife: who holds which local TCP port, since when, until when, and why is there none left?
+//! portlife: which process holds each local TCP port, since when, until when, and why are none left?
 //!
 //! The programs in the kernel report facts; [`kernel`] decodes them into
 //! [observations](model::Observation). The [`ledger`] turns observations into leases, and

@@ -13,6 +13,14 @@ pub struct Forecast {
     pub ceiling_per_s: Option<f64>,
 }
 
+/// Connections a second that this number of ports allows in the long run, if each is held for
+/// `hold_s` seconds (Little's law). A hold is taken for a millisecond at least, the shortest
+/// `tcp_tw_reuse_delay` that is not zero.
+#[must_use]
+pub fn ceiling_per_s(ports: u32, hold_s: f64) -> f64 {
+    f64::from(ports) / hold_s.max(0.001)
+}
+
 /// Slower growth is not extrapolated: rates cover only about ten seconds.
 const MIN_GROWTH_PER_S: f64 = 0.5;
 
@@ -23,7 +31,7 @@ impl Forecast {
         let Rates { taken_per_s, released_per_s, hold_s } = *rates;
         let available = range.capacity.saturating_sub(range.bind_locked);
         let ceiling_per_s =
-            hold_s.filter(|hold_s| *hold_s > 0.0).map(|hold_s| f64::from(available) / hold_s);
+            hold_s.filter(|hold_s| *hold_s > 0.0).map(|hold_s| ceiling_per_s(available, hold_s));
         // In the long run, as many ports are in use as are acquired during one hold. An estimate
         // below the present use comes from short holds that have ended, and says little about
         // those that last.

@@ -24,7 +24,7 @@ pub use cause::{
 pub use destination::{
     DestinationInNamespace, DestinationView, Locker, Remedy, RemedySetting, SourcePorts, SourceView,
 };
-pub use forecast::Forecast;
+pub use forecast::{Forecast, ceiling_per_s};
 pub use headroom::{BindAny, BindView, Connect, ConnectView, Headroom, KernelTime, NamespaceState};
 pub use occupancy::{BindAnswer, ConnectAnswer, Occupancy, Occupant, PortView};
 pub use reuse::ReuseRule;

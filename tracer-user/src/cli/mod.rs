@@ -27,7 +27,7 @@ const CANNOT_RUN: u8 = 3;
 #[command(
     name = "portlife",
     version,
-    about = "Who holds which local TCP port, since when, until when, and why is there none left",
+    about = "Which process holds each local TCP port, since when, until when, and why are none left",
     args_conflicts_with_subcommands = true
 )]
 struct Cli {

@@ -66,7 +66,8 @@ pub struct SettingsFiles {
 /// this process may have.
 #[must_use]
 pub(crate) fn max_open() -> usize {
-    const FILES: u64 = 11;
+    /// All fields of [`SettingsFiles`] are files.
+    const FILES: u64 = (size_of::<SettingsFiles>() / size_of::<Setting>()) as u64;
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit / 2 / FILES).unwrap_or(usize::MAX)
 }

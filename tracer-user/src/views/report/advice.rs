@@ -1,6 +1,7 @@
 //! Advice: what to do, with the evidence for it, the exact command or option, and the gain.
 
 use crate::{
+    capacity::ceiling_per_s,
     ledger::Ledger,
     model::{LocalRange, Netns, Port, PortSet, TIME_WAIT_S},
     views::{
@@ -208,12 +209,12 @@ fn reuse_time_waits(row: &DestinationRow, context: &CommandContext<'_>) -> Optio
         return None;
     }
     let delay_s = f64::from(settings.tw_reuse_delay_ms.unwrap_or(1000)) / 1e3;
-    let capacity = f64::from(settings.capacity);
     let mut command = context.sysctl("net.ipv4.tcp_tw_reuse", "1");
     if !settings.timestamps {
         command = format!("{command}; {}", context.sysctl("net.ipv4.tcp_timestamps", "1"));
     }
-    let now = row.ceiling_per_s.unwrap_or(capacity / f64::from(TIME_WAIT_S));
+    let now =
+        row.ceiling_per_s.unwrap_or_else(|| ceiling_per_s(settings.capacity, TIME_WAIT_S.into()));
     Some(Advice {
         what: "Allow connect() to reuse ports in TIME_WAIT.".to_owned(),
         evidence: format!(
@@ -231,7 +232,7 @@ fn reuse_time_waits(row: &DestinationRow, context: &CommandContext<'_>) -> Optio
             "from {} to {} connections a second to this destination: a port can be reused after {} s \
              instead of 60 (both ends need timestamps)",
             format::rate(now),
-            format::rate(capacity / delay_s.max(0.001)),
+            format::rate(ceiling_per_s(settings.capacity, delay_s)),
             delay_s
         ),
     })
@@ -302,8 +303,8 @@ fn widen_range(
         .map(|mean_s| {
             format!(
                 ", or from {} to {} connections a second",
-                format::rate(f64::from(settings.capacity) / mean_s),
-                format::rate(f64::from(capacity) / mean_s)
+                format::rate(ceiling_per_s(settings.capacity, mean_s)),
+                format::rate(ceiling_per_s(capacity, mean_s))
             )
         })
         .unwrap_or_default();
