@@ -3,7 +3,11 @@
 use std::{
     fmt,
     io::{self, Write as _},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::foreign::escape;
 
@@ -16,9 +20,39 @@ macro_rules! write_line {
 }
 pub(crate) use write_line;
 
-/// Writes a line. Unlike `eprintln!`, it does not panic if stderr is closed or full: a message that
-/// cannot be written is no reason to end.
+/// How long a reader that does not read is waited for. Once in a row: the next lines are dropped
+/// until it reads.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// A pipe that can be written takes this much without waiting (`PIPE_BUF`).
+const MAX_BYTES: usize = 4096;
+
+/// Number of lines that were dropped because nobody reads, and not yet mentioned.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Writes a line. Unlike `eprintln!`, it does not panic if stderr is closed or full, and does not
+/// wait for a reader that does not read: a message that cannot be written is no reason to end or to
+/// stop.
 pub(crate) fn write(line: fmt::Arguments<'_>) {
-    let line = line.to_string();
-    drop(writeln!(io::stderr(), "{}", escape(&line)));
+    let dropped = DROPPED.load(Ordering::Relaxed);
+    let patience = if dropped == 0 { PATIENCE } else { Duration::ZERO };
+    if !is_writable(patience) {
+        DROPPED.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    let mut text = escape(&line.to_string()).into_owned();
+    if dropped > 0 {
+        DROPPED.fetch_sub(dropped, Ordering::Relaxed);
+        text.insert_str(0, &format!("portlife: messages that nobody read: {dropped}\n"));
+    }
+    text.truncate(text.floor_char_boundary(MAX_BYTES - 1));
+    text.push('\n');
+    drop(io::stderr().write_all(text.as_bytes()));
+}
+
+/// True if stderr can be written without waiting, now or after a while, or never again.
+fn is_writable(patience: Duration) -> bool {
+    let stderr = io::stderr();
+    let mut of_stderr = [PollFd::new(&stderr, PollFlags::OUT)];
+    let patience = Timespec::try_from(patience).unwrap_or_default();
+    !matches!(poll(&mut of_stderr, Some(&patience)), Ok(0))
 }

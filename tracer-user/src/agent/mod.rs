@@ -8,6 +8,7 @@ mod outlet;
 mod reporter;
 pub mod self_test;
 mod session;
+mod signals;
 mod stdout;
 
 pub use session::{AgentError, Options, trace};

@@ -3,10 +3,7 @@
 use std::{collections::BTreeSet, io, time::Duration};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{Instant as Deadline, sleep, sleep_until},
-};
+use tokio::time::{Instant as Deadline, sleep, sleep_until};
 
 use super::{
     comparison::{Comparisons, Found, OUTDATED},
@@ -14,6 +11,7 @@ use super::{
     losses::{Listed, Losses, NextStep, ProgramLosses},
     outlet::Outlet,
     reporter::Reporter,
+    signals::Signals,
 };
 use crate::{
     kernel::{
@@ -103,20 +101,18 @@ const MAX_PROBLEMS: usize = 100;
 /// # Errors
 /// See [`AgentError`]. A reader of stdout that goes away is not an error.
 pub async fn trace(options: Options, view: &mut dyn View) -> Result<(), AgentError> {
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
+    let mut signals = Signals::catch().map_err(AgentError::Signal)?;
     let duration = options.duration;
     let begun = tokio::select! {
         begun = Session::begin(options, view) => begun,
         // The first snapshot of a large host takes seconds.
-        _ = interrupt.recv() => return Ok(()),
-        _ = terminate.recv() => return Ok(()),
+        () = signals.received() => return Ok(()),
     };
     let mut session = match begun {
         Ok(session) => session,
         // The kernel gives up checking a program when a signal arrives (EAGAIN, `bpf_check`,
         // kernel/bpf/verifier.c).
-        Err(_) if has_arrived([&mut interrupt, &mut terminate]).await => return Ok(()),
+        Err(_) if has_arrived(&mut signals).await => return Ok(()),
         Err(error) => return Err(error),
     };
     let began = Deadline::now();
@@ -129,11 +125,10 @@ pub async fn trace(options: Options, view: &mut dyn View) -> Result<(), AgentErr
     let outcome = tokio::select! {
         outcome = session.run() => outcome,
         () = end => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
+        () = signals.received() => Ok(()),
     };
     let outcome = match outcome {
-        Ok(()) => session.finish(began, [&mut interrupt, &mut terminate]).await,
+        Ok(()) => session.finish(began, &mut signals).await,
         failed => failed,
     };
     match outcome {
@@ -143,13 +138,12 @@ pub async fn trace(options: Options, view: &mut dyn View) -> Result<(), AgentErr
 }
 
 /// True if one of the signals has arrived already.
-async fn has_arrived([one, other]: [&mut Signal; 2]) -> bool {
+async fn has_arrived(signals: &mut Signals) -> bool {
     // Signals are noticed when the runtime waits.
     const INSTANT: Duration = Duration::from_millis(1);
     tokio::select! {
         biased;
-        _ = one.recv() => true,
-        _ = other.recv() => true,
+        () = signals.received() => true,
         () = sleep(INSTANT) => false,
     }
 }
@@ -375,11 +369,7 @@ impl<'a> Session<'a> {
     }
 
     /// Drains the ring, shows the summary, and waits for the reader. A signal ends the wait.
-    async fn finish(
-        &mut self,
-        began: Deadline,
-        [interrupt, terminate]: [&mut Signal; 2],
-    ) -> Result<(), AgentError> {
+    async fn finish(&mut self, began: Deadline, signals: &mut Signals) -> Result<(), AgentError> {
         self.drain_all()?;
         // No further observations will arrive, so everything that is pending is decided now.
         self.ledger.settle(Instant::from_ns(u64::MAX), &mut self.reporter);
@@ -406,8 +396,7 @@ impl<'a> Session<'a> {
         outlet.show(&Record { at, body: Body::Summary(&summary) }, &self.ledger);
         tokio::select! {
             written = outlet.finish() => written.map_err(AgentError::Write)?,
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            () = signals.received() => {}
         }
         match outlet.unwritten() {
             None => Ok(()),

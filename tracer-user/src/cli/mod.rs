@@ -12,7 +12,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use options::UsageError;
 
-use crate::{agent::AgentError, kernel::hooks::error::LoadError};
+use crate::{
+    agent::AgentError,
+    kernel::{hooks::error::LoadError, host::process},
+};
 
 /// Success.
 const DONE: u8 = 0;
@@ -52,6 +55,8 @@ enum Command {
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
+    process::give_up_new_privileges();
+    process::ignore_file_size_signal();
     let Cli { command, trace } = Cli::parse();
     let (verbose, outcome) = match command {
         None => (trace.verbose > 0, trace::run(trace)),

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::process::CommandExt as _,
     process::{Command, Output, Stdio},
 };
@@ -171,11 +171,61 @@ fn it_keeps_running_if_stderr_cannot_be_written() {
 }
 
 #[test]
+fn it_keeps_running_if_nobody_reads_stderr() {
+    if !is_root() {
+        return;
+    }
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let filler = writer.try_clone().expect("a descriptor");
+    rustix::io::ioctl_fionbio(&filler, true).expect("a pipe need not block");
+    while (&filler).write(&[b'x'; 4096]).is_ok() {}
+    // The description is shared, and the tracer's stderr blocks.
+    rustix::io::ioctl_fionbio(&filler, false).expect("a pipe can block");
+    let mut child = Command::new(BINARY)
+        .args(["trace", "-v", "--verify", "0.1", "--duration", "1", "-o", "json"])
+        .stdout(Stdio::piped())
+        .stderr(writer)
+        .spawn()
+        .expect("portlife starts");
+    let lines = BufReader::new(child.stdout.take().expect("the stream is piped")).lines();
+    let last = lines.last().expect("the summary").expect("UTF-8");
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    assert!(last.contains(r#""type":"summary""#), "{last}");
+    drop(reader);
+}
+
+#[test]
+fn a_file_that_may_not_grow_is_an_error_in_a_sentence() {
+    let script = format!("ulimit -f 0; exec {BINARY} why 1 > \"$1\"");
+    let file = std::env::temp_dir().join(format!("portlife-limit-{}", std::process::id()));
+    let output = Command::new("bash").args(["-c", &script, "bash"]).arg(&file).output();
+    let _ = std::fs::remove_file(&file);
+    let output = match output {
+        Ok(output) => output,
+        Err(error) => return println!("skipped: cannot run bash: {error}"),
+    };
+    if output.status.code() == Some(3) {
+        return println!("skipped: {}", stderr(&output).trim());
+    }
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("the answer cannot be written"), "{}", stderr(&output));
+}
+
+#[test]
+fn no_privileges_can_be_gained_by_a_program_that_it_would_run() {
+    let Some(sandbox) = sandbox() else { return };
+    let tracer = Tracer::start(&sandbox);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", tracer.pid().as_raw_nonzero()));
+    let status = status.expect("it runs");
+    assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+}
+
+#[test]
 fn signals_stop_it_with_a_summary() {
     if !is_root() {
         return;
     }
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let mut child = Command::new(BINARY)
             .args(["-o", "json"])
             .stdout(Stdio::piped())

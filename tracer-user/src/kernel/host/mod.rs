@@ -12,6 +12,8 @@ pub mod clock;
 pub(crate) mod memory;
 #[cfg(feature = "programs")]
 pub(crate) mod parallel;
+#[cfg(feature = "programs")]
+pub(crate) mod process;
 
 /// The kernel's release, as `uname -r` prints it.
 #[cfg(feature = "programs")]

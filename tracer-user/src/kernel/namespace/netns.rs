@@ -2,10 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::{self, File},
     io,
-    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, FromRawFd as _},
+        unix::ffi::OsStringExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -201,16 +204,30 @@ fn inode_in(link: &OsStr) -> Option<u32> {
 
 /// Where namespaces are mounted (the root column of an nsfs mount says which kind it is).
 fn mounted() -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let mounts = fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
     mounts
-        .lines()
+        .split(|byte| *byte == b'\n')
         .filter_map(|line| {
-            let mut fields = line.split(' ').skip(3);
+            let mut fields = line.split(|byte| *byte == b' ').skip(3);
             let root = fields.next()?;
-            root.starts_with("net:[").then(|| fields.next()).flatten()
+            root.starts_with(b"net:[").then(|| fields.next()).flatten()
         })
-        .map(|path| PathBuf::from(path.replace("\\040", " ")))
+        .map(|path| PathBuf::from(OsString::from_vec(unescaped(path))))
         .collect()
+}
+
+/// The kernel writes white space, `#` and the backslash as a backslash and three octal digits
+/// (`mangle_path`, fs/seq_file.c).
+fn unescaped(escaped: &[u8]) -> Vec<u8> {
+    let octal = |digits: &[u8]| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok();
+    let mut path = Vec::with_capacity(escaped.len());
+    let mut rest = escaped;
+    while let Some((first, others)) = rest.split_first() {
+        let byte = others.get(..3).filter(|_| *first == b'\\').and_then(octal);
+        path.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &others[3..] } else { others };
+    }
+    path
 }
 
 fn numeric_entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
@@ -219,4 +236,22 @@ fn numeric_entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
         let name = entry.file_name();
         name.to_str()?.bytes().all(|byte| byte.is_ascii_digit()).then(|| entry.path())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_escape_of_a_mount_point_is_undone() {
+        for (escaped, path) in [
+            ("/run/netns/blue", "/run/netns/blue"),
+            ("/a\\040b\\011c\\012d\\134e\\043f", "/a b\tc\nd\\e#f"),
+            ("/odd\\", "/odd\\"),
+            ("/odd\\04", "/odd\\04"),
+            ("/odd\\999", "/odd\\999"),
+        ] {
+            assert_eq!(unescaped(escaped.as_bytes()), path.as_bytes(), "{escaped}");
+        }
+    }
 }

@@ -43,10 +43,13 @@ pub struct Text {
 
 impl Text {
     /// `realtime_offset_ns` is the time of day minus the monotonic time. Times are printed in the
-    /// system's time zone.
+    /// time zone that `TZ` names, or the system's.
     #[must_use]
     pub fn new(realtime_offset_ns: i128, colour: bool, verbosity: Verbosity) -> Self {
-        let zone = TimeZone::system();
+        let zone = match std::env::var_os("TZ") {
+            Some(name) => zone_named(&name.to_string_lossy()),
+            None => TimeZone::system(),
+        };
         Self {
             realtime_offset_ns,
             zone,
@@ -438,6 +441,18 @@ impl Text {
             summary.lost
         );
     }
+}
+
+/// The zone of this name, such as `Europe/Berlin`, and UTC for anything else: `TZ` may also be the
+/// path of a file, which a privileged process should not open for whoever set it.
+fn zone_named(name: &str) -> TimeZone {
+    let name = name.strip_prefix(':').unwrap_or(name);
+    let is_name = name.split('/').all(|part| {
+        let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_-+".contains(&byte);
+        !part.is_empty() && part.bytes().all(is_letter)
+    });
+    let zone = is_name.then(|| TimeZone::get(name).ok()).flatten();
+    zone.unwrap_or(TimeZone::UTC)
 }
 
 fn colour_of(event: &str) -> Option<&'static str> {

@@ -152,3 +152,17 @@ fn a_line_is_coloured_by_its_event_alone() {
                     *:*                   -                            -\n";
     assert_eq!(String::from_utf8_lossy(text.buffer()), expected);
 }
+
+#[test]
+fn tz_is_the_name_of_a_zone_and_never_a_file() {
+    match TimeZone::get("Etc/GMT+5") {
+        Ok(zone) => {
+            assert_eq!(zone_named("Etc/GMT+5"), zone);
+            assert_eq!(zone_named(":Etc/GMT+5"), zone);
+        }
+        Err(error) => println!("skipped: this host has no time zones: {error}"),
+    }
+    for name in ["", "/etc/localtime", "../../etc/localtime", "Europe//Berlin", "no/such", "a\0b"] {
+        assert_eq!(zone_named(name), TimeZone::UTC, "{name}");
+    }
+}
