@@ -14,7 +14,10 @@ use options::UsageError;
 
 use crate::{
     agent::AgentError,
-    kernel::{hooks::error::LoadError, host::process},
+    kernel::{
+        hooks::error::LoadError,
+        host::{capability::Capability, process},
+    },
 };
 
 /// Success.
@@ -56,6 +59,7 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     process::give_up_new_privileges();
+    process::keep_capabilities(&Capability::USED);
     process::ignore_file_size_signal();
     let Cli { command, trace } = Cli::parse();
     let (verbose, outcome) = match command {

@@ -16,7 +16,11 @@ use super::{
 };
 use crate::{
     agent::Options,
-    kernel::{hooks::loader::LoadOptions, host::clock, namespace::scope::Scope},
+    kernel::{
+        hooks::loader::LoadOptions,
+        host::{clock, process},
+        namespace::scope::Scope,
+    },
     ledger::Ledger,
     record::{Record, filter::Filter},
     sources::replay::Recording,
@@ -110,6 +114,8 @@ fn read(path: &Path, filter: &Filter, report: &mut ReportView) -> anyhow::Result
         let reason = file.as_ref().err().map(describe).unwrap_or_default();
         Box::new(file.with_context(|| format!("{name} cannot be opened: {reason}"))?)
     };
+    // What follows depends on what somebody else wrote.
+    process::keep_capabilities(&[]);
     let mut recording = Recording::default();
     let input = BufReader::with_capacity(1 << 16, input);
     let take = |record: &Record<'_>, ledger: &Ledger| report.record(record, ledger);

@@ -211,13 +211,44 @@ fn a_file_that_may_not_grow_is_an_error_in_a_sentence() {
     assert!(stderr(&output).contains("the answer cannot be written"), "{}", stderr(&output));
 }
 
+/// The fields of proc(5)'s `status` that say what a process may do.
+fn privileges(pid: Pid) -> (u64, u64, bool) {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
+    let status = status.expect("it runs");
+    let field = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)).expect("it is there");
+        u64::from_str_radix(value.trim(), 16).expect("a number")
+    };
+    (field("CapEff:"), field("CapPrm:"), field("NoNewPrivs:") == 1)
+}
+
+/// The table of docs/security.md, for `trace`.
 #[test]
-fn no_privileges_can_be_gained_by_a_program_that_it_would_run() {
+fn a_trace_keeps_the_capabilities_that_it_uses() {
     let Some(sandbox) = sandbox() else { return };
     let tracer = Tracer::start(&sandbox);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", tracer.pid().as_raw_nonzero()));
-    let status = status.expect("it runs");
-    assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+    let used = [2, 12, 19, 21, 24, 34, 38, 39].map(|number| 1_u64 << number);
+    let used = used.iter().fold(0, |set, bit| set | bit);
+    let ours = privileges(rustix::process::getpid()).0;
+    assert_eq!(privileges(tracer.pid()), (ours & used, ours & used, true));
+}
+
+/// The table of docs/security.md, for `report --from`.
+#[test]
+fn a_recording_is_read_without_capabilities() {
+    let mut child = Command::new(BINARY)
+        .args(["report", "-q", "--from", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("portlife starts");
+    let mut input = child.stdin.take().expect("stdin is piped");
+    // More than the pipe takes, so some of it was read.
+    input.write_all(&[b'\n'; 1 << 20]).expect("it reads");
+    assert_eq!(privileges(Pid::from_child(&child)), (0, 0, true));
+    drop(input);
+    child.wait().expect("it ends");
 }
 
 #[test]

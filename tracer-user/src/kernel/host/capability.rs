@@ -10,6 +10,7 @@ pub enum Capability {
     NetAdmin = 12,
     SysPtrace = 19,
     SysAdmin = 21,
+    SysResource = 24,
     Syslog = 34,
     Perfmon = 38,
     Bpf = 39,
@@ -20,6 +21,19 @@ impl Capability {
     pub(crate) const OPTIONAL: [Self; 5] =
         [Self::DacReadSearch, Self::NetAdmin, Self::SysPtrace, Self::SysAdmin, Self::Syslog];
 
+    /// What a command may need: all but the last are used while it runs, and the last one to load
+    /// programs on a kernel that charges them to `RLIMIT_MEMLOCK` (before 5.11).
+    pub(crate) const USED: [Self; 8] = [
+        Self::DacReadSearch,
+        Self::NetAdmin,
+        Self::SysPtrace,
+        Self::SysAdmin,
+        Self::Syslog,
+        Self::Perfmon,
+        Self::Bpf,
+        Self::SysResource,
+    ];
+
     /// The name that `setcap` and container engines use.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
@@ -28,6 +42,7 @@ impl Capability {
             Self::NetAdmin => "CAP_NET_ADMIN",
             Self::SysPtrace => "CAP_SYS_PTRACE",
             Self::SysAdmin => "CAP_SYS_ADMIN",
+            Self::SysResource => "CAP_SYS_RESOURCE",
             Self::Syslog => "CAP_SYSLOG",
             Self::Perfmon => "CAP_PERFMON",
             Self::Bpf => "CAP_BPF",
@@ -43,7 +58,7 @@ impl Capability {
             Self::SysPtrace => "network namespaces of other users' processes are not entered",
             Self::SysAdmin => "TIME_WAITs of other network namespaces are not in the snapshot",
             Self::Syslog => "the end of a TIME_WAIT is not seen",
-            Self::Perfmon | Self::Bpf => "no program can be loaded",
+            Self::Perfmon | Self::Bpf | Self::SysResource => "no program can be loaded",
         }
     }
 }

@@ -53,8 +53,13 @@ pub(super) struct Tally {
     /// Records that a recording lacks because its reader was slow.
     pub(super) dropped: u64,
     pub(super) namespaces: BTreeMap<Netns, NamespaceTally>,
+    /// The size at which they are swept: twice what the latest sweep left, so that the sweeps cost
+    /// a constant for each entry.
+    max_namespaces: usize,
     pub(super) owners: Owners,
     pub(super) destinations: FxHashMap<Destination, Traffic>,
+    /// The same of destinations.
+    max_destinations: usize,
     pub(super) failures: BTreeMap<FailureKey, Failures>,
     /// The latest record about each source.
     pub(super) scans: BTreeMap<(Netns, IpAddr), Scan>,
@@ -167,8 +172,10 @@ impl Tally {
             lost_for_good: 0,
             dropped: 0,
             namespaces: BTreeMap::new(),
+            max_namespaces: MAX_NAMESPACES,
             owners: Owners::default(),
             destinations: FxHashMap::default(),
+            max_destinations: MAX_DESTINATIONS,
             failures: BTreeMap::new(),
             scans: BTreeMap::new(),
             lifetimes: Histogram::default(),
@@ -226,21 +233,23 @@ impl Tally {
     /// The entry of a namespace. Containers come and go, so namespaces that hold no port and had no
     /// failure are dropped when there are too many.
     fn namespace(&mut self, netns: Netns, ledger: &Ledger) -> &mut NamespaceTally {
-        if self.namespaces.len() >= MAX_NAMESPACES && !self.namespaces.contains_key(&netns) {
+        if self.namespaces.len() >= self.max_namespaces && !self.namespaces.contains_key(&netns) {
             self.namespaces
                 .retain(|netns, namespace| namespace.failed > 0 || ledger.is_held_in(*netns));
+            self.max_namespaces = MAX_NAMESPACES.max(2 * self.namespaces.len());
         }
         self.namespaces.entry(netns).or_default()
     }
 
     fn traffic(&mut self, destination: Destination, ledger: &Ledger) -> &mut Traffic {
-        if self.destinations.len() >= MAX_DESTINATIONS
+        if self.destinations.len() >= self.max_destinations
             && !self.destinations.contains_key(&destination)
         {
             self.destinations.retain(|destination, traffic| {
                 traffic.failed > 0
                     || ledger.range_for(destination).is_some_and(|range| range.used > 0)
             });
+            self.max_destinations = MAX_DESTINATIONS.max(2 * self.destinations.len());
         }
         self.destinations.entry(destination).or_default()
     }
