@@ -20,10 +20,10 @@ macro_rules! write_line {
 }
 pub(crate) use write_line;
 
-/// How long a reader that does not read is waited for. Once in a row: the next lines are dropped
-/// until it reads.
+/// How long to wait for a reader of stderr that does not read. After that, lines are dropped without
+/// waiting until it reads again.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// A pipe that can be written takes this much without waiting (`PIPE_BUF`).
+/// Maximum length of a line: a pipe that can be written takes this much at once (`PIPE_BUF`).
 const MAX_BYTES: usize = 4096;
 
 /// Number of lines that were dropped because nobody reads, and not yet mentioned.
@@ -49,7 +49,7 @@ pub(crate) fn write(line: fmt::Arguments<'_>) {
     drop(io::stderr().write_all(text.as_bytes()));
 }
 
-/// True if stderr can be written without waiting, now or after a while, or never again.
+/// True if a write to stderr does not wait: there is room within `patience`, or the write fails.
 fn is_writable(patience: Duration) -> bool {
     let stderr = io::stderr();
     let mut of_stderr = [PollFd::new(&stderr, PollFlags::OUT)];

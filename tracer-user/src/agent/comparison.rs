@@ -26,7 +26,7 @@ use crate::{
 /// is released late.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What is said of a snapshot during which more was released than the ledger keeps.
+/// The problem with a snapshot during which more ports were released than the ledger remembers.
 pub(super) const OUTDATED: &str = "too many ports were released while the kernel's lists were read";
 
 /// The comparisons of a session.
@@ -38,7 +38,8 @@ pub(crate) struct Comparisons {
     /// The interval of periodic comparisons. `None` if there are none.
     interval: Option<Duration>,
     next: Deadline,
-    /// Where the next snapshot begins: with what the latest one did not reach in time.
+    /// The namespace with which the next snapshot begins: the first one that the latest snapshot
+    /// did not reach in time.
     first: Option<Netns>,
     under_way: Option<UnderWay>,
 }
@@ -75,7 +76,9 @@ impl Comparisons {
     /// With `verify`, compares at this interval and reports each comparison. Without a first
     /// snapshot the ledger lacks what was held before the start, so it is compared only if `verify`
     /// is set.
-    /// `unreached` is what the first snapshot did not reach; the first comparison finds it soon.
+    ///
+    /// `unreached` is the first namespace that the first snapshot did not reach in time. If there is
+    /// one, the first comparison begins at once, with that namespace.
     pub fn new(
         scope: Scope,
         verify: Option<Duration>,

@@ -11,8 +11,8 @@ pub(crate) fn give_up_new_privileges() {
     let _ = rustix::thread::set_no_new_privs(true);
 }
 
-/// Gives up all capabilities but these, for this thread and those that it starts. What it does not
-/// have it does not gain.
+/// Gives up all capabilities but these, for this thread and those that it starts. A
+/// capability that the process lacks is not gained.
 pub(crate) fn keep_capabilities(kept: &[Capability]) {
     let bits = kept.iter().map(|capability| 1 << *capability as u32).fold(0, |set, bit| set | bit);
     let kept = CapabilitySet::from_bits_retain(bits);

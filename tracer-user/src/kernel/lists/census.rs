@@ -1,4 +1,5 @@
-//! What a network namespace counts of its own, which saves a search for what is not there.
+//! Whether a network namespace has more sockets than are known, by its own counters. If not, the
+//! kernel need not be asked for a list.
 
 use std::{collections::HashMap, fs};
 
@@ -15,7 +16,7 @@ impl Census {
     /// Counts the sockets among these holds, each once.
     pub(crate) fn of(held: &[Held]) -> Self {
         let is_hashed = |held: &&Held| {
-            // What has no cookie cannot be told from the others.
+            // Two sockets without a cookie cannot be told apart, so none of them counts as known.
             held.cookie != Cookie(0) && !matches!(held.by, HeldBy::Socket(TcpState::Close))
         };
         let mut sockets: Vec<(Netns, Cookie)> =
@@ -33,7 +34,7 @@ impl Census {
     /// and no TIME_WAIT. To list it, the kernel would go through the whole host's table and find
     /// nothing else.
     ///
-    /// The namespace's counters are not of the instant at which the sockets were counted.
+    /// The counters are read later than the sockets were counted, so the answer can be outdated.
     pub(crate) fn is_complete(&self, netns: Netns) -> bool {
         let known = self.0.get(&netns).copied().unwrap_or_default();
         counted() == Some(Counted { sockets: known, time_waits: 0 }) && !holds_mptcp()

@@ -120,7 +120,7 @@ fn connected(held: &[Held]) -> FxHashSet<Netns> {
 
 /// What the lists of a namespace show.
 struct Tables {
-    /// Everything but what is bound and idle. Empty if all of it is known.
+    /// Every holder that sock_diag lists. Empty if all of them are known from the open files.
     held: Vec<Held>,
     classes: BTreeMap<Port, BucketClass>,
 }

@@ -14,6 +14,9 @@ use crate::model::Netns;
 /// and for some of them the kernel goes through the whole host's table.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Maximum number of threads: a comparison in the background must leave the host its CPUs.
+const MAX_THREADS: usize = 4;
+
 /// What a visit found.
 #[derive(Debug)]
 pub(crate) struct Visited<T> {
@@ -47,7 +50,8 @@ pub(crate) fn visit<T: Send>(
         }
         found
     };
-    let parallel = thread::available_parallelism().map_or(1, usize::from).min(due.len());
+    let parallel = thread::available_parallelism().map_or(1, usize::from);
+    let parallel = parallel.min(MAX_THREADS).min(due.len());
     let found = thread::scope(|threads| {
         let visitors: Vec<_> = (0..parallel).map(|_| threads.spawn(visit_some)).collect();
         visitors

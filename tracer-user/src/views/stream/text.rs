@@ -443,8 +443,8 @@ impl Text {
     }
 }
 
-/// The zone of this name, such as `Europe/Berlin`, and UTC for anything else: `TZ` may also be the
-/// path of a file, which a privileged process should not open for whoever set it.
+/// The time zone with this name, such as `Europe/Berlin`; UTC for anything else. `TZ` may also be a
+/// path, but root should not open a file just because the environment names it.
 fn zone_named(name: &str) -> TimeZone {
     let name = name.strip_prefix(':').unwrap_or(name);
     let is_name = name.split('/').all(|part| {
